@@ -1,0 +1,27 @@
+"""Entry point: run the app with streams that never fail on a character, and end with the right exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """The `llmemb` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A cp1252 console or an ASCII locale must not crash on an item's title.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from llmemb_cli.app import app
+
+    try:
+        app()
+    except BrokenPipeError:
+        # The reader (`head`) has gone: end quietly as other Unix tools do.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The Typer app. A command's module is imported only when that command is called or asked for help."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from llmemb_cli import __version__
+
+# name -> (help panel, one line of help); the module is llmemb_cli.commands.<name>, its `app` the command.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("Start", "The whole chain on real data, in minutes, on a CPU."),
+    "init": ("Start", "Ingest a data set into a new workspace."),
+    "data": ("Stages", "Show the data: sizes, popularity curve, groups."),
+    "prompt": ("Stages", "Make and preview the item prompts."),
+    "scft": ("Stages", "Fine-tune the LLM with LoRA on item prompts (SCFT)."),
+    "embed": ("Stages", "LLM embeddings of all items, and their PCA."),
+    "rat": ("Stages", "Train a recommender and its item embeddings (RAT)."),
+    "eval": ("Stages", "Measure runs, overall and by group."),
+    "report": ("Stages", "Write one self-contained HTML page."),
+    "status": ("Workspace", "Which stages are done, stale or missing, and why."),
+    "run": ("Workspace", "Run all stages that are not up to date."),
+    "config": ("Workspace", "Show the settings and where they come from."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands from the table above, so that `llmemb --help` imports none of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        panel, help = COMMANDS[cmd_name]
+        return TyperCommand(name=cmd_name, help=help, short_help=help, rich_help_panel=panel)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            command = load_command(name)
+        return name, command, rest
+
+
+def load_command(name: str) -> Any:
+    """The real command behind `name`."""
+    module = importlib.import_module(f"llmemb_cli.commands.{name}")
+    command = typer.main.get_command(module.app)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    name="llmemb",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"llmemb {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Item embeddings from a language model, good for the long tail of sequential recommendation.
+
+    Start with `llmemb demo`, or `llmemb init ml-100k` in a directory of your own.
+    """
+    if ctx.invoked_subcommand is None:
+        from llmemb_cli.commands.start import start
+
+        start(ctx)

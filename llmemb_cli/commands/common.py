@@ -1,0 +1,143 @@
+"""What every command shares: common options, settings as options, errors and exit codes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmemb_cli.config.settings import Settings, load_settings, parse_assignments, setting_help
+from llmemb_cli.console import Output
+from llmemb_cli.errors import InterruptedRunError, LlmembError
+from llmemb_cli.workspace.locate import Workspace, find_candidates, find_workspace, is_workspace
+
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", "-w", help="Workspace directory.", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override any setting, e.g. rat.alpha=0.05; repeatable."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Make it again even if nothing changed.")]
+
+_OUTPUT = {
+    "json": typer.Option("--json", help="Print one JSON document on stdout and nothing else."),
+    "quiet": typer.Option("--quiet", "-q", help="No progress and no messages."),
+    "debug": typer.Option("--debug", help="Show the traceback of an error."),
+}
+
+
+def option(path: str, *names: str) -> Any:
+    """A Typer option for the setting `path` ("scft.loss"), with the setting's own help and default."""
+    flag = "--" + path.split(".")[1].replace("_", "-")
+    return typer.Option(*(names or (flag,)), help=setting_help(path), show_default=False)
+
+
+def command(function: Callable[..., None]) -> typer.Typer:
+    """Make a Typer app of one command out of `function(output, ...)`.
+
+    Adds --json, --quiet and --debug as `output`, and turns errors into messages and exit codes.
+    """
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        output = Output(json=values.pop("json"), quiet=values.pop("quiet"), debug=values.pop("debug"))
+        run_guarded(output, lambda: function(output, **values))
+
+    signature = inspect.signature(function, eval_str=True)
+    parameters = [p for name, p in signature.parameters.items() if name != "output"]
+    for name, spec in _OUTPUT.items():
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, spec])
+        )
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    app = typer.Typer(
+        context_settings={"help_option_names": ["--help", "-h"]},
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+    app.command()(run)
+    return app
+
+
+def run_guarded(output: Output, action: Callable[[], None]) -> None:
+    """Run `action`; show an expected error kindly and exit with its code.
+
+    Raises:
+        typer.Exit: with the exit code of DESIGN section 4, after an error.
+    """
+    try:
+        action()
+    except LlmembError as error:
+        if output.debug:
+            raise
+        output.error(error)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        if output.debug:
+            raise
+        output.error(InterruptedRunError("interrupted", hint="run the same command again to go on"))
+        raise typer.Exit(130) from None
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        if output.debug:
+            raise
+        output.error(
+            LlmembError(
+                f"unexpected {type(error).__name__}: {error}",
+                hint="run again with --debug for the traceback and report it; nothing finished is lost",
+            )
+        )
+        raise typer.Exit(1) from None
+
+
+def open_workspace(
+    output: Output, workspace: Path | None, overrides: dict[str, Any] | None = None, sets: list[str] | None = None
+) -> tuple[Workspace, Settings]:
+    """The workspace a command works in (said on stderr) and its settings with the overrides of this call."""
+    from llmemb_cli.console import may_ask
+
+    if workspace is None and may_ask(output):
+        found = find_candidates(Path.cwd())
+        if len(found) > 1:
+            workspace = _choose(found)
+    located = find_workspace(workspace)
+    output.message(f"[dim]workspace {_short(located.root)}[/dim]")
+    settings = load_settings(located.settings_file, {**parse_assignments(sets or []), **(overrides or {})})
+    return located, settings
+
+
+def _choose(found: list[Path]) -> Path:
+    from rich.prompt import Prompt
+
+    from llmemb_cli.console import stderr
+
+    name = Prompt.ask("Which workspace?", choices=[path.name for path in found], console=stderr())
+    return next(path for path in found if path.name == name)
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd())) if path != Path.cwd() else "."
+    except ValueError:
+        return str(path)
+
+
+__all__ = [
+    "ForceOption",
+    "SetOption",
+    "WorkspaceOption",
+    "command",
+    "is_workspace",
+    "open_workspace",
+    "option",
+    "run_guarded",
+]

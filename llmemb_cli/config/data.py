@@ -1,0 +1,43 @@
+"""`[data]`: where the data comes from and how it is prepared."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmemb_cli.config.fields import Section, setting
+
+
+class DataSettings(Section):
+    dataset: str = setting("custom", "data set preset, or custom")
+    edition: str = setting("", "edition of the data set; empty: detected from the files")
+    source: str = setting("", "file or folder with the raw data; empty: the preset's own sources")
+    interactions: str = setting("", "custom: file with the interactions (CSV, TSV, JSON Lines, Parquet)")
+    items: str = setting("", "custom: file with the items; empty: items without attributes")
+    user_column: str = setting("", "custom: column with the user id")
+    item_column: str = setting("", "custom: column with the item id")
+    time_column: str = setting("", "custom: column with the time; empty: order of the lines")
+    rating_column: str = setting("", "custom: column with the rating")
+    title_column: str = setting("", "custom: column with the item's name")
+    attributes: list[str] = setting([], "item columns that go into prompts; empty: all that do not leak")
+    min_rating: float | None = setting(None, "leave out interactions rated lower")
+    start: str = setting("", "leave out interactions before this date", unit="YYYY-MM-DD, UTC")
+    end: str = setting("", "leave out interactions on or after this date", unit="YYYY-MM-DD, UTC")
+    repeats: Literal["keep", "first", "last"] = setting(
+        "keep", "a user's repeated interactions with one item: keep them, or only the first or last"
+    )
+    filter: Literal["single-pass", "k-core", "none"] = setting(
+        "single-pass",
+        "how rare users and items are left out: in one pass, or repeatedly until nothing changes",
+        source="single-pass: the authors' code; k-core: usual elsewhere",
+    )
+    min_user: int = setting(3, "least interactions of a user", ge=1, source="LLMEmb code")
+    min_item: int = setting(3, "least interactions of an item", ge=1, source="LLMEmb code")
+    split: Literal["leave-one-out", "time"] = setting(
+        "leave-one-out", "last item tests and the one before validates, or cut at points in time"
+    )
+    valid_from: str = setting("", "split by time: validation starts here", unit="YYYY-MM-DD, UTC")
+    test_from: str = setting("", "split by time: test starts here", unit="YYYY-MM-DD, UTC")
+    max_users: int | None = setting(None, "keep a random sample of this many users", ge=1)
+    tail_share: float = setting(
+        0.8, "share of items, least popular first, that are the tail", gt=0, lt=1, source="LLMEmb section 4.1"
+    )

@@ -1,0 +1,28 @@
+"""`[eval]`: how runs are measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmemb_cli.config.fields import Section, setting
+
+
+class EvalSettings(Section):
+    protocol: Literal["full", "sampled"] = setting(
+        "full", "rank the target among all items, or among sampled ones", source="paper: sampled"
+    )
+    negatives: int = setting(100, "sampled: items drawn per test user", ge=1, source="LLMEmb section 4.1")
+    candidates: Literal["uniform", "popularity"] = setting("uniform", "sampled: how items are drawn")
+    candidate_seed: int = setting(42, "sampled: seed of the draw, the same for all runs")
+    k: list[int] = setting([10], "cut-offs of the metrics")
+    history: Literal["exclude", "keep"] = setting(
+        "exclude", "full: leave the items a user has had out of the ranking, or keep them"
+    )
+    groups: list[Literal["popularity", "length", "cold", "none"]] = setting(
+        ["popularity"], "how test users are grouped"
+    )
+    tail_threshold: int | None = setting(
+        None, "tail: items with fewer training interactions; not set: the last tail_share of items", ge=1
+    )
+    batch_users: int = setting(512, "users scored at once", ge=1)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")

@@ -1,0 +1,14 @@
+"""`[prompt]`: how an item becomes text."""
+
+from __future__ import annotations
+
+from llmemb_cli.config.fields import Section, setting
+
+
+class PromptSettings(Section):
+    instruction: str = setting("", "first line of every prompt; empty: the data set's own", source="LLMEmb Eq. 1")
+    attributes: list[str] = setting([], "attributes in this order; empty: all, in the order of items.parquet")
+    rename: dict[str, str] = setting({}, "attribute names as they shall read in the prompt")
+    pattern: str = setting("{name} is {value}", "how one attribute reads", source="LLMEmb section 3.2")
+    separator: str = setting("; ", "text between attributes")
+    max_chars: int = setting(400, "longest attribute value; longer ones are cut at a word", unit="characters", ge=1)

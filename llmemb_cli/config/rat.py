@@ -1,0 +1,44 @@
+"""`[rat]`: recommendation adaptation training and the recommenders (LLMEmb section 3.3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmemb_cli.config.fields import Section, setting
+
+
+class RatSettings(Section):
+    backbone: Literal["sasrec", "gru4rec", "bert4rec"] = setting("sasrec", "sequence model")
+    method: Literal["llmemb", "none"] = setting("llmemb", "where item embeddings come from")
+    without: list[Literal["scft", "adapter", "freeze", "align"]] = setting(
+        [], "parts left out", source="LLMEmb Table 2"
+    )
+    align_to: Literal["same", "sasrec"] = setting(
+        "same", "backbone whose trained item embeddings LLMEmb aligns to", source="authors' code: sasrec"
+    )
+    loss: Literal["auto", "bce", "bpr", "ce", "sampled-softmax", "gbce"] = setting(
+        "auto", "training loss; auto: the backbone's own (bce, or ce for bert4rec)"
+    )
+    negatives: int = setting(1, "negatives per position, where the loss samples them", ge=1)
+    hidden_size: int = setting(128, "width of item embeddings and states", ge=1, source="LLMEmb code")
+    layers: int = setting(2, "transformer blocks, or GRU layers (gru4rec uses 1)", ge=1, source="LLMEmb code")
+    heads: int = setting(1, "attention heads", ge=1, source="LLMEmb code")
+    dropout: float = setting(0.5, "dropout", ge=0, lt=1, source="LLMEmb code")
+    max_length: int = setting(200, "longest sequence; the newest items are kept", ge=1, source="LLMEmb code")
+    mask_ratio: float = setting(0.6, "bert4rec: share of items masked", gt=0, lt=1, source="LLMEmb code")
+    batch_size: int = setting(128, "sequences per step", ge=1, source="LLMEmb code")
+    learning_rate: float = setting(1e-3, "Adam learning rate", gt=0, source="LLMEmb code")
+    weight_decay: float = setting(0.0, "weight decay", ge=0, source="LLMEmb code")
+    epochs: int = setting(200, "most passes over the users", ge=1, source="LLMEmb code")
+    patience: int = setting(20, "epochs without a better validation NDCG@10 before stopping", ge=1)
+    alpha: float = setting(0.01, "weight of the alignment loss", ge=0, source="LLMEmb section 4.1")
+    gamma: float = setting(2.0, "temperature of the alignment loss", gt=0, source="LLMEmb Eq. 7")
+    align_loss: Literal["infonce", "paper", "soft"] = setting(
+        "infonce", "alignment loss: infonce, paper (Eq. 7) or soft (the authors' code)"
+    )
+    d_m: int = setting(1536, "width of the adapter's input (PCA), or all there is", ge=1, source="LLMEmb section 4.1")
+    compat: Literal["none", "official"] = setting(
+        "none", "official: sasrec without causal mask, as the authors' code; positions see their future"
+    )
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    checkpoint_minutes: float = setting(2.0, "time between checkpoints", unit="minutes", gt=0)

@@ -1,0 +1,47 @@
+"""`[scft]`: supervised contrastive fine-tuning (LLMEmb section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmemb_cli.config.fields import Section, setting
+
+
+class ScftSettings(Section):
+    model: str = setting("smollm2-135m", "LLM: a preset of `llmemb models`, a hub id, a folder or a GGUF file")
+    loss: Literal["infonce", "paper", "soft"] = setting(
+        "infonce",
+        "contrastive loss: infonce (cosine, positive in the denominator), paper (Eq. 4: the positive is left "
+        "out of the denominator, so the loss has no lower bound), soft (the authors' code: soft targets)",
+    )
+    temperature: float = setting(0.07, "start value of the trainable temperature", gt=0)
+    train_temperature: bool = setting(True, "train the temperature", source="LLMEmb Eq. 4")
+    drop_ratio: float = setting(0.4, "share of attributes left out of each view", ge=0, lt=1, source="LLMEmb code")
+    lora_rank: int = setting(8, "LoRA rank", ge=1, source="LLMEmb code")
+    lora_alpha: int = setting(32, "LoRA alpha", ge=1, source="LLMEmb code")
+    lora_dropout: float = setting(0.1, "LoRA dropout", ge=0, lt=1, source="LLMEmb code")
+    target_modules: list[str] = setting(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "modules that get LoRA matrices",
+        source="LLMEmb code",
+    )
+    pooling: Literal["mean", "last"] = setting("mean", "token states to one vector", source="LLMEmb Eq. 2")
+    learning_rate: float = setting(2e-4, "AdamW learning rate", gt=0, source="LLMEmb code")
+    schedule: Literal["linear", "cosine", "constant"] = setting("linear", "learning-rate schedule")
+    warmup: float = setting(0.0, "share of the steps that warm up", ge=0, lt=1)
+    clip_norm: float = setting(1.0, "largest gradient norm; 0: no clipping", ge=0)
+    weight_decay: float = setting(0.0, "AdamW weight decay", ge=0)
+    batch_size: int = setting(64, "items contrasted with each other in a step", ge=2)
+    micro_batch_size: int = setting(0, "items that pass the model at once; 0: what fits", ge=0)
+    epochs: float = setting(5.0, "passes over the items, unless steps is set", gt=0)
+    steps: int = setting(0, "optimizer steps; 0: from epochs", ge=0)
+    max_tokens: int = setting(512, "longest prompt; longer ones are cut and counted", unit="tokens", ge=8)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "arithmetic of the LLM")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
+    load_in_8bit: bool = setting(False, "frozen weights in 8 bits (bitsandbytes)")
+    load_in_4bit: bool = setting(False, "frozen weights in 4 bits (bitsandbytes)")
+    validation_share: float = setting(0.05, "share of items held out for the validation curve", ge=0, lt=0.5)
+    validate_every: int = setting(0, "steps between validations; 0: ten in a run", ge=0)
+    checkpoint_minutes: float = setting(5.0, "time between checkpoints", unit="minutes", gt=0)
+    checkpoint_steps: int = setting(0, "steps between checkpoints; 0: by time only", ge=0)

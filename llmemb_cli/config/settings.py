@@ -1,0 +1,217 @@
+"""`llmemb.toml`: read with strict keys, overridden by flags for one command, written with comments."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmemb_cli.config.data import DataSettings
+from llmemb_cli.config.embed import EmbedSettings
+from llmemb_cli.config.evaluate import EvalSettings
+from llmemb_cli.config.fields import Section, describe, setting
+from llmemb_cli.config.prompt import PromptSettings
+from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.config.scft import ScftSettings
+from llmemb_cli.errors import WrongUseError, near_match
+from llmemb_cli.workspace.store import write_text
+
+
+class PlanSettings(Section):
+    backbones: list[str] = setting(["sasrec"], "backbones that `llmemb run` trains")
+    methods: list[str] = setting(["none", "llmemb"], "methods that `llmemb run` trains")
+    seeds: list[int] = setting([], "seeds that `llmemb run` trains; empty: the seed above")
+
+
+class Settings(Section):
+    """All settings of a workspace; one field per table of `llmemb.toml`."""
+
+    seed: int = setting(42, "seed of everything random", ge=0)
+    data: DataSettings = DataSettings()
+    prompt: PromptSettings = PromptSettings()
+    scft: ScftSettings = ScftSettings()
+    embed: EmbedSettings = EmbedSettings()
+    rat: RatSettings = RatSettings()
+    eval: EvalSettings = EvalSettings()
+    run: PlanSettings = PlanSettings()
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": DataSettings,
+    "prompt": PromptSettings,
+    "scft": ScftSettings,
+    "embed": EmbedSettings,
+    "rat": RatSettings,
+    "eval": EvalSettings,
+    "run": PlanSettings,
+}
+
+
+def setting_help(path: str) -> str:
+    """The help text of `section.key`, ending with its default, for a command's option."""
+    section, key = path.split(".")
+    default = SECTIONS[section]().model_dump()[key]
+    text = describe(SECTIONS[section], key)
+    return text if default in ("", None, []) else f"{text} [default: {_shown(default)}]"
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settings:
+    """Read `llmemb.toml` and put `overrides` ({"rat.alpha": 0.05}; None values are ignored) over it.
+
+    Raises:
+        WrongUseError: the file is not TOML, or a key or value is wrong; names line, key and near match.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise WrongUseError(f"not valid TOML: {error}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise WrongUseError("not UTF-8 text", where=str(path)) from error
+    _check(values, source=str(path), text=text)
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _put(values, key, value)
+    return _check(values, source="command line", text="")
+
+
+def make_settings(overrides: dict[str, Any] | None = None) -> Settings:
+    """Default settings with `overrides` put over them."""
+    values: dict[str, Any] = {}
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _put(values, key, value)
+    return _check(values, source="command line", text="")
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["rat.alpha=0.05", "scft.loss=paper"]` as overrides; values are TOML, or plain text.
+
+    Raises:
+        WrongUseError: no `=`, or an unknown key.
+    """
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise WrongUseError(f"--set {assignment}: expected KEY=VALUE", hint="for example --set rat.alpha=0.05")
+        try:
+            result[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            result[key.strip()] = value.strip()
+    return result
+
+
+def known_keys() -> list[str]:
+    """Every setting as `key` or `section.key`."""
+    return ["seed"] + [f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields]
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    if key not in known_keys():
+        close = near_match(key, known_keys())
+        raise WrongUseError(
+            f"unknown setting {key}",
+            where="--set",
+            hint=f"did you mean {close}?" if close else "`llmemb config show` lists all",
+        )
+    *section, name = key.split(".")
+    table = values.setdefault(section[0], {}) if section else values
+    table[name] = value
+
+
+def _check(values: dict[str, Any], *, source: str, text: str) -> Settings:
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+        line = _line_of(text, key)
+        where = f"{source}, line {line}" if line else source
+        if first["type"] == "extra_forbidden":
+            close = near_match(key, known_keys() + list(SECTIONS))
+            raise WrongUseError(
+                f"unknown setting {key}", where=where, hint=f"did you mean {close}?" if close else None
+            ) from None
+        raise WrongUseError(
+            f"setting {key}: {first['msg'].lower()}, got {first['input']!r}", where=where
+        ) from None
+
+
+def _line_of(text: str, key: str) -> int | None:
+    """The line of `section.key` in a TOML text, for error messages."""
+    *section, name = key.split(".")
+    inside = not section
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if stripped.startswith("["):
+            if not section and stripped.strip("[] ") == name:
+                return number
+            inside = bool(section) and stripped.strip("[] ") == section[0]
+        elif inside and stripped.split("=")[0].strip() == name:
+            return number
+    return None
+
+
+def write_settings(path: Path, settings: Settings, *, keep: set[str] | None = None) -> None:
+    """Write `llmemb.toml`: every setting with its comment; those at their default are commented out.
+
+    `keep` names settings (`section.key`) that are written out even at their default.
+    """
+    lines = [
+        "# Settings of this workspace. A line that starts with `# name =` shows a default: take the `# ` away to",
+        "# change it. Flags (and --set section.name=value) override a setting for one command.",
+        "",
+        f"# {describe(Settings, 'seed')}",
+        f"seed = {settings.seed}",
+    ]
+    defaults = Settings()
+    for name, section in SECTIONS.items():
+        lines += ["", f"[{name}]"]
+        for key in section.model_fields:
+            value = getattr(getattr(settings, name), key)
+            default = getattr(getattr(defaults, name), key)
+            active = value != default or f"{name}.{key}" in (keep or set())
+            if value is None:
+                line = f"# {key} = (not set)"
+            else:
+                line = f"{'' if active else '# '}{key} = {_toml(value)}"
+            lines += [f"# {describe(section, key)}", line]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def update_settings(path: Path, changes: dict[str, Any]) -> None:
+    """Set keys in an existing `llmemb.toml`; the person's comments and layout stay.
+
+    Raises:
+        WrongUseError: a change is not valid; the file stays as it was.
+    """
+    import tomlkit
+
+    document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        *section, name = key.split(".")
+        table: Any = document.setdefault(section[0], tomlkit.table()) if section else document
+        table[name] = value
+    text = tomlkit.dumps(document)
+    _check(tomllib.loads(text), source=str(path), text=text)
+    write_text(path, text)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps(str(value), ensure_ascii=False)

@@ -1,0 +1,230 @@
+"""What the command layer shows: results on stdout, messages and progress on stderr, errors as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from llmemb_cli.errors import LlmembError
+from llmemb_cli.progress import Reporter, Task
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+
+PLAIN_EVERY_SECONDS = 10.0
+
+
+@dataclass
+class Output:
+    """How one command talks: `json` prints one document and nothing else on stdout and implies `quiet`."""
+
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+    def result(self, document: dict[str, Any], show: Callable[[Console], None]) -> None:
+        """Print a command's result: the document with --json, else what `show` draws on stdout."""
+        if self.json:
+            sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+            sys.stdout.flush()
+        else:
+            show(stdout())
+
+    def reporter(self) -> Reporter:
+        """Progress for a stage: live bars on a terminal, a line now and then elsewhere, nothing if quiet."""
+        if self.quiet or self.json:
+            return Reporter()
+        return LiveReporter() if is_live(sys.stderr) else PlainReporter()
+
+    def message(self, text: str) -> None:
+        """A line for the person on stderr; not with --quiet or --json."""
+        if not (self.quiet or self.json):
+            stderr().print(text, highlight=False, soft_wrap=True)
+
+    def error(self, error: LlmembError) -> None:
+        """Show an error: JSON on stdout with --json, else text on stderr."""
+        if self.json:
+            body = {"code": error.code, "message": error.message, "where": error.where, "hint": error.hint}
+            sys.stdout.write(json.dumps({"error": body}, ensure_ascii=False, indent=2) + "\n")
+            sys.stdout.flush()
+            return
+        from rich.text import Text
+
+        console = stderr()
+        text = Text.assemble(("error: ", "bold red"), error.message)
+        console.print(text, soft_wrap=True)
+        if error.where:
+            console.print(Text.assemble(("  in:  ", "dim"), error.where), soft_wrap=True)
+        if error.hint:
+            console.print(Text.assemble(("  try: ", "bold"), error.hint), soft_wrap=True)
+
+
+def is_live(stream: TextIO) -> bool:
+    """Whether live bars and questions are right: a real terminal, whatever FORCE_COLOR says."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def may_ask(output: Output) -> bool:
+    """Whether a missing choice may be asked for."""
+    return not (output.json or output.quiet) and is_live(sys.stdin) and is_live(sys.stderr)
+
+
+def stdout() -> Console:
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def stderr() -> Console:
+    from rich.console import Console
+
+    return Console(file=sys.stderr, width=None if sys.stderr.isatty() else 120, highlight=False)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
+    """A table in the one style of the tool: the first column left, all others right, cells taken literally."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def duration(seconds: float) -> str:
+    """4.2 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _figures(figures: dict[str, float | str]) -> str:
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
+
+
+class PlainReporter(Reporter):
+    """For pipes and logs: a plain line every few seconds."""
+
+    def note(self, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+    def warn(self, message: str) -> None:
+        print(f"warning: {message}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def task(self, label: str, total: int | None = None, unit: str = "steps", done: int = 0) -> Task:
+        return _PlainTask(label, total, unit, done)
+
+
+class _PlainTask(Task):
+    def __init__(self, label: str, total: int | None, unit: str, done: int) -> None:
+        self.label, self.total, self.unit, self.done, self.start_done = label, total, unit, done, done
+        self.started = self.shown = time.monotonic()
+        self.figures: dict[str, float | str] = {}
+
+    def advance(self, n: int = 1, **figures: float | str) -> None:
+        self.done += n
+        self.figures |= figures
+        if time.monotonic() - self.shown >= PLAIN_EVERY_SECONDS:
+            self._line()
+
+    def _line(self) -> None:
+        self.shown = time.monotonic()
+        passed = self.shown - self.started
+        rate = (self.done - self.start_done) / passed if passed > 0 else 0.0
+        of = f"/{self.total}" if self.total else ""
+        left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
+        line = f"{self.label}: {self.done}{of} {self.unit}, {rate:.3g}/s{left}  {_figures(self.figures)}"
+        print(line.rstrip(), file=sys.stderr, flush=True)  # noqa: T201
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            passed = time.monotonic() - self.started
+            print(  # noqa: T201
+                f"{self.label}: {self.done} {self.unit} in {duration(passed)}  {_figures(self.figures)}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+class LiveReporter(Reporter):
+    """For terminals: one live bar a task, with rate and time left."""
+
+    def note(self, message: str) -> None:
+        stderr().print(message, style="dim", markup=False, soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        stderr().print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
+    def task(self, label: str, total: int | None = None, unit: str = "steps", done: int = 0) -> Task:
+        return _LiveTask(label, total, unit, done)
+
+
+class _LiveTask(Task):
+    def __init__(self, label: str, total: int | None, unit: str, done: int) -> None:
+        self.label, self.total, self.unit, self.done, self.start_done = label, total, unit, done, done
+        self.started = time.monotonic()
+        self.figures: dict[str, float | str] = {}
+        self.progress: Progress | None = None
+        self.bar: TaskID | None = None
+
+    def __enter__(self) -> Task:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[count]}", markup=False),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=stderr(),
+            transient=True,
+        )
+        self.bar = self.progress.add_task(
+            self.label, total=self.total, completed=self.done, count=self._count(), figures=""
+        )
+        self.progress.start()
+        return self
+
+    def _count(self) -> str:
+        passed = max(time.monotonic() - self.started, 1e-9)
+        rate = (self.done - self.start_done) / passed
+        of = f"/{self.total:,}" if self.total else ""
+        return f"{self.done:,}{of} {self.unit}  {rate:.3g}/s"
+
+    def advance(self, n: int = 1, **figures: float | str) -> None:
+        self.done += n
+        self.figures |= figures
+        if self.progress is not None and self.bar is not None:
+            self.progress.update(
+                self.bar, completed=self.done, count=self._count(), figures=_figures(self.figures)
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+        if error is None:
+            passed = duration(time.monotonic() - self.started)
+            stderr().print(
+                f"{self.label}: {self.done:,} {self.unit} in {passed}  {_figures(self.figures)}".rstrip(),
+                markup=False,
+                soft_wrap=True,
+            )

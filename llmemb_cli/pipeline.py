@@ -1,0 +1,111 @@
+"""Every stage described: where it lives, which settings and inputs it depends on.
+
+Cheap to import: `llmemb status` asks these descriptions alone. What a stage does stands in its own package.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import Stage
+from llmemb_cli.workspace.store import sha256_json
+
+# Settings that change how a result is reached, not what it is.
+_HOW = {"device", "micro_batch_size", "checkpoint_minutes", "checkpoint_steps", "batch_tokens", "shard_items"}
+
+
+def _settings(section: Any) -> dict[str, Any]:
+    return {key: value for key, value in section.model_dump(mode="json").items() if key not in _HOW}
+
+
+def data_stage(workspace: Workspace, settings: Settings) -> Stage:
+    """`data/`: items, interactions, data card."""
+    return Stage("data", workspace.data, 1, _settings(settings.data), settings.seed)
+
+
+def prompt_stage(workspace: Workspace, settings: Settings) -> Stage:
+    """`prompts/`: the text of every item."""
+    return Stage("prompt", workspace.prompts, 1, _settings(settings.prompt), inputs={"data": workspace.data})
+
+
+def scft_stage(workspace: Workspace, settings: Settings, run: str = "default") -> Stage:
+    """`scft/<run>/`: the LoRA adapter."""
+    return Stage(
+        "scft", workspace.scft(run), 1, _settings(settings.scft), settings.seed, {"prompts": workspace.prompts}
+    )
+
+
+def embed_stage(workspace: Workspace, settings: Settings, *, tuned: bool = True, run: str = "default") -> Stage:
+    """`embeddings/scft/` from the tuned LLM, or `embeddings/base/` from the untouched one."""
+    chosen = _settings(settings.embed) | {
+        key: getattr(settings.scft, key) for key in ("model", "pooling", "max_tokens", "load_in_8bit", "load_in_4bit")
+    }
+    inputs = {"prompts": workspace.prompts} | ({"scft": workspace.scft(run)} if tuned else {})
+    name = "base" if not tuned else "scft" if run == "default" else f"scft-{run}"
+    return Stage("embed", workspace.embeddings(name), 1, chosen, settings.seed, inputs)
+
+
+def run_name(settings: Settings, in_file: Settings | None = None) -> str:
+    """The default name of a run: backbone, method, what is left out, seed.
+
+    When flags changed other settings of `[rat]` from those in llmemb.toml (`in_file`), six hex digits of
+    them are added, so that a sweep keeps every run.
+    """
+    rat = settings.rat
+    parts = [rat.backbone, rat.method, *(f"no-{part}" for part in sorted(rat.without)), str(settings.seed)]
+    if in_file is not None:
+        filed = in_file.rat.model_dump(mode="json")
+        changed = {
+            key: value
+            for key, value in _settings(rat).items()
+            if key not in ("backbone", "method", "without") and value != filed[key]
+        }
+        if changed:
+            parts.append(sha256_json(changed)[:6])
+    return "-".join(parts)
+
+
+def align_settings(settings: Settings) -> Settings:
+    """Settings of the collaborative run that `llmemb` aligns to: same training, method none."""
+    backbone = settings.rat.backbone if settings.rat.align_to == "same" else "sasrec"
+    rat = settings.rat.model_copy(update={"backbone": backbone, "method": "none", "without": []})
+    return settings.model_copy(update={"rat": rat})
+
+
+def rat_stage(workspace: Workspace, settings: Settings, name: str, align_run: str | None = None) -> Stage:
+    """`runs/<name>/`: the trained recommender and its item embeddings."""
+    inputs = {"data": workspace.data}
+    if settings.rat.method == "llmemb":
+        tuned = "scft" not in settings.rat.without
+        inputs["embeddings"] = workspace.embeddings("scft" if tuned else "base")
+        if align_run is not None:
+            inputs["align"] = workspace.run(align_run)
+    return Stage("rat", workspace.run(name), 1, _settings(settings.rat), settings.seed, inputs)
+
+
+def protocol_name(settings: Settings) -> str:
+    """The directory name of an evaluation: `full`, `full-keep`, `sampled-100-uniform-42`."""
+    chosen = settings.eval
+    if chosen.protocol == "full":
+        return "full" if chosen.history == "exclude" else "full-keep"
+    return f"sampled-{chosen.negatives}-{chosen.candidates}-{chosen.candidate_seed}"
+
+
+def candidates_stage(workspace: Workspace, settings: Settings) -> Stage:
+    """`candidates/<protocol>/`: the sampled items of every test user, shared by all runs."""
+    chosen = {key: getattr(settings.eval, key) for key in ("negatives", "candidates", "candidate_seed")}
+    return Stage(
+        "candidates", workspace.candidates(protocol_name(settings)), 1, chosen, inputs={"data": workspace.data}
+    )
+
+
+def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
+    """`runs/<run>/eval/<protocol>/`: ranks and metrics."""
+    chosen = {key: v for key, v in _settings(settings.eval).items() if key not in ("batch_users", "groups")}
+    chosen["tail_share"] = settings.data.tail_share
+    inputs = {"run": workspace.run(run), "data": workspace.data}
+    if settings.eval.protocol == "sampled":
+        inputs["candidates"] = workspace.candidates(protocol_name(settings))
+    return Stage("eval", workspace.evaluation(run, protocol_name(settings)), 1, chosen, inputs=inputs)

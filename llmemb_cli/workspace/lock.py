@@ -1,0 +1,57 @@
+"""One writer a workspace. Commands that only read take no lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from filelock import FileLock, Timeout
+
+from llmemb_cli.errors import LlmembError
+from llmemb_cli.workspace.locate import Workspace
+
+_held: set[str] = set()
+
+
+@contextmanager
+def write_lock(workspace: Workspace) -> Iterator[None]:
+    """Hold the workspace's lock; the operating system frees it when the process ends, however it ends.
+
+    Re-entrant within a process, so that `llmemb run` can call the stages' own commands.
+
+    Raises:
+        LlmembError: another process holds it; says which.
+    """
+    path = workspace.root / ".llmemb.lock"
+    if str(path) in _held:
+        yield
+        return
+    owner = workspace.root / ".llmemb.lock.json"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        try:
+            text = owner.read_text(encoding="utf-8")
+            who = json.loads(text)
+            holder = f"process {who['pid']} on {who['host']} since {who['since']}"
+        except (OSError, ValueError, KeyError):
+            holder = "another process"
+        raise LlmembError(
+            f"the workspace is in use by {holder}",
+            where=str(workspace.root),
+            hint="wait for it or end it; the lock goes with the process",
+        ) from None
+    _held.add(str(path))
+    try:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        yield
+    finally:
+        _held.discard(str(path))
+        owner.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,282 @@
+"""A stage: a directory that is either complete, with a manifest, or does not exist for readers.
+
+`describe` what the directory should hold (settings, seed, inputs), ask `stage_state` whether it
+does, and `run_stage` to make it so. Work goes on in `.<name>.partial` beside the target, which
+survives an interruption: a builder that finds its checkpoints there goes on from them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from llmemb_cli import __version__
+from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
+from llmemb_cli.progress import Reporter
+from llmemb_cli.workspace.store import read_json, sha256_file, sha256_json, write_json
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+State = Literal["missing", "stale", "up-to-date"]
+PACKAGES = ("torch", "transformers", "peft", "polars", "numpy", "scikit-learn", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage directory should hold.
+
+    Attributes:
+        name: the stage's name, as in `llmemb status` ("scft").
+        path: its directory.
+        version: raised when the meaning of its output changes; an older directory is stale then.
+        settings: every setting its output depends on, JSON values only.
+        seed: the seed of its random streams, or None.
+        inputs: other stage directories it reads, by role.
+        files: files from outside the workspace it reads, by role.
+    """
+
+    name: str
+    path: Path
+    version: int
+    settings: Mapping[str, Any]
+    seed: int | None = None
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageState:
+    """Whether a stage is there and why not."""
+
+    state: State
+    reason: str
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What `run_stage` did."""
+
+    built: bool
+    seconds: float
+    manifest: dict[str, Any]
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a stage directory, or None where there is none.
+
+    Raises:
+        BadDataError: the manifest cannot be read.
+    """
+    file = path / MANIFEST
+    return read_json(file) if file.is_file() else None
+
+
+def output_fingerprint(path: Path) -> str | None:
+    """One hash for all files of a complete stage directory, or None while it is missing."""
+    manifest = read_manifest(path)
+    return None if manifest is None else str(manifest["fingerprint"])
+
+
+def require_stage(path: Path, *, made_by: str) -> dict[str, Any]:
+    """The manifest of a stage that must be there.
+
+    Raises:
+        WrongUseError: it is missing; names the command that makes it.
+    """
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise WrongUseError(f"{path.name} is not there yet", where=str(path), hint=f"run `{made_by}` first")
+    return manifest
+
+
+def _file_identity(path: Path) -> dict[str, Any]:
+    # Size and time are enough to see a change without reading gigabytes; the content's hash is in the data card.
+    try:
+        stat = path.stat()
+    except OSError:
+        return {"path": str(path), "missing": True}
+    return {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def wanted(stage: Stage) -> dict[str, Any]:
+    """What the manifest of an up-to-date `stage` says about where it came from."""
+    return {
+        "version": stage.version,
+        "seed": stage.seed,
+        "settings": dict(stage.settings),
+        "inputs": {role: output_fingerprint(path) for role, path in stage.inputs.items()},
+        "files": {role: _file_identity(path) for role, path in stage.files.items()},
+    }
+
+
+def stage_state(stage: Stage) -> StageState:
+    """Compare the directory with what it should hold; the reason names the first difference."""
+    manifest = read_manifest(stage.path)
+    if manifest is None:
+        return StageState("missing", "never made")
+    if manifest.get("schema") != SCHEMA_VERSION:
+        return StageState("stale", "made by an incompatible version of llmemb")
+    return _difference(stage, manifest["made_from"], wanted(stage)) or StageState("up-to-date", "nothing changed")
+
+
+def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> StageState | None:
+    if had["version"] != want["version"]:
+        return StageState("stale", f"llmemb makes {stage.name} differently now")
+    if had["seed"] != want["seed"]:
+        return StageState("stale", f"seed changed: {had['seed']} -> {want['seed']}")
+    for key in sorted(set(had["settings"]) | set(want["settings"])):
+        before, now = had["settings"].get(key), want["settings"].get(key)
+        if before != now:
+            return StageState("stale", f"setting {key} changed: {before!r} -> {now!r}")
+    for role in sorted(set(had["inputs"]) | set(want["inputs"])):
+        if had["inputs"].get(role) != want["inputs"].get(role):
+            return StageState("stale", f"input {role} changed")
+    for role in sorted(set(had["files"]) | set(want["files"])):
+        before, now = had["files"].get(role), want["files"].get(role)
+        # A source that was moved away or lies on an unplugged disk does not make its result wrong.
+        if before != now and not (now or {}).get("missing"):
+            return StageState("stale", f"file {role} changed")
+    return None
+
+
+def partial_path(stage: Stage) -> Path:
+    """Where an unfinished stage keeps its work."""
+    return stage.path.parent / f".{stage.path.name}.partial"
+
+
+def run_stage(
+    stage: Stage,
+    build: Callable[[Path], Mapping[str, Any]],
+    *,
+    force: bool = False,
+    report: Reporter | None = None,
+    device: str = "cpu",
+) -> StageResult:
+    """Make `stage` up to date: call `build(work_directory)` unless it already is.
+
+    `build` writes every file into the directory it is given and returns a summary (JSON values) that
+    is kept in the manifest. If it raises, the directory is kept for the next call; that call starts
+    afresh when settings or inputs have changed meanwhile.
+    """
+    report = report or Reporter()
+    if not force and stage_state(stage).state == "up-to-date":
+        manifest = read_manifest(stage.path)
+        assert manifest is not None
+        return StageResult(False, 0.0, manifest)
+    made_from = wanted(stage)
+    work = _work_directory(stage, made_from, report)
+    started = time.monotonic()
+    summary = dict(build(work))
+    seconds = time.monotonic() - started + _earlier_seconds(work)
+    if wanted(stage) != made_from:
+        raise LlmembError(
+            "an input changed while it was being read", where=str(stage.path), hint="run the same command again"
+        )
+    manifest = _manifest(stage, made_from, work, summary, seconds, device)
+    (work / "partial.json").unlink()
+    write_json(work / MANIFEST, manifest)
+    _replace(work, stage.path)
+    return StageResult(True, seconds, manifest)
+
+
+def _work_directory(stage: Stage, made_from: dict[str, Any], report: Reporter) -> Path:
+    work = partial_path(stage)
+    marker = work / "partial.json"
+    if work.exists():
+        try:
+            unfinished = read_json(marker)["made_from"] if marker.is_file() else None
+        except BadDataError:
+            unfinished = None
+        if unfinished == made_from:
+            report.note(f"going on with the unfinished {stage.name} in {work.name}")
+            return work
+        if unfinished is not None:
+            report.note(f"settings or inputs changed: starting {stage.name} afresh")
+        shutil.rmtree(work)
+    try:
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise LlmembError(f"cannot write: {error.strerror}", where=str(work)) from error
+    write_json(marker, {"made_from": made_from})
+    return work
+
+
+def _earlier_seconds(work: Path) -> float:
+    """Seconds spent by interrupted calls, if the builder kept count with `keep_seconds`."""
+    marker = read_json(work / "partial.json")
+    return float(marker.get("seconds", 0.0))
+
+
+def keep_seconds(work: Path, seconds: float) -> None:
+    """Note in the work directory that `seconds` were spent before an interruption."""
+    marker = read_json(work / "partial.json")
+    marker["seconds"] = float(marker.get("seconds", 0.0)) + seconds
+    write_json(work / "partial.json", marker)
+
+
+def _manifest(
+    stage: Stage,
+    made_from: dict[str, Any],
+    work: Path,
+    summary: dict[str, Any],
+    seconds: float,
+    device: str,
+) -> dict[str, Any]:
+    outputs = {
+        str(file.relative_to(work).as_posix()): {"size": file.stat().st_size, "sha256": sha256_file(file)}
+        for file in sorted(work.rglob("*"))
+        if file.is_file() and file.name not in (MANIFEST, "partial.json")
+    }
+    return {
+        "schema": SCHEMA_VERSION,
+        "stage": stage.name,
+        "llmemb": __version__,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made_from": made_from,
+        "fingerprint": sha256_json([outputs, made_from["version"]]),
+        "outputs": outputs,
+        "summary": summary,
+        "seconds": round(seconds, 3),
+        "peak_memory_mb": peak_memory_mb(),
+        "device": device,
+        "packages": _package_versions(),
+    }
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def peak_memory_mb() -> int:
+    """The largest resident size this process has had, in MiB (0 where the platform does not say)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak / (1024 * 1024 if sys.platform == "darwin" else 1024))
+
+
+def _replace(work: Path, target: Path) -> None:
+    """Put the complete `work` directory in the place of `target`."""
+    old = target.parent / f".{target.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(work, target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,121 @@
+"""The one place that writes files: whole or not at all, and flushed before they get their name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmemb_cli.errors import BadDataError, LlmembError
+
+if TYPE_CHECKING:
+    import polars as pl
+    import torch
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed and renamed to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        part.replace(path)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _explain(error: OSError, path: Path) -> LlmembError:
+    import errno
+
+    if error.errno == errno.ENOSPC:
+        return LlmembError(
+            "no space left on the device", where=str(path), hint="free some space and run the same command again"
+        )
+    return LlmembError(f"cannot write: {error.strerror or error}", where=str(path))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with Unix line ends."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON; NaN and infinity are refused since JSON has no word for them."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        BadDataError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadDataError("file is missing", where=str(path)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadDataError(f"not valid JSON: {error}", where=str(path)) from error
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Append one line to a log; a line is written by one call, so a crash cannot cut two records."""
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_parquet(path: Path, frame: pl.DataFrame) -> None:
+    """Write a table; the rows stand in the order given."""
+    with atomic_path(path) as part:
+        frame.write_parquet(part, compression="zstd", statistics=False)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors; `metadata` is kept in the file's header."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as part:
+        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, part, metadata)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file into CPU tensors.
+
+    Raises:
+        BadDataError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise BadDataError("file is missing", where=str(path)) from error
+    except SafetensorError as error:
+        raise BadDataError(f"not a safetensors file: {error}", where=str(path)) from error
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """The SHA-256 of a JSON value in canonical form, in hex."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
