@@ -52,7 +52,9 @@ def command(function: Callable[..., None]) -> typer.Typer:
     parameters = [p for name, p in signature.parameters.items() if name != "output"]
     for name, spec in _OUTPUT.items():
         parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, spec])
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, spec]
+            )
         )
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -100,7 +102,10 @@ def run_guarded(output: Output, action: Callable[[], None]) -> None:
 
 
 def open_workspace(
-    output: Output, workspace: Path | None, overrides: dict[str, Any] | None = None, sets: list[str] | None = None
+    output: Output,
+    workspace: Path | None,
+    overrides: dict[str, Any] | None = None,
+    sets: list[str] | None = None,
 ) -> tuple[Workspace, Settings]:
     """The workspace a command works in (said on stderr) and its settings with the overrides of this call."""
     from llmemb_cli.console import may_ask

@@ -41,7 +41,10 @@ def config(
         lambda console: console.print(
             table(
                 ["setting", "value", "from"],
-                [[str(e["key"]), "not set" if e["value"] is None else str(e["value"]), str(e["origin"])] for e in entries],
+                [
+                    [str(e["key"]), "not set" if e["value"] is None else str(e["value"]), str(e["origin"])]
+                    for e in entries
+                ],
             )
         ),
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 
 def setting(default: Any, help: str, *, unit: str = "", source: str = "", **checks: Any) -> Any:
     """A field with its default, description, unit and source (paper or code it comes from)."""
-    extra = {"unit": unit, "source": source}
+    extra: JsonDict = {"unit": unit, "source": source}
     if isinstance(default, (list, dict)):
         return Field(
             default_factory=lambda: default.copy(), description=help, json_schema_extra=extra, **checks

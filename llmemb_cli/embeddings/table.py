@@ -77,6 +77,8 @@ def rows_for(table: EmbeddingTable, item_ids: pl.Series, where: str) -> np.ndarr
     missing = [item for item in item_ids.to_list() if item not in row_of]
     if missing:
         raise BadDataError(
-            f"{len(missing)} items have no embedding, for example {missing[0]}", where=where, hint="run `llmemb embed`"
+            f"{len(missing)} items have no embedding, for example {missing[0]}",
+            where=where,
+            hint="run `llmemb embed`",
         )
     return table.vectors[[row_of[item] for item in item_ids.to_list()]]

@@ -7,8 +7,8 @@ survives an interruption: a builder that finds its checkpoints there goes on fro
 
 from __future__ import annotations
 
-import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -123,7 +123,9 @@ def stage_state(stage: Stage) -> StageState:
         return StageState("missing", "never made")
     if manifest.get("schema") != SCHEMA_VERSION:
         return StageState("stale", "made by an incompatible version of llmemb")
-    return _difference(stage, manifest["made_from"], wanted(stage)) or StageState("up-to-date", "nothing changed")
+    return _difference(stage, manifest["made_from"], wanted(stage)) or StageState(
+        "up-to-date", "nothing changed"
+    )
 
 
 def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> StageState | None:
@@ -172,12 +174,15 @@ def run_stage(
         return StageResult(False, 0.0, manifest)
     made_from = wanted(stage)
     work = _work_directory(stage, made_from, report)
+    reset_peak_memory()
     started = time.monotonic()
     summary = dict(build(work))
     seconds = time.monotonic() - started + _earlier_seconds(work)
     if wanted(stage) != made_from:
         raise LlmembError(
-            "an input changed while it was being read", where=str(stage.path), hint="run the same command again"
+            "an input changed while it was being read",
+            where=str(stage.path),
+            hint="run the same command again",
         )
     manifest = _manifest(stage, made_from, work, summary, seconds, device)
     (work / "partial.json").unlink()
@@ -260,14 +265,29 @@ def _package_versions() -> dict[str, str]:
     return versions
 
 
+def reset_peak_memory() -> None:
+    """Start counting the peak anew, so that each stage of one process has its own figure (Linux only)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
 def peak_memory_mb() -> int:
-    """The largest resident size this process has had, in MiB (0 where the platform does not say)."""
+    """The largest resident size since `reset_peak_memory`, in MiB (0 where the platform does not say)."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return _peak_of_process()
+    peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    return _peak_of_process() if peak is None else int(peak) // 1024
+
+
+def _peak_of_process() -> int:
     try:
         import resource
     except ImportError:
         return 0
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak / (1024 * 1024 if sys.platform == "darwin" else 1024))
 
@@ -277,6 +297,6 @@ def _replace(work: Path, target: Path) -> None:
     old = target.parent / f".{target.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        os.replace(target, old)
-    os.replace(work, target)
+        target.replace(old)
+    work.replace(target)
     shutil.rmtree(old, ignore_errors=True)

@@ -42,7 +42,9 @@ def _explain(error: OSError, path: Path) -> LlmembError:
 
     if error.errno == errno.ENOSPC:
         return LlmembError(
-            "no space left on the device", where=str(path), hint="free some space and run the same command again"
+            "no space left on the device",
+            where=str(path),
+            hint="free some space and run the same command again",
         )
     return LlmembError(f"cannot write: {error.strerror or error}", where=str(path))
 
@@ -84,7 +86,9 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
         frame.write_parquet(part, compression="zstd", statistics=False)
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write tensors as safetensors; `metadata` is kept in the file's header."""
     from safetensors.torch import save_file
 

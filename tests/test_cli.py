@@ -1,0 +1,72 @@
+"""The command line as a whole: instant help, clean JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmemb_cli.app import COMMANDS
+
+HEAVY = ("torch", "transformers", "polars", "sklearn", "numpy", "matplotlib", "pydantic")
+
+
+def llmemb(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "llmemb_cli", *args], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def imported_by(*args: str) -> set[str]:
+    code = f"""
+import sys
+from llmemb_cli.app import app
+sys.argv = ["llmemb", *{list(args)!r}]
+try:
+    app()
+except SystemExit:
+    print("MODULES", *sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("MODULES"))
+    return {name.split(".")[0] for name in line.split()}
+
+
+def test_top_help_imports_nothing_heavy_and_no_command() -> None:
+    loaded = imported_by("--help")
+    assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_of_each_command_has_an_example_and_no_heavy_import(name: str) -> None:
+    assert not imported_by(name, "--help") & {"torch", "transformers", "polars", "sklearn", "matplotlib"}
+    done = llmemb(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Example:" in done.stdout
+
+
+def test_unknown_command_and_flag_are_wrong_use(tmp_path: Path) -> None:
+    assert llmemb("trian", cwd=tmp_path).returncode == 2
+    assert llmemb("status", "--jsno", cwd=tmp_path).returncode == 2
+
+
+def test_error_with_json_is_one_document_and_an_exit_code(tmp_path: Path) -> None:
+    done = llmemb("status", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "usage" and "llmemb init" in error["hint"]
+    assert done.stderr == ""
+
+
+def test_expected_error_has_no_traceback_unless_debug(tmp_path: Path) -> None:
+    assert "Traceback" not in llmemb("status", cwd=tmp_path).stderr
+    assert "Traceback" in llmemb("status", "--debug", cwd=tmp_path).stderr
+
+
+def test_version() -> None:
+    from llmemb_cli import __version__
+
+    assert llmemb("--version").stdout.strip() == f"llmemb {__version__}"

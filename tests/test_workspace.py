@@ -1,0 +1,219 @@
+"""Workspaces: which one is used, when a stage is made again, and that nothing half-made is ever seen."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
+from llmemb_cli.workspace.locate import Workspace, find_workspace
+from llmemb_cli.workspace.lock import write_lock
+from llmemb_cli.workspace.stage import Stage, read_manifest, require_stage, run_stage, stage_state
+from llmemb_cli.workspace.store import atomic_path, read_json, write_json, write_text
+
+
+def make(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "llmemb.toml").write_text("")
+    return path
+
+
+def builder(text: str = "x") -> Any:
+    def build(work: Path) -> dict[str, Any]:
+        (work / "file.txt").write_text(text)
+        return {"length": len(text)}
+
+    return build
+
+
+def test_workspace_is_found_upwards_before_downwards(tmp_path: Path) -> None:
+    outer = make(tmp_path / "outer")
+    make(outer / "inner")
+    assert find_workspace(start=outer / "inner").root == outer / "inner"
+    (outer / "deep" / "er").mkdir(parents=True)
+    assert find_workspace(start=outer / "deep" / "er").root == outer
+
+
+def test_the_only_workspace_below_is_used_and_several_are_listed(tmp_path: Path) -> None:
+    make(tmp_path / "yelp")
+    assert find_workspace(start=tmp_path).root == tmp_path / "yelp"
+    make(tmp_path / "beauty")
+    with pytest.raises(WrongUseError, match="beauty, yelp"):
+        find_workspace(start=tmp_path)
+
+
+def test_flag_wins_over_variable_wins_over_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, c = (make(tmp_path / name) for name in "abc")
+    monkeypatch.setenv("LLMEMB_WORKSPACE", str(b))
+    assert find_workspace(explicit=a, start=c).root == a
+    assert find_workspace(start=c).root == b
+
+
+def test_no_workspace_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(WrongUseError) as caught:
+        find_workspace(start=tmp_path)
+    assert "llmemb init" in (caught.value.hint or "")
+    with pytest.raises(WrongUseError, match=r"llmemb\.toml is missing"):
+        find_workspace(explicit=tmp_path)
+
+
+def test_stage_is_made_once_and_again_when_a_setting_changes(tmp_path: Path) -> None:
+    stage = Stage("s", tmp_path / "s", 1, {"a": 1}, seed=1)
+    assert stage_state(stage).state == "missing"
+    assert run_stage(stage, builder()).built
+    assert not run_stage(stage, builder()).built
+    changed = Stage("s", tmp_path / "s", 1, {"a": 2}, seed=1)
+    state = stage_state(changed)
+    assert state.state == "stale" and "a changed: 1 -> 2" in state.reason
+    assert run_stage(changed, builder("longer")).built
+    assert (tmp_path / "s" / "file.txt").read_text() == "longer"
+    assert not run_stage(changed, builder()).built
+    assert run_stage(changed, builder(), force=True).built
+
+
+@pytest.mark.parametrize(("field", "value"), [("seed", 2), ("version", 2), ("settings", {})])
+def test_every_part_of_the_description_counts(tmp_path: Path, field: str, value: Any) -> None:
+    description: dict[str, Any] = {
+        "name": "s",
+        "path": tmp_path / "s",
+        "version": 1,
+        "settings": {"a": 1},
+        "seed": 1,
+    }
+    run_stage(Stage(**description), builder())
+    assert stage_state(Stage(**(description | {field: value}))).state == "stale"
+
+
+def test_stage_is_stale_when_an_input_was_remade_with_other_content(tmp_path: Path) -> None:
+    first = Stage("first", tmp_path / "first", 1, {})
+    second = Stage("second", tmp_path / "second", 1, {}, inputs={"first": first.path})
+    run_stage(first, builder("one"))
+    run_stage(second, builder())
+    run_stage(first, builder("one"), force=True)
+    assert stage_state(second).state == "up-to-date", "same content, nothing to do"
+    run_stage(first, builder("two"), force=True)
+    assert stage_state(second).reason == "input first changed"
+
+
+def test_failed_stage_leaves_the_old_one_and_is_gone_on_with(tmp_path: Path) -> None:
+    stage = Stage("s", tmp_path / "s", 1, {"a": 1})
+    run_stage(stage, builder("old"))
+    newer = Stage("s", tmp_path / "s", 1, {"a": 2})
+
+    def breaks(work: Path) -> dict[str, Any]:
+        (work / "checkpoint").write_text("half")
+        raise LlmembError("no")
+
+    with pytest.raises(LlmembError):
+        run_stage(newer, breaks)
+    assert (stage.path / "file.txt").read_text() == "old"
+
+    def goes_on(work: Path) -> dict[str, Any]:
+        assert (work / "checkpoint").read_text() == "half"
+        return builder("new")(work)
+
+    run_stage(newer, goes_on)
+    assert (stage.path / "file.txt").read_text() == "new"
+
+
+def test_unfinished_work_of_other_settings_is_not_mixed_in(tmp_path: Path) -> None:
+    def breaks(work: Path) -> dict[str, Any]:
+        (work / "checkpoint").write_text("half")
+        raise LlmembError("no")
+
+    with pytest.raises(LlmembError):
+        run_stage(Stage("s", tmp_path / "s", 1, {"a": 1}), breaks)
+
+    def afresh(work: Path) -> dict[str, Any]:
+        assert not (work / "checkpoint").exists()
+        return {}
+
+    run_stage(Stage("s", tmp_path / "s", 1, {"a": 2}), afresh)
+
+
+def test_stage_refuses_inputs_that_change_under_it(tmp_path: Path) -> None:
+    first = Stage("first", tmp_path / "first", 1, {})
+    run_stage(first, builder("one"))
+
+    def meddles(work: Path) -> dict[str, Any]:
+        run_stage(first, builder("two"), force=True)
+        return {}
+
+    second = Stage("second", tmp_path / "second", 1, {}, inputs={"first": first.path})
+    with pytest.raises(LlmembError, match="changed while"):
+        run_stage(second, meddles)
+    assert read_manifest(second.path) is None
+
+
+def test_a_source_moved_away_keeps_its_result(tmp_path: Path) -> None:
+    source = tmp_path / "source.csv"
+    source.write_text("a")
+    stage = Stage("s", tmp_path / "s", 1, {}, files={"log": source})
+    run_stage(stage, builder())
+    source.write_text("ab")
+    assert stage_state(stage).reason == "file log changed"
+    source.unlink()
+    assert stage_state(stage).state == "up-to-date"
+
+
+def test_manifest_names_every_output_with_its_hash(tmp_path: Path) -> None:
+    import hashlib
+
+    stage = Stage("s", tmp_path / "s", 1, {"a": 1}, seed=3)
+    run_stage(stage, builder("content"))
+    manifest = json.loads((stage.path / "manifest.json").read_text())
+    assert manifest["outputs"]["file.txt"]["sha256"] == hashlib.sha256(b"content").hexdigest()
+    assert manifest["summary"] == {"length": 7}
+    assert manifest["made_from"]["settings"] == {"a": 1} and manifest["made_from"]["seed"] == 3
+    assert manifest["peak_memory_mb"] > 0 and "numpy" in manifest["packages"]
+
+
+def test_missing_stage_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(WrongUseError) as caught:
+        require_stage(tmp_path / "data", made_by="llmemb init")
+    assert "llmemb init" in (caught.value.hint or "")
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_path(path) as part:
+        part.write_text("half")
+        raise RuntimeError
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_damaged_json_is_bad_data_with_its_path(tmp_path: Path) -> None:
+    write_text(tmp_path / "x.json", "{")
+    with pytest.raises(BadDataError) as caught:
+        read_json(tmp_path / "x.json")
+    assert caught.value.where == str(tmp_path / "x.json")
+
+
+def _hold(root: str, ready: Any, done: Any) -> None:
+    with write_lock(Workspace(Path(root))):
+        ready.set()
+        done.wait(30)
+
+
+def test_second_writer_is_told_who_holds_the_workspace(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(str(make(tmp_path)), ready, done))
+    process.start()
+    try:
+        assert ready.wait(30)
+        with pytest.raises(LlmembError, match=f"process {process.pid} on"), write_lock(Workspace(tmp_path)):
+            raise AssertionError("both hold the lock")
+    finally:
+        done.set()
+        process.join(30)
+    with write_lock(Workspace(tmp_path)), write_lock(Workspace(tmp_path)):
+        assert (tmp_path / ".llmemb.lock.json").exists()
