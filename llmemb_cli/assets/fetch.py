@@ -142,11 +142,11 @@ def download(url: str, part: Path, sha256: str, report: Reporter) -> Path:
 
 def _transfer(url: str, part: Path, report: Reporter) -> None:
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "llmemb"})  # noqa: S310
+    request = urllib.request.Request(url, headers={"User-Agent": "llmemb"})
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)  # noqa: S310
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing after what we have: complete, or a wrong rest that the hash will show
             return

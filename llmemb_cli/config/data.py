@@ -38,6 +38,7 @@ class DataSettings(Section):
     valid_from: str = setting("", "split by time: validation starts here", unit="YYYY-MM-DD, UTC")
     test_from: str = setting("", "split by time: test starts here", unit="YYYY-MM-DD, UTC")
     max_users: int | None = setting(None, "keep a random sample of this many users", ge=1)
+    allow_small: bool = setting(False, "accept a data set with fewer than 100 users or items")
     tail_share: float = setting(
         0.8, "share of items, least popular first, that are the tail", gt=0, lt=1, source="LLMEmb section 4.1"
     )

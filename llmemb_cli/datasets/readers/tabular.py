@@ -116,8 +116,10 @@ def _csv_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str] | st
     delimiter = _delimiter(path, first)
     csv.field_size_limit(sys.maxsize)
     # In tab-separated exports a quote is a character like any other.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting)
+    if delimiter == "\t":
+        reader = csv.reader(_lines(path), delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(_lines(path), delimiter=delimiter)
     # RecBole's headers carry a type: `user_id:token`.
     header = [name.strip().split(":")[0] for name in next(reader, [])]
     if len(set(header)) != len(header) or not any(header):
