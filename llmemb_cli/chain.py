@@ -46,10 +46,8 @@ def chain(workspace: Workspace, settings: Settings) -> list[Step]:
     if "base" in needs:
         stage = pipeline.embed_stage(workspace, settings, tuned=False)
         steps.append(Step("embed base", stage, _make_embed(workspace, settings, False)))
-    for variant in recommenders:
-        steps.append(_rat_step(workspace, variant))
-    for variant in recommenders:
-        steps.append(_eval_step(workspace, variant))
+    steps += [_rat_step(workspace, variant) for variant in recommenders]
+    steps += [_eval_step(workspace, variant) for variant in recommenders]
     return [*steps, _report_step(workspace, settings, steps)]
 
 

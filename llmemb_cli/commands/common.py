@@ -52,9 +52,7 @@ def command(function: Callable[..., None]) -> typer.Typer:
     parameters = [p for name, p in signature.parameters.items() if name != "output"]
     for name, spec in _OUTPUT.items():
         parameters.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, spec]
-            )
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, spec])
         )
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

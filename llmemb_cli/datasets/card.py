@@ -16,7 +16,7 @@ from llmemb_cli.datasets.raw import RawData
 from llmemb_cli.datasets.readers.tabular import Reject
 from llmemb_cli.workspace.store import sha256_file
 
-BINS = ((0, 0, "0"), (1, 4, "1-4"), (5, 9, "5-9"), (10, 19, "10-19"), (20, 39, "20-39"), (40, None, "40+"))
+BINS = ((0, 0, "0"), (1, 4, "1-4"), (5, 9, "5-9"), (10, 19, "10-19"), (20, 39, "20-39"), (40, np.inf, "40+"))
 
 
 def describe_data(
