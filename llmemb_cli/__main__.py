@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 
 
 def main() -> None:
@@ -13,6 +15,11 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Bars and chatter of libraries would break our own; LLMEMB_VERBOSE=1 lets them through.
+    if not os.environ.get("LLMEMB_VERBOSE"):
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        warnings.simplefilter("ignore")
+        logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     from llmemb_cli.app import app
 
     try:

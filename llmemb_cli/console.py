@@ -212,9 +212,7 @@ class _LiveTask(Task):
         self.done += n
         self.figures |= figures
         if self.progress is not None and self.bar is not None:
-            self.progress.update(
-                self.bar, completed=self.done, count=self._count(), figures=_figures(self.figures)
-            )
+            self.progress.update(self.bar, completed=self.done, count=self._count(), figures=_figures(self.figures))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -22,7 +22,13 @@ def _settings(section: Any) -> dict[str, Any]:
 
 def data_stage(workspace: Workspace, settings: Settings) -> Stage:
     """`data/`: items, interactions, data card."""
-    return Stage("data", workspace.data, 1, _settings(settings.data), settings.seed)
+    data = settings.data
+    files = {
+        role: workspace.root / getattr(data, role)
+        for role in ("source", "interactions", "items")
+        if getattr(data, role)
+    }
+    return Stage("data", workspace.data, 1, _settings(data), settings.seed, files=files)
 
 
 def prompt_stage(workspace: Workspace, settings: Settings) -> Stage:
@@ -33,7 +39,12 @@ def prompt_stage(workspace: Workspace, settings: Settings) -> Stage:
 def scft_stage(workspace: Workspace, settings: Settings, run: str = "default") -> Stage:
     """`scft/<run>/`: the LoRA adapter."""
     return Stage(
-        "scft", workspace.scft(run), 1, _settings(settings.scft), settings.seed, {"prompts": workspace.prompts}
+        "scft",
+        workspace.scft(run),
+        1,
+        _settings(settings.scft),
+        settings.seed,
+        {"prompts": workspace.prompts},
     )
 
 
@@ -45,6 +56,19 @@ def embed_stage(workspace: Workspace, settings: Settings, *, tuned: bool = True,
     inputs = {"prompts": workspace.prompts} | ({"scft": workspace.scft(run)} if tuned else {})
     name = "base" if not tuned else "scft" if run == "default" else f"scft-{run}"
     return Stage("embed", workspace.embeddings(name), 1, chosen, settings.seed, inputs)
+
+
+# Settings of `[rat]` that only matter to methods with LLM embeddings, and only to one backbone.
+_LLM_ONLY = {"alpha", "gamma", "align_loss", "d_m", "align_to", "without"}
+
+
+def _rat_settings(settings: Settings) -> dict[str, Any]:
+    """The settings of `[rat]` that a run depends on."""
+    rat = settings.rat
+    unused = set() if rat.method != "none" else set(_LLM_ONLY)
+    if rat.backbone != "bert4rec":
+        unused.add("mask_ratio")
+    return {key: value for key, value in _settings(rat).items() if key not in unused}
 
 
 def run_name(settings: Settings, in_file: Settings | None = None) -> str:
@@ -59,7 +83,7 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
         filed = in_file.rat.model_dump(mode="json")
         changed = {
             key: value
-            for key, value in _settings(rat).items()
+            for key, value in _rat_settings(settings).items()
             if key not in ("backbone", "method", "without") and value != filed[key]
         }
         if changed:
@@ -74,15 +98,27 @@ def align_settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"rat": rat})
 
 
+def embeddings_needed(settings: Settings) -> set[str]:
+    """Which LLM embeddings a run reads: `scft` (tuned), `base` (untouched LLM) or none."""
+    if settings.rat.method == "none":
+        return set()
+    return {"base"} if "scft" in settings.rat.without else {"scft"}
+
+
+def aligned(settings: Settings) -> bool:
+    """Whether a run is trained with the alignment loss, and so needs a collaborative run."""
+    rat = settings.rat
+    return rat.method == "llmemb" and not {"align", "adapter"} & set(rat.without) and rat.alpha > 0
+
+
 def rat_stage(workspace: Workspace, settings: Settings, name: str, align_run: str | None = None) -> Stage:
     """`runs/<name>/`: the trained recommender and its item embeddings."""
     inputs = {"data": workspace.data}
-    if settings.rat.method == "llmemb":
-        tuned = "scft" not in settings.rat.without
-        inputs["embeddings"] = workspace.embeddings("scft" if tuned else "base")
-        if align_run is not None:
-            inputs["align"] = workspace.run(align_run)
-    return Stage("rat", workspace.run(name), 1, _settings(settings.rat), settings.seed, inputs)
+    for kind in embeddings_needed(settings):
+        inputs["embeddings"] = workspace.embeddings(kind)
+    if align_run is not None and aligned(settings):
+        inputs["align"] = workspace.run(align_run)
+    return Stage("rat", workspace.run(name), 1, _rat_settings(settings), settings.seed, inputs)
 
 
 def protocol_name(settings: Settings) -> str:
@@ -97,7 +133,11 @@ def candidates_stage(workspace: Workspace, settings: Settings) -> Stage:
     """`candidates/<protocol>/`: the sampled items of every test user, shared by all runs."""
     chosen = {key: getattr(settings.eval, key) for key in ("negatives", "candidates", "candidate_seed")}
     return Stage(
-        "candidates", workspace.candidates(protocol_name(settings)), 1, chosen, inputs={"data": workspace.data}
+        "candidates",
+        workspace.candidates(protocol_name(settings)),
+        1,
+        chosen,
+        inputs={"data": workspace.data},
     )
 
 
@@ -109,3 +149,15 @@ def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
     if settings.eval.protocol == "sampled":
         inputs["candidates"] = workspace.candidates(protocol_name(settings))
     return Stage("eval", workspace.evaluation(run, protocol_name(settings)), 1, chosen, inputs=inputs)
+
+
+def report_stage(workspace: Workspace, settings: Settings) -> Stage:
+    """`reports/`: the HTML page, from whatever stages there are."""
+    found = sorted(path.parent for path in workspace.root.rglob("manifest.json"))
+    inputs = {
+        path.relative_to(workspace.root).as_posix(): path
+        for path in found
+        if path != workspace.reports
+        and not any(part.startswith(".") for part in path.relative_to(workspace.root).parts)
+    }
+    return Stage("report", workspace.reports, 1, {}, settings.seed, inputs)

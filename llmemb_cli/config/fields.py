@@ -12,9 +12,7 @@ def setting(default: Any, help: str, *, unit: str = "", source: str = "", **chec
     """A field with its default, description, unit and source (paper or code it comes from)."""
     extra: JsonDict = {"unit": unit, "source": source}
     if isinstance(default, (list, dict)):
-        return Field(
-            default_factory=lambda: default.copy(), description=help, json_schema_extra=extra, **checks
-        )
+        return Field(default_factory=lambda: default.copy(), description=help, json_schema_extra=extra, **checks)
     return Field(default, description=help, json_schema_extra=extra, **checks)
 
 

@@ -100,9 +100,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
-            raise WrongUseError(
-                f"--set {assignment}: expected KEY=VALUE", hint="for example --set rat.alpha=0.05"
-            )
+            raise WrongUseError(f"--set {assignment}: expected KEY=VALUE", hint="for example --set rat.alpha=0.05")
         try:
             result[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
@@ -141,9 +139,7 @@ def _check(values: dict[str, Any], *, source: str, text: str) -> Settings:
             raise WrongUseError(
                 f"unknown setting {key}", where=where, hint=f"did you mean {close}?" if close else None
             ) from None
-        raise WrongUseError(
-            f"setting {key}: {first['msg'].lower()}, got {first['input']!r}", where=where
-        ) from None
+        raise WrongUseError(f"setting {key}: {first['msg'].lower()}, got {first['input']!r}", where=where) from None
 
 
 def _line_of(text: str, key: str) -> int | None:
@@ -180,10 +176,7 @@ def write_settings(path: Path, settings: Settings, *, keep: set[str] | None = No
             value = getattr(getattr(settings, name), key)
             default = getattr(getattr(defaults, name), key)
             active = value != default or f"{name}.{key}" in (keep or set())
-            if value is None:
-                line = f"# {key} = (not set)"
-            else:
-                line = f"{'' if active else '# '}{key} = {_toml(value)}"
+            line = f"# {key} = (not set)" if value is None else f"{'' if active else '# '}{key} = {_toml(value)}"
             lines += [f"# {describe(section, key)}", line]
     write_text(path, "\n".join(lines) + "\n")
 

@@ -123,9 +123,7 @@ def stage_state(stage: Stage) -> StageState:
         return StageState("missing", "never made")
     if manifest.get("schema") != SCHEMA_VERSION:
         return StageState("stale", "made by an incompatible version of llmemb")
-    return _difference(stage, manifest["made_from"], wanted(stage)) or StageState(
-        "up-to-date", "nothing changed"
-    )
+    return _difference(stage, manifest["made_from"], wanted(stage)) or StageState("up-to-date", "nothing changed")
 
 
 def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> StageState | None:

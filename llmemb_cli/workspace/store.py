@@ -86,9 +86,7 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
         frame.write_parquet(part, compression="zstd", statistics=False)
 
 
-def write_tensors(
-    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors; `metadata` is kept in the file's header."""
     from safetensors.torch import save_file
 

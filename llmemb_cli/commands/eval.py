@@ -1,0 +1,92 @@
+"""`llmemb eval`: measure runs, overall and by group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
+from llmemb_cli.console import Output, table
+from llmemb_cli.workspace.lock import write_lock
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def evaluate(
+    output: Output,
+    runs: Annotated[list[str] | None, typer.Argument(help="Runs to measure; default: all.")] = None,
+    groups: Annotated[list[str] | None, option("eval.groups")] = None,
+    protocol: Annotated[str | None, option("eval.protocol")] = None,
+    k: Annotated[list[int] | None, option("eval.k", "-k")] = None,
+    negatives: Annotated[int | None, option("eval.negatives")] = None,
+    candidates: Annotated[str | None, option("eval.candidates")] = None,
+    history: Annotated[str | None, option("eval.history")] = None,
+    tail_threshold: Annotated[int | None, option("eval.tail_threshold")] = None,
+    device: Annotated[str | None, option("eval.device")] = None,
+    workspace: WorkspaceOption = None,
+    force: ForceOption = False,
+    set: SetOption = None,
+) -> None:
+    """Measure runs on the test item of every user: hit rate, NDCG, MRR, overall and by group.
+
+    Every run's ranks are kept as a table in runs/RUN/eval/PROTOCOL/ranks.parquet.
+
+    Example: `llmemb eval --groups popularity --protocol sampled`
+    """
+    given = {
+        "eval.groups": groups or None,
+        "eval.protocol": protocol,
+        "eval.k": sorted({*k, 10}) if k else None,
+        "eval.negatives": negatives,
+        "eval.candidates": candidates,
+        "eval.history": history,
+        "eval.tail_threshold": tail_threshold,
+        "eval.device": device,
+    }
+    located, settings = open_workspace(output, workspace, given, set)
+    from llmemb_cli.evaluation.document import check_runs, eval_document
+
+    names = check_runs(located, runs or [])
+    from llmemb_cli.evaluation.stage import run_eval
+
+    reporter = output.reporter()
+    with write_lock(located), reporter.task("eval", len(names), "runs") as task:
+        for name in names:
+            run_eval(located, settings, name, reporter, force=force)
+            task.advance(1)
+    document = eval_document(located, settings, names)
+    output.result(document, lambda console: show_eval(console, document))
+
+
+def show_eval(console: Console, document: dict[str, Any]) -> None:
+    """One table for all users, then one for each grouping; the protocol stands in every title."""
+    first = document["runs"][0]
+    label = protocol_label(first["protocol"])
+    metrics = [name for name in first["overall"] if name != "n"]
+    rows = [[run["run"], *(_number(run["overall"][m]) for m in metrics)] for run in document["runs"]]
+    console.print(table(["run", *metrics], rows, title=f"All {first['overall']['n']:,} test users, {label}"))
+    for name in first["groups"]:
+        rows = [
+            [run["run"], group["name"], f"{group['n']:,}", *(_number(group[m]) for m in metrics)]
+            for run in document["runs"]
+            for group in run["groups"][name]
+        ]
+        title = f"By {name.replace('_', ' ')}, {label}\n{first['definitions'][name]}"
+        console.print(table(["run", "group", "users", *metrics], rows, title=title))
+
+
+def protocol_label(protocol: dict[str, Any]) -> str:
+    """The protocol in words."""
+    if protocol["kind"] == "full":
+        seen = "without" if protocol["history"] == "exclude" else "with"
+        return f"full ranking {seen} the user's own history"
+    return f"ranked among {protocol['negatives']} sampled items ({protocol['candidates']}, seed {protocol['seed']})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+app = command(evaluate)

@@ -1,0 +1,101 @@
+"""`llmemb rat`: train recommenders and their item embeddings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
+from llmemb_cli.config.settings import load_settings
+from llmemb_cli.console import Output, table
+from llmemb_cli.errors import WrongUseError
+from llmemb_cli.workspace.lock import write_lock
+
+
+def rat(
+    output: Output,
+    backbone: Annotated[str | None, option("rat.backbone")] = None,
+    method: Annotated[str | None, option("rat.method")] = None,
+    without: Annotated[list[str] | None, option("rat.without")] = None,
+    align_to: Annotated[str | None, option("rat.align_to")] = None,
+    loss: Annotated[str | None, option("rat.loss")] = None,
+    negatives: Annotated[int | None, option("rat.negatives")] = None,
+    hidden_size: Annotated[int | None, option("rat.hidden_size")] = None,
+    layers: Annotated[int | None, option("rat.layers")] = None,
+    heads: Annotated[int | None, option("rat.heads")] = None,
+    dropout: Annotated[float | None, option("rat.dropout")] = None,
+    max_length: Annotated[int | None, option("rat.max_length")] = None,
+    batch_size: Annotated[int | None, option("rat.batch_size")] = None,
+    learning_rate: Annotated[float | None, option("rat.learning_rate")] = None,
+    epochs: Annotated[int | None, option("rat.epochs")] = None,
+    patience: Annotated[int | None, option("rat.patience")] = None,
+    alpha: Annotated[float | None, option("rat.alpha")] = None,
+    gamma: Annotated[float | None, option("rat.gamma")] = None,
+    compat: Annotated[str | None, option("rat.compat")] = None,
+    device: Annotated[str | None, option("rat.device")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds to train, e.g. 42,43,44.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
+    workspace: WorkspaceOption = None,
+    force: ForceOption = False,
+    set: SetOption = None,
+) -> None:
+    """Train a recommender. `none`: its own item embeddings. `llmemb`: frozen LLM embeddings through an adapter.
+
+    The method llmemb first trains the collaborative model it aligns to, if it is not there. Interrupted, it goes
+    on when run again.
+
+    Example: `llmemb rat --backbone gru4rec --method llmemb`
+    """
+    given = {f"rat.{key}": value for key, value in locals().items() if key in _SETTINGS}
+    located, settings = open_workspace(output, workspace, given, set)
+    in_file = load_settings(located.settings_file)
+    from llmemb_cli.srs.train import run_rat
+
+    if settings.rat.compat == "official" and settings.rat.backbone == "sasrec":
+        output.message("[yellow]compat official: positions of SASRec see their future[/yellow]")
+    chosen = _seeds(seeds) or [settings.seed]
+    if name and len(chosen) > 1:
+        raise WrongUseError("--name holds one run, --seeds makes several", hint="leave --name out")
+    runs: list[dict[str, Any]] = []
+    with write_lock(located):
+        for seed in chosen:
+            one = settings.model_copy(update={"seed": seed})
+            result = run_rat(located, one, output.reporter(), force=force, name=name, in_file=in_file)
+            run = name or _name(one, in_file)
+            runs.append(
+                {"run": run, "path": str(located.run(run)), "built": result.built} | result.manifest["summary"]
+            )
+    rows = [
+        [
+            str(run["run"]),
+            "trained" if run["built"] else "up to date",
+            f"{run['epochs']} ({run['best_epoch']})",
+            f"{run['best_validation']:.4f}",
+            f"{run['parameters']:,}",
+        ]
+        for run in runs
+    ]
+    columns = ["run", "", "epochs (best)", "validation NDCG@10", "parameters"]
+    output.result({"runs": runs}, lambda console: console.print(table(columns, rows)))
+
+
+def _name(settings: Any, in_file: Any) -> str:
+    from llmemb_cli.pipeline import run_name
+
+    return run_name(settings, in_file)
+
+
+def _seeds(text: str | None) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise WrongUseError(f"--seeds {text}: numbers separated by commas are expected") from None
+
+
+_SETTINGS = {
+    *("backbone", "method", "without", "align_to", "loss", "negatives", "hidden_size", "layers", "heads", "dropout"),
+    *("max_length", "batch_size", "learning_rate", "epochs", "patience", "alpha", "gamma", "compat", "device"),
+}
+
+app = command(rat)

@@ -1,0 +1,48 @@
+"""The contrastive losses of SCFT and of alignment: LLMEmb Eq. 4 and 7 and their variants (METHODS section 7)."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def contrastive_loss(
+    kind: str,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    temperature: torch.Tensor,
+    same: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Contrast row i of `left` with all rows of `right` and the other way round; mean of both directions.
+
+    Args:
+        kind: `infonce`: cosine similarity, the positive stands in the denominator. `paper`: Eq. 4, inner
+            products, the positive is left out of the denominator (no lower bound). `soft`: the authors' code,
+            inner products against soft targets from the similarities within each side.
+        left, right: (n, d) float, two views of the same n items.
+        temperature: scalar tensor, positive.
+        same: (n, n) bool or None; pairs that are equal although they are not the same row (duplicate prompts)
+            and so are no negatives. The diagonal is ignored.
+    """
+    if kind == "soft":
+        return _soft(left, right, temperature)
+    if kind == "infonce":
+        left, right = F.normalize(left, dim=1), F.normalize(right, dim=1)
+    logits = left @ right.T / temperature
+    diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    if same is not None:
+        logits = logits.masked_fill(same & ~diagonal, -torch.inf)
+    positive = logits.diagonal()
+    if kind == "paper":
+        logits = logits.masked_fill(diagonal, -torch.inf)
+    both = torch.logsumexp(logits, dim=1) + torch.logsumexp(logits, dim=0)
+    return (both / 2 - positive).mean()
+
+
+def _soft(left: torch.Tensor, right: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """Z = XY'/t, P = softmax((XX' + YY')/2 t), mean of the cross-entropies of Z to P and of Z' to P'."""
+    logits = left @ right.T / temperature
+    targets = torch.softmax((left @ left.T + right @ right.T) / 2 * temperature, dim=1)
+    rows = -(targets * torch.log_softmax(logits, dim=1)).sum(dim=1)
+    columns = -(targets.T * torch.log_softmax(logits.T, dim=1)).sum(dim=1)
+    return ((rows + columns) / 2).mean()

@@ -1,0 +1,106 @@
+"""The eval stage: `runs/<run>/eval/<protocol>/` with every user's rank and the metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.split import load_split
+from llmemb_cli.devices import pick_device
+from llmemb_cli.errors import BadDataError
+from llmemb_cli.evaluation.candidates import make_candidates, read_candidates, test_users
+from llmemb_cli.evaluation.groups import make_groupings
+from llmemb_cli.evaluation.rank import full_ranks, sampled_ranks
+from llmemb_cli.pipeline import eval_stage, protocol_name
+from llmemb_cli.progress import Reporter
+from llmemb_cli.ranking import hit_rate, ndcg, reciprocal_rank
+from llmemb_cli.srs.recommender import load_recommender
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import StageResult, require_stage, run_stage
+from llmemb_cli.workspace.store import write_json, write_parquet
+
+
+def run_eval(
+    workspace: Workspace, settings: Settings, run: str, report: Reporter, force: bool = False
+) -> StageResult:
+    """Rank the test item of every user with a run, and write metrics overall and by group.
+
+    Raises:
+        WrongUseError: there is no such run.
+        BadDataError: the run was trained on other data, or nobody has a test item.
+    """
+    require_stage(workspace.run(run), made_by="llmemb rat")
+    if settings.eval.protocol == "sampled":
+        make_candidates(workspace, settings, report)
+
+    def build(work: Path) -> dict[str, Any]:
+        return _measure(workspace, settings, run, work)
+
+    return run_stage(eval_stage(workspace, settings, run), build, force=force, report=report)
+
+
+def _measure(workspace: Workspace, settings: Settings, run: str, work: Path) -> dict[str, Any]:
+    chosen = settings.eval
+    data = load_split(workspace.data)
+    device = pick_device(chosen.device)
+    model = load_recommender(workspace.run(run), data, device)
+    users = test_users(data)
+    if not len(users):
+        raise BadDataError("no user has a test item", where=str(workspace.data), hint="see `llmemb data`")
+    if chosen.protocol == "full":
+        exclude = chosen.history == "exclude"
+        ranks = full_ranks(model, data, users, exclude_history=exclude, batch_users=chosen.batch_users, device=device)
+    else:
+        candidates = read_candidates(workspace.candidates(protocol_name(settings)))
+        ranks = sampled_ranks(model, data, users, candidates, batch_users=chosen.batch_users, device=device)
+    groupings = make_groupings(data, users, settings.data.tail_share, chosen.tail_threshold)
+    ids = data.item_ids.to_numpy()
+    columns = {
+        "user_id": data.user_ids.gather(users),
+        "item_id": ids[data.test[users] - 1],
+        "rank": ranks,
+        "train_count": data.train_counts[data.test[users]],
+        "history": data.test_history().lengths()[users],
+    } | {name: [grouping.names[label] for label in grouping.labels] for name, grouping in groupings.items()}
+    write_parquet(work / "ranks.parquet", pl.DataFrame(columns))
+    metrics = {
+        "protocol": protocol_document(settings),
+        "overall": figures(ranks, chosen.k),
+        "groups": {
+            name: [
+                {"name": group} | figures(ranks[grouping.labels == place], chosen.k)
+                for place, group in enumerate(grouping.names)
+            ]
+            for name, grouping in groupings.items()
+        },
+        "definitions": {name: grouping.definition for name, grouping in groupings.items()},
+    }
+    write_json(work / "metrics.json", metrics)
+    return metrics
+
+
+def protocol_document(settings: Settings) -> dict[str, Any]:
+    """How ranks were made, as it stands beside every figure."""
+    chosen = settings.eval
+    if chosen.protocol == "full":
+        return {"kind": "full", "negatives": None, "seed": None, "history": chosen.history}
+    return {
+        "kind": "sampled",
+        "negatives": chosen.negatives,
+        "seed": chosen.candidate_seed,
+        "candidates": chosen.candidates,
+    }
+
+
+def figures(ranks: np.ndarray, ks: list[int]) -> dict[str, Any]:
+    """Size and mean metrics of a group; metrics are null where nobody is in it."""
+    result: dict[str, Any] = {"n": len(ranks)}
+    for k in ks:
+        result[f"HR@{k}"] = float(hit_rate(ranks, k).mean()) if len(ranks) else None
+        result[f"NDCG@{k}"] = float(ndcg(ranks, k).mean()) if len(ranks) else None
+    result["MRR"] = float(reciprocal_rank(ranks).mean()) if len(ranks) else None
+    return result

@@ -1,0 +1,65 @@
+"""The prompt stage: `prompts/prompts.parquet`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.errors import BadDataError
+from llmemb_cli.pipeline import prompt_stage
+from llmemb_cli.progress import Reporter
+from llmemb_cli.prompts.template import item_parts, render
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import StageResult, require_stage, run_stage
+from llmemb_cli.workspace.store import write_parquet
+
+
+def make_prompts(workspace: Workspace, settings: Settings, report: Reporter, force: bool = False) -> StageResult:
+    """Make the text of every item from its attributes and `[prompt]`.
+
+    Raises:
+        WrongUseError: there is no data, or `[prompt]` names an attribute that items lack.
+        BadDataError: an item has none of the attributes.
+    """
+    card = require_stage(workspace.data, made_by="llmemb init")["summary"]
+
+    def build(work: Path) -> dict[str, Any]:
+        items = pl.read_parquet(workspace.data / "items.parquet")
+        chosen = settings.prompt
+        instruction = chosen.instruction or card["instruction"]
+        parts = item_parts(items, card["attributes"], chosen)
+        empty = [row for row, texts in enumerate(parts) if not texts]
+        if empty:
+            raise BadDataError(
+                f"{len(empty)} of {len(items)} items have no text, for example {items['item_id'][empty[0]]}",
+                where=str(workspace.data / "items.parquet"),
+                hint="give items attributes (`llmemb init custom --items FILE`) or choose others in [prompt]",
+            )
+        prompts = [render(instruction, texts, chosen.separator) for texts in parts]
+        frame = pl.DataFrame(
+            {"item_id": items["item_id"], "parts": parts, "prompt": prompts},
+            schema={"item_id": pl.String, "parts": pl.List(pl.String), "prompt": pl.String},
+        )
+        write_parquet(work / "prompts.parquet", frame)
+        duplicates = len(frame) - frame["prompt"].n_unique()
+        if duplicates:
+            report.note(f"{duplicates} items share their prompt with another; they are no negatives of each other")
+        return {
+            "items": len(frame),
+            "instruction": instruction,
+            "separator": chosen.separator,
+            "duplicates": duplicates,
+            "mean_chars": sum(map(len, prompts)) / len(prompts),
+            "mean_attributes": sum(map(len, parts)) / len(parts),
+        }
+
+    return run_stage(prompt_stage(workspace, settings), build, force=force, report=report)
+
+
+def read_prompts(workspace: Workspace) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The prompts (`item_id`, `parts`, `prompt`) and the stage's summary (instruction, separator, counts)."""
+    summary = require_stage(workspace.prompts, made_by="llmemb prompt")["summary"]
+    return pl.read_parquet(workspace.prompts / "prompts.parquet"), summary

@@ -1,0 +1,54 @@
+"""An item as text: instruction, then "name is value" for every attribute it has (LLMEmb Eq. 1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmemb_cli.errors import WrongUseError, near_match
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from llmemb_cli.config.prompt import PromptSettings
+
+
+def item_parts(items: pl.DataFrame, attributes: list[str], settings: PromptSettings) -> list[list[str]]:
+    """The attribute texts of every item, in prompt order; missing attributes are left out.
+
+    Raises:
+        WrongUseError: an attribute or pattern that is not there.
+    """
+    chosen = settings.attributes or attributes
+    for name in chosen:
+        if name not in items.columns:
+            close = near_match(name, items.columns)
+            raise WrongUseError(
+                f"prompt.attributes: items have no {name}", hint=f"did you mean {close}?" if close else None
+            )
+    names = [settings.rename.get(name, name) for name in chosen]
+    try:
+        settings.pattern.format(name="", value="")
+    except (KeyError, IndexError, ValueError):
+        raise WrongUseError("prompt.pattern must use {name} and {value} only", where=settings.pattern) from None
+    return [
+        [
+            settings.pattern.format(name=name, value=shorten(value, settings.max_chars))
+            for name, value in zip(names, row, strict=True)
+            if value
+        ]
+        for row in items.select(chosen).iter_rows()
+    ]
+
+
+def shorten(value: str, limit: int) -> str:
+    """`value` on one line, cut at the last whole word within `limit` characters."""
+    value = " ".join(value.split())
+    if len(value) <= limit:
+        return value
+    head, blank, _ = value[: limit + 1].rpartition(" ")
+    return head if blank else value[:limit]
+
+
+def render(instruction: str, parts: list[str], separator: str) -> str:
+    """The prompt: the instruction on its own line, then the attributes."""
+    return f"{instruction}\n{separator.join(parts)}" if instruction else separator.join(parts)

@@ -1,0 +1,37 @@
+"""From scores to ranks to metrics. One target a user; ties always count against the target."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def rank_of_target(target: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """1-based rank of each target among its competitors.
+
+    Args:
+        target: (batch,) float, score of the target.
+        others: (batch, n) float, scores of the competitors, the target not among them; -inf: not a competitor.
+
+    Returns:
+        (batch,) int64: 1 + the number of competitors that score at least as high. A NaN score of a target
+        ranks it last.
+    """
+    beaten = others < target[:, None]
+    competing = others != -torch.inf
+    return 1 + (competing & ~beaten).sum(dim=1)
+
+
+def hit_rate(ranks: np.ndarray, k: int) -> np.ndarray:
+    """(n,) float64: 1 where the rank is at most `k`. With one target, recall at k is the same."""
+    return (ranks <= k).astype(np.float64)
+
+
+def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
+    """(n,) float64: 1 / log2(rank + 1) where the rank is at most `k`, else 0."""
+    return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
+
+
+def reciprocal_rank(ranks: np.ndarray) -> np.ndarray:
+    """(n,) float64: 1 / rank."""
+    return 1.0 / ranks.astype(np.float64)

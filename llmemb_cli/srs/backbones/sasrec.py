@@ -1,0 +1,94 @@
+"""SASRec (Kang and McAuley, ICDM 2018): self-attention that looks only back."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class SASRec(nn.Module):
+    """Item embeddings in, a state for every position out.
+
+    Position t reads items up to t and predicts item t + 1. The newest item always has the last position.
+    With `causal=False` positions see their future, as in the LLMEmb authors' code.
+    """
+
+    def __init__(
+        self, hidden_size: int, max_length: int, layers: int, heads: int, dropout: float, *, causal: bool = True
+    ) -> None:
+        super().__init__()
+        self.max_length, self.causal, self.scale = max_length, causal, math.sqrt(hidden_size)
+        self.positions = nn.Parameter(torch.randn(max_length, hidden_size) * 0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(hidden_size, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, embedded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """States of all positions.
+
+        Args:
+            embedded: (batch, length, d) float item embeddings, padding on the left.
+            real: (batch, length) bool, False at padding.
+
+        Returns:
+            (batch, length, d) float; zero at padding.
+        """
+        length = embedded.shape[1]
+        mask = real[:, :, None]
+        x = self.dropout(embedded * self.scale + self.positions[self.max_length - length :]) * mask
+        allowed = attention_mask(real, self.causal)
+        for block in self.blocks:
+            x = block(x, allowed) * mask
+        return self.norm(x) * mask
+
+
+def attention_mask(real: torch.Tensor, causal: bool) -> torch.Tensor:
+    """(batch, 1, length, length) bool, True where a query may look: real keys, not later ones if causal.
+
+    Every query may look at itself, so that a row of padding alone is not a softmax over nothing.
+    """
+    length = real.shape[1]
+    itself = torch.eye(length, dtype=torch.bool, device=real.device)
+    allowed = real[:, None, :] | itself
+    if causal:
+        allowed = allowed & torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+    return allowed[:, None]
+
+
+class Block(nn.Module):
+    """One SASRec block: the residual goes to the normalised query, keys and values are not normalised."""
+
+    def __init__(self, hidden_size: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.attention_dropout = heads, dropout
+        self.query_norm, self.feed_norm = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
+        self.query, self.key, self.value = (nn.Linear(hidden_size, hidden_size) for _ in range(3))
+        self.up, self.down = nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """x (batch, length, d), allowed (batch, 1, length, length) -> (batch, length, d)."""
+        normed = self.query_norm(x)
+        attended = attend(self.query(normed), self.key(x), self.value(x), allowed, self.heads, self._dropout_now())
+        fed = self.feed_norm(normed + attended)
+        return fed + self.dropout(self.down(self.dropout(F.relu(self.up(fed)))))
+
+    def _dropout_now(self) -> float:
+        return self.attention_dropout if self.training else 0.0
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    allowed: torch.Tensor,
+    heads: int,
+    dropout: float,
+) -> torch.Tensor:
+    """Multi-head scaled dot-product attention over (batch, length, d)."""
+    q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(2)

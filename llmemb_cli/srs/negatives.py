@@ -1,0 +1,46 @@
+"""Negative items, drawn in bulk."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from llmemb_cli.datasets.split import Ragged
+
+
+class NegativeSampler:
+    """Uniform negatives that the user has not had in training.
+
+    A draw that hits one of the user's own items is drawn again; (user, item) pairs are looked up in one sorted array.
+    """
+
+    def __init__(self, train: Ragged, n_items: int) -> None:
+        users = np.repeat(np.arange(len(train), dtype=np.int64), train.lengths())
+        self._pairs = np.unique(users * (n_items + 1) + train.values)
+        self._own = np.bincount(self._pairs // (n_items + 1), minlength=len(train))
+        self.n_items = n_items
+
+    def draw(self, users: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> torch.Tensor:
+        """Negatives for each user.
+
+        Args:
+            users: (batch,) int, row numbers of `train`.
+            shape: shape of the draw per user, for example (length, negatives).
+            rng: the stream to draw from.
+
+        Returns:
+            (batch, *shape) int64, items 1..n_items. A user who has had every item gets any item.
+        """
+        drawn = rng.integers(1, self.n_items + 1, size=(len(users), *shape))
+        owner = np.broadcast_to(users.reshape(-1, *[1] * len(shape)), drawn.shape)
+        redraw = self._is_own(owner, drawn) & (self._own[owner] < self.n_items)
+        while redraw.any():
+            drawn[redraw] = rng.integers(1, self.n_items + 1, size=int(redraw.sum()))
+            again = self._is_own(owner[redraw], drawn[redraw])
+            redraw[redraw] = again
+        return torch.from_numpy(drawn)
+
+    def _is_own(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        keys = users * (self.n_items + 1) + items
+        place = np.minimum(np.searchsorted(self._pairs, keys), len(self._pairs) - 1)
+        return self._pairs[place] == keys
