@@ -39,7 +39,7 @@ def make_groupings(
     definition = (
         f"tail: target with fewer than {threshold} training interactions"
         if threshold is not None
-        else f"tail: target among the least popular {tail_share:.0%} of items (at most {largest} training interactions)"
+        else f"tail: target among the least popular {tail_share:.0%} of items (at most {largest} in training)"
     )
     lengths = data.test_history().lengths()[users]
     middle = int(np.median(lengths)) if len(lengths) else 0
