@@ -42,7 +42,7 @@ def _svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def bars(groups: Sequence[str], series: dict[str, Sequence[float | None]], label: str) -> str:
+def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], label: str) -> str:
     """Grouped bars: one cluster a group, one colour a series."""
     figure, axes = _figure(7, 3)
     axis = axes[0][0]
