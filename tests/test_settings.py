@@ -79,9 +79,7 @@ def test_flags_win_over_the_file_for_one_call(tmp_path: Path) -> None:
     assert load_settings(path).rat.alpha == 0.5
 
 
-@pytest.mark.parametrize(
-    ("bad", "hint"), [("rat.alhpa=1", "did you mean rat.alpha?"), ("rat.alpha", "for example")]
-)
+@pytest.mark.parametrize(("bad", "hint"), [("rat.alhpa=1", "did you mean rat.alpha?"), ("rat.alpha", "for example")])
 def test_wrong_assignment_is_refused(tmp_path: Path, bad: str, hint: str) -> None:
     (tmp_path / "llmemb.toml").write_text("")
     with pytest.raises(WrongUseError) as caught:

@@ -32,8 +32,8 @@ from llmemb_cli.workspace.stage import StageResult, keep_seconds, run_stage
 from llmemb_cli.workspace.store import append_jsonl, write_json
 
 LOG = "log.jsonl"
-# What passes the model at once unless told: enough to fill the processor, little enough for a laptop's memory.
-AUTO_MICRO_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 8192}
+# What passes the model at once unless told: enough to fill the processor, little enough for 4 GB of memory.
+AUTO_MICRO_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 
 
 def run_scft(

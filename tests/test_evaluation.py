@@ -1,0 +1,170 @@
+"""Evaluation: ranks equal brute force, groups add up, candidates are fixed, nothing favours the target."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from llmemb_cli.datasets.split import load_split
+from llmemb_cli.errors import BadDataError
+from llmemb_cli.evaluation.candidates import draw_candidates, test_users
+from llmemb_cli.evaluation.document import eval_document
+from llmemb_cli.evaluation.groups import make_groupings
+from llmemb_cli.evaluation.rank import full_ranks, sampled_ranks
+from llmemb_cli.evaluation.stage import figures, run_eval
+from llmemb_cli.pipeline import run_name
+from llmemb_cli.progress import Reporter
+from llmemb_cli.srs.train import run_rat
+from tests.make_workspace import make_workspace
+
+test_users.__test__ = False  # type: ignore[attr-defined]  # a function of ours, not a test
+
+
+class Fixed:
+    """A recommender with given vectors: users are what they had last."""
+
+    def __init__(self, table: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self.item_table, self.item_bias, self.max_length = table, bias, 5
+
+    def encode(self, sequences: torch.Tensor) -> torch.Tensor:
+        return self.item_table[sequences[:, -1]]
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_full_ranking_equals_brute_force(tmp_path: Path, exclude: bool) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws")
+    data = load_split(workspace.data)
+    users = test_users(data)
+    rng = torch.Generator().manual_seed(0)
+    # Coarse scores make ties common.
+    model = Fixed(
+        torch.randn(data.n_items + 1, 3, generator=rng).round(), torch.randn(data.n_items + 1, generator=rng).round()
+    )
+    got = full_ranks(model, data, users, exclude_history=exclude, batch_users=7)
+    history = data.test_history()
+    for place, user in enumerate(users):
+        scores = (model.item_table @ model.item_table[history.row(user)[-1]] + model.item_bias).tolist()
+        others = set(range(1, data.n_items + 1)) - {int(data.test[user])}
+        if exclude:
+            others -= set(history.row(user).tolist())
+        assert got[place] == 1 + sum(scores[i] >= scores[data.test[user]] for i in others)
+
+
+def test_sampled_ranking_equals_brute_force_and_candidates_are_strangers(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws")
+    data = load_split(workspace.data)
+    users = test_users(data)
+    for how in ("uniform", "popularity"):
+        drawn = draw_candidates(data, 10, how, 42)
+        assert (drawn == draw_candidates(data, 10, how, 42)).all()
+        assert not (drawn == draw_candidates(data, 10, how, 43)).all()
+        history = data.test_history()
+        for row, user in zip(drawn.tolist(), users, strict=True):
+            assert len(set(row)) == 10 and 0 not in row
+            assert not set(row) & {*history.row(user).tolist(), int(data.test[user])}
+    model = Fixed(torch.randn(data.n_items + 1, 3).round())
+    got = sampled_ranks(model, data, users, drawn, batch_users=9)
+    for place, user in enumerate(users):
+        scores = (model.item_table @ model.item_table[history.row(user)[-1]]).tolist()
+        assert got[place] == 1 + sum(scores[i] >= scores[data.test[user]] for i in drawn[place])
+    with pytest.raises(BadDataError, match="items left to rank among"):
+        draw_candidates(data, 29, "uniform", 1)
+
+
+def test_popular_items_are_drawn_in_proportion(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", users=2000)
+    data = load_split(workspace.data)
+    drawn = draw_candidates(data, 1, "popularity", 1)[:, 0]
+    counts = data.train_counts / data.train_counts.sum()
+    history = data.test_history()
+    expected = np.zeros(data.n_items + 1)
+    for user in test_users(data):
+        free = counts.copy()
+        free[history.row(user)] = 0
+        free[data.test[user]] = 0
+        expected += free / free.sum()
+    seen = np.bincount(drawn, minlength=data.n_items + 1)
+    assert (np.abs(seen - expected) < 5 * np.sqrt(expected + 1)).all()
+
+
+def test_constant_scores_never_hit_and_random_ones_hit_by_chance(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", users=1500, items=140, length=4)
+    data = load_split(workspace.data)
+    users = test_users(data)
+    drawn = draw_candidates(data, 100, "uniform", 42)
+    constant = Fixed(torch.zeros(data.n_items + 1, 2))
+    assert (sampled_ranks(constant, data, users, drawn) == 101).all()
+    history = data.test_history()
+    own = np.array([len({*history.row(u).tolist(), int(data.test[u])}) for u in users])
+    assert (full_ranks(constant, data, users) == 1 + data.n_items - own).all()
+
+    class Random(Fixed):
+        def encode(self, sequences: torch.Tensor) -> torch.Tensor:
+            return torch.randn(len(sequences), 16, generator=generator)
+
+    generator = torch.Generator().manual_seed(7)
+    model = Random(torch.randn(data.n_items + 1, 16, generator=generator))
+    hits = int((sampled_ranks(model, data, users, drawn) <= 10).sum())
+    low, high = binom.interval(0.9999, len(users), 10 / 101)
+    assert low <= hits <= high
+
+
+@given(ranks=st.lists(st.integers(1, 60), min_size=1, max_size=50), seed=st.integers(0, 9))
+def test_groups_weighted_by_size_give_the_overall_figure(ranks: list[int], seed: int) -> None:
+    values = np.array(ranks)
+    labels = np.random.default_rng(seed).integers(0, 3, len(values))
+    whole, parts = figures(values, [5, 10]), [figures(values[labels == g], [5, 10]) for g in range(3)]
+    assert sum(part["n"] for part in parts) == whole["n"]
+    for metric in ("HR@5", "HR@10", "NDCG@10", "MRR"):
+        weighted = sum(part["n"] * (part[metric] or 0.0) for part in parts) / whole["n"]
+        assert weighted == pytest.approx(whole[metric])
+    assert whole["NDCG@10"] == pytest.approx(sum(1 / math.log2(r + 1) for r in ranks if r <= 10) / len(ranks))
+
+
+def test_groups_are_partitions_by_their_definition(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws")
+    data = load_split(workspace.data)
+    users = test_users(data)
+    groups = make_groupings(data, users, 0.8, None)
+    counts = data.train_counts[data.test[users]]
+    bins = groups["popularity_bins"]
+    for count, label in zip(counts, bins.labels, strict=True):
+        low, _, high = bins.names[label].partition("-")
+        assert (count >= 40) if low == "40+" else int(low) <= count <= int(high or low)
+    threshold = make_groupings(data, users, 0.8, 25)["popularity"]
+    assert ((threshold.labels == 0) == (counts < 25)).all() and "25" in threshold.definition
+    lengths = data.test_history().lengths()[users]
+    assert ((groups["length"].labels == 1) == (lengths > np.median(lengths))).all()
+
+
+def test_document_follows_the_contract_and_two_evals_are_identical(tmp_path: Path) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", rat__hidden_size=8, rat__epochs=1, rat__method="none")
+    run_rat(workspace, settings, Reporter())
+    name = run_name(settings)
+    chosen = settings.model_copy(
+        update={"eval": settings.eval.model_copy(update={"protocol": "sampled", "negatives": 10})}
+    )
+    folder = workspace.evaluation(name, "sampled-10-uniform-42")
+    run_eval(workspace, chosen, name, Reporter())
+    first = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"}
+    run_eval(workspace, chosen, name, Reporter(), force=True)
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"} == first
+    document = json.loads(json.dumps(eval_document(workspace, chosen)))
+    (run,) = document["runs"]
+    assert {"run", "method", "backbone", "seed", "protocol", "overall", "groups"} <= set(run)
+    assert (
+        run["protocol"]["kind"] == "sampled" and run["protocol"]["negatives"] == 10 and run["protocol"]["seed"] == 42
+    )
+    assert {"n", "HR@10", "NDCG@10", "MRR"} <= set(run["overall"])
+    tail, head = run["groups"]["popularity"]
+    assert (tail["name"], head["name"]) == ("tail", "head") and tail["n"] + head["n"] == run["overall"]["n"]
+    with pytest.raises(BadDataError, match="protocol"):
+        eval_document(workspace, settings)
