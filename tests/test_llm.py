@@ -42,8 +42,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=32,
+        hidden_size=64,
+        intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
@@ -191,3 +191,61 @@ def test_pca_equals_the_singular_values_and_is_clamped() -> None:
     np.testing.assert_allclose(pca.explained_variance, singular[:9] ** 2 / 9, rtol=1e-3)
     largest = np.abs(pca.components).argmax(axis=1)
     assert (pca.components[np.arange(9), largest] > 0).all()
+
+
+def test_embedding_uses_the_model_that_the_adapter_was_trained_on(tmp_path: Path, tiny: Path) -> None:
+    workspace, settings = prepared(tmp_path / "ws", tiny, steps=1)
+    run_scft(workspace, settings, Reporter())
+    other = settings.model_copy(update={"scft": settings.scft.model_copy(update={"model": "no-such-model"})})
+    summary = run_embed(workspace, other, Reporter()).manifest["summary"]
+    assert summary["model"] == str(tiny) and summary["items"] == 30
+
+
+@pytest.mark.parametrize("flag", ["load_in_8bit", "load_in_4bit"])
+def test_quantised_models_train_a_step_and_embed_on_a_cpu(tmp_path: Path, tiny: Path, flag: str) -> None:
+    workspace, settings = prepared(tmp_path / "ws", tiny, steps=1, **{flag: True, "precision": "bf16"})
+    summary = run_scft(workspace, settings, Reporter()).manifest["summary"]
+    assert np.isfinite(summary["loss"]["last"])
+    run_embed(workspace, settings, Reporter())
+    assert np.isfinite(read_table(workspace.embeddings()).vectors).all()
+
+
+def test_a_vector_that_is_not_finite_is_named_and_nothing_is_written(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmemb_cli.errors import BadDataError
+    from llmemb_cli.llm import encode
+
+    workspace, settings = prepared(tmp_path / "ws", tiny)
+    honest = encode.embed_batch
+    monkeypatch.setattr(encode, "embed_batch", lambda *args: honest(*args) * float("nan"))
+    with pytest.raises(BadDataError, match="no finite vector for"):
+        run_embed(workspace, settings, Reporter(), tuned=False)
+    assert not workspace.embeddings("base").exists()
+
+    calls: list[int] = []
+
+    def once(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        return honest(*args) * (float("nan") if len(calls) == 1 else 1.0)
+
+    monkeypatch.setattr(encode, "embed_batch", once)
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    repaired = read_table(workspace.embeddings("base")).vectors
+    monkeypatch.setattr(encode, "embed_batch", honest)
+    run_embed(workspace, settings, Reporter(), tuned=False, force=True)
+    np.testing.assert_allclose(repaired, read_table(workspace.embeddings("base")).vectors, atol=1e-5)
+
+
+def test_a_folder_that_lacks_a_file_and_an_unknown_model_are_named(tmp_path: Path, tiny: Path) -> None:
+    import shutil
+
+    from llmemb_cli.assets.models import local_model
+    from llmemb_cli.errors import BadDataError, MissingError
+
+    broken = shutil.copytree(tiny, tmp_path / "broken")
+    (broken / "tokenizer.json").unlink()
+    with pytest.raises(BadDataError, match="lacks: tokenizer"):
+        local_model(str(broken), Reporter())
+    with pytest.raises(MissingError, match="cannot get the model nobody/nothing"):
+        local_model("nobody/nothing", Reporter())

@@ -41,7 +41,8 @@ def run_embed(
     """
     adapter = workspace.scft() if tuned else None
     if adapter is not None:
-        require_stage(adapter, made_by="llmemb scft")
+        manifest = require_stage(adapter, made_by="llmemb scft")
+        settings = as_trained(settings, manifest["made_from"]["settings"])
     stage = embed_stage(workspace, settings, tuned=tuned)
     device = pick_device(settings.embed.device)
 
@@ -74,6 +75,16 @@ def run_embed(
         }
 
     return run_stage(stage, build, force=force, report=report, device=device)
+
+
+def as_trained(settings: Settings, trained: dict[str, Any]) -> Settings:
+    """`settings` with the model and reading of prompts that the adapter was trained with.
+
+    `llmemb scft --model X` followed by a plain `llmemb embed` must not put X's adapter on another model.
+    """
+    names = ("model", "pooling", "max_tokens", "load_in_8bit", "load_in_4bit")
+    scft = settings.scft.model_copy(update={name: trained[name] for name in names})
+    return settings.model_copy(update={"scft": scft})
 
 
 def attach_adapter(loaded: LoadedModel, adapter: Path) -> None:
