@@ -173,7 +173,7 @@ def test_embeddings_are_those_of_peft_and_keep_the_item_order(tmp_path: Path, ti
             expected = model(input_ids=ids).last_hidden_state[0].mean(dim=0)
         np.testing.assert_allclose(table.vectors[row], expected.numpy(), rtol=1e-3, atol=1e-4)
     assert np.abs(table.vectors - read_table(workspace.embeddings("base")).vectors).max() > 1e-3
-    assert read_pca(workspace.embeddings("scft")).transform(table.vectors).shape == (30, 16)
+    assert read_pca(workspace.embeddings("scft")).transform(table.vectors).shape == (30, 29)
 
 
 def test_token_batches_cover_every_row_within_the_budget() -> None:
