@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -20,8 +20,10 @@ from llmemb_cli.workspace.store import write_text
 
 
 class PlanSettings(Section):
-    backbones: list[str] = setting(["sasrec"], "backbones that `llmemb run` trains")
-    methods: list[str] = setting(["none", "llmemb"], "methods that `llmemb run` trains")
+    backbones: list[Literal["sasrec", "gru4rec", "bert4rec"]] = setting(
+        ["sasrec"], "backbones that `llmemb run` trains"
+    )
+    methods: list[Literal["none", "llmemb"]] = setting(["none", "llmemb"], "methods that `llmemb run` trains")
     seeds: list[int] = setting([], "seeds that `llmemb run` trains; empty: the seed above")
 
 

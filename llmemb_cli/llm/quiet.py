@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,4 +21,3 @@ def quiet_transformers() -> Iterator[None]:
             yield
     finally:
         hf.set_verbosity(level)
-        logging.captureWarnings(False)
