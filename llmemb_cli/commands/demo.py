@@ -29,7 +29,7 @@ COMMON = {
     "rat.patience": 10,
 }
 FULL = COMMON | {"scft.steps": 45, "scft.batch_size": 32, "rat.epochs": 80}
-QUICK = COMMON | {"scft.steps": 10, "scft.batch_size": 16, "rat.epochs": 25}
+QUICK = COMMON | {"scft.steps": 8, "scft.batch_size": 16, "rat.epochs": 20}
 
 
 def demo(

@@ -89,7 +89,8 @@ def sampled_ranks(
     for places, states in _blocks(model, data.test_history(), users, batch_users, device):
         targets = data.test[users[places]].astype(np.int64)[:, None]
         items = torch.from_numpy(np.concatenate([targets, candidates[places]], axis=1).astype(np.int64)).to(device)
-        scores = torch.einsum("bd,bcd->bc", states, table[items])
+        # A product and a sum, not a matrix product: that rounds by position, and equal items would not tie.
+        scores = (states[:, None, :] * table[items]).sum(dim=2)
         if bias is not None:
             scores = scores + bias[items]
         ranks[places] = rank_of_target(scores[:, 0], scores[:, 1:]).cpu().numpy()

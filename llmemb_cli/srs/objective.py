@@ -49,7 +49,7 @@ def masked_pairs(
     Returns:
         inputs with [MASK] and targets, each (batch, length) int64; the target is 0 where nothing is masked.
     """
-    real = (sequences > 0).numpy()
+    real = (sequences > 0).cpu().numpy()
     lengths = real.sum(axis=1, keepdims=True)
     draw = np.where(real, rng.random(real.shape), 2.0)
     place = np.argsort(np.argsort(draw, axis=1), axis=1)
@@ -57,7 +57,7 @@ def masked_pairs(
     last_only = rng.random(len(real)) < LAST_ONLY
     masked[last_only] = False
     masked[last_only, -1] = True
-    chosen = torch.from_numpy(masked)
+    chosen = torch.from_numpy(masked).to(sequences.device)
     return sequences.masked_fill(chosen, mask_item), sequences * chosen
 
 
@@ -94,7 +94,7 @@ def batch_loss(
         present = torch.unique(sequences)
         adapted = table[present]
     else:
-        negatives = sampler.draw(users, (targets.shape[1], settings.negatives), rng)
+        negatives = sampler.draw(users, (targets.shape[1], settings.negatives), rng).to(sequences.device)
         every = torch.cat([inputs.clamp(max=model.n_items).flatten(), targets.flatten(), negatives.flatten()])
         present, place = torch.unique(every, return_inverse=True)
         adapted = model.embedding.rows(present)
