@@ -12,8 +12,9 @@ from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage
 from llmemb_cli.workspace.store import sha256_json
 
-# Settings that change how a result is reached, not what it is.
-_HOW = {"device", "micro_batch_size", "checkpoint_minutes", "checkpoint_steps", "batch_tokens", "shard_items"}
+# Settings that change how a result is reached, not what it is. Not embed.shard_items: finished shards of an
+# interrupted export must not be read with another size.
+_HOW = {"device", "micro_batch_size", "checkpoint_minutes", "checkpoint_steps", "batch_tokens"}
 
 
 def _settings(section: Any) -> dict[str, Any]:

@@ -249,3 +249,15 @@ def test_a_folder_that_lacks_a_file_and_an_unknown_model_are_named(tmp_path: Pat
         local_model(str(broken), Reporter())
     with pytest.raises(MissingError, match="cannot get the model nobody/nothing"):
         local_model("nobody/nothing", Reporter())
+
+
+def test_interrupted_export_with_another_shard_size_starts_afresh(tmp_path: Path, tiny: Path) -> None:
+    workspace, settings = prepared(tmp_path / "ws", tiny)
+    resized = settings.model_copy(update={"embed": settings.embed.model_copy(update={"shard_items": 1})})
+    stop = StopAt(2)
+    with pytest.raises(InterruptedRunError):
+        run_embed(workspace, resized, stop, tuned=False)
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    resumed = read_table(workspace.embeddings("base")).vectors
+    run_embed(workspace, settings, Reporter(), tuned=False, force=True)
+    np.testing.assert_array_equal(resumed, read_table(workspace.embeddings("base")).vectors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -185,13 +186,17 @@ def _mend(
     if not bad:
         return
     report.warn(f"{len(bad)} vectors are not finite in {loaded.dtype}; computing them again in float32")
-    model = loaded.model.float()
+    try:
+        # A copy: casting the model itself to float32 and back would round its rotary frequencies and LoRA weights.
+        model = copy.deepcopy(loaded.model).float()
+    except ValueError:
+        report.warn("a model in 8 or 4 bits cannot compute in float32")
+        model = loaded.model
     for place in bad:
         ids, mask = pad_tokens([tokens[place]], loaded.tokenizer.pad_token_id)
         with torch.no_grad():
             device = loaded.device
             shard[place] = embed_batch(model, ids.to(device), mask.to(device), settings.scft.pooling)[0].cpu()
-    loaded.model = model.to(loaded.dtype)
     still = [str(item_ids[int(rows[place])]) for place in bad if not torch.isfinite(shard[place]).all()]
     if still:
         raise BadDataError(
