@@ -9,7 +9,7 @@ from typing import Any
 
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import Stage
+from llmemb_cli.workspace.stage import Stage, read_manifest
 from llmemb_cli.workspace.store import sha256_json
 
 # Settings that change how a result is reached, not what it is. Not embed.shard_items: finished shards of an
@@ -136,10 +136,15 @@ def candidates_stage(workspace: Workspace, settings: Settings) -> Stage:
     return Stage(
         "candidates",
         workspace.candidates(protocol_name(settings)),
-        1,
+        2,
         chosen,
         inputs={"data": workspace.data},
     )
+
+
+def diversity_space(workspace: Workspace) -> str | None:
+    """The LLM embeddings in which the diversity of lists is measured: tuned ones, else the untouched LLM's."""
+    return next((name for name in ("scft", "base") if read_manifest(workspace.embeddings(name)) is not None), None)
 
 
 def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
@@ -149,7 +154,9 @@ def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
     inputs = {"run": workspace.run(run), "data": workspace.data}
     if settings.eval.protocol == "sampled":
         inputs["candidates"] = workspace.candidates(protocol_name(settings))
-    return Stage("eval", workspace.evaluation(run, protocol_name(settings)), 1, chosen, inputs=inputs)
+    elif space := diversity_space(workspace):
+        inputs["diversity"] = workspace.embeddings(space)
+    return Stage("eval", workspace.evaluation(run, protocol_name(settings)), 2, chosen, inputs=inputs)
 
 
 def report_stage(workspace: Workspace, settings: Settings) -> Stage:

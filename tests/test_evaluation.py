@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -15,10 +16,11 @@ from scipy.stats import binom
 
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError
+from llmemb_cli.evaluation.beyond import beyond_accuracy
 from llmemb_cli.evaluation.candidates import draw_candidates, test_users
 from llmemb_cli.evaluation.document import eval_document
 from llmemb_cli.evaluation.groups import make_groupings
-from llmemb_cli.evaluation.rank import full_ranks, sampled_ranks
+from llmemb_cli.evaluation.rank import full_ranking, sampled_ranks
 from llmemb_cli.evaluation.stage import figures, run_eval
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
@@ -48,7 +50,7 @@ def test_full_ranking_equals_brute_force(tmp_path: Path, exclude: bool) -> None:
     model = Fixed(
         torch.randn(data.n_items + 1, 3, generator=rng).round(), torch.randn(data.n_items + 1, generator=rng).round()
     )
-    got = full_ranks(model, data, users, exclude_history=exclude, batch_users=7)
+    got, top = full_ranking(model, data, users, top=4, exclude_history=exclude, batch_users=7)
     history = data.test_history()
     for place, user in enumerate(users):
         scores = (model.item_table @ model.item_table[history.row(user)[-1]] + model.item_bias).tolist()
@@ -56,6 +58,8 @@ def test_full_ranking_equals_brute_force(tmp_path: Path, exclude: bool) -> None:
         if exclude:
             others -= set(history.row(user).tolist())
         assert got[place] == 1 + sum(scores[i] >= scores[data.test[user]] for i in others)
+        best = sorted((scores[i] for i in others | {int(data.test[user])}), reverse=True)[:4]
+        assert [scores[i] for i in top[place]] == best and set(top[place]) <= others | {int(data.test[user])}
 
 
 def test_sampled_ranking_equals_brute_force_and_candidates_are_strangers(tmp_path: Path) -> None:
@@ -77,6 +81,18 @@ def test_sampled_ranking_equals_brute_force_and_candidates_are_strangers(tmp_pat
         assert got[place] == 1 + sum(scores[i] >= scores[data.test[user]] for i in drawn[place])
     with pytest.raises(BadDataError, match="items left to rank among"):
         draw_candidates(data, 29, "uniform", 1)
+
+
+def test_crowded_rows_are_filled_with_the_items_that_are_left(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws")
+    data = load_split(workspace.data)
+    history = data.test_history()
+    users = test_users(data)
+    own = [{*history.row(user).tolist(), int(data.test[user])} for user in users]
+    least = data.n_items - max(map(len, own))
+    drawn = draw_candidates(data, least, "uniform", 3)
+    for row, had in zip(drawn.tolist(), own, strict=True):
+        assert len(set(row)) == least and not set(row) & had and set(row) <= set(range(1, data.n_items + 1))
 
 
 def test_popular_items_are_drawn_in_proportion(tmp_path: Path) -> None:
@@ -106,7 +122,7 @@ def test_constant_scores_never_hit_and_random_ones_hit_by_chance(tmp_path: Path)
     constant = Fixed(torch.zeros(data.n_items + 1, 2))
     history = data.test_history()
     own = np.array([len({*history.row(u).tolist(), int(data.test[u])}) for u in users])
-    assert (full_ranks(constant, data, users) == 1 + data.n_items - own).all()
+    assert (full_ranking(constant, data, users).ranks == 1 + data.n_items - own).all()
 
     class Random(Fixed):
         def encode(self, sequences: torch.Tensor) -> torch.Tensor:
@@ -159,7 +175,13 @@ def test_document_follows_the_contract_and_two_evals_are_identical(tmp_path: Pat
     first = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"}
     run_eval(workspace, chosen, name, Reporter(), force=True)
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"} == first
+    table = pl.read_parquet(folder / "ranks.parquet")
     document = json.loads(json.dumps(eval_document(workspace, chosen)))
+    assert table["NDCG@10"].mean() == pytest.approx(document["runs"][0]["overall"]["NDCG@10"])
+    assert table["user_id"].to_list() == [f"u{n}" for n in range(150)] and set(table["popularity"]) <= {
+        "tail",
+        "head",
+    }
     (run,) = document["runs"]
     assert {"run", "method", "backbone", "seed", "protocol", "overall", "groups"} <= set(run)
     assert (
@@ -170,3 +192,38 @@ def test_document_follows_the_contract_and_two_evals_are_identical(tmp_path: Pat
     assert (tail["name"], head["name"]) == ("tail", "head") and tail["n"] + head["n"] == run["overall"]["n"]
     with pytest.raises(BadDataError, match="protocol"):
         eval_document(workspace, settings)
+
+
+def test_lists_are_described_as_slow_loops_do() -> None:
+    rng = np.random.default_rng(1)
+    counts = np.concatenate([[0], rng.integers(0, 30, 20)])
+    vectors = rng.normal(size=(20, 6))
+    top = np.stack([rng.permutation(20)[:5] + 1 for _ in range(9)])
+    top[4, 3:] = 0  # a user who has had nearly everything
+    got = beyond_accuracy(top, counts, vectors)
+    shown = [item for row in top for item in row if item]
+    assert got["coverage"] == len(set(shown)) / 20
+    assert got["popularity"] == pytest.approx(np.mean([counts[item] for item in shown]))
+    total = sum(count + 1 for count in counts[1:])
+    assert got["novelty"] == pytest.approx(np.mean([-math.log2((counts[item] + 1) / total) for item in shown]))
+    times = [shown.count(item) for item in range(1, 21)]
+    gaps = sum(abs(a - b) for a in times for b in times)
+    assert got["gini"] == pytest.approx(gaps / (2 * 20 * sum(times)))
+    lists = []
+    for row in top:
+        items = [vectors[item - 1] / np.linalg.norm(vectors[item - 1]) for item in row if item]
+        lists.append(np.mean([1 - a @ b for i, a in enumerate(items) for j, b in enumerate(items) if i != j]))
+    assert got["diversity"] == pytest.approx(np.mean(lists), abs=1e-6)
+    assert beyond_accuracy(top, counts, None)["diversity"] is None
+
+
+def test_quantile_bins_split_the_users_evenly_and_keep_equal_counts_together(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws")
+    data = load_split(workspace.data)
+    users = test_users(data)
+    bins = make_groupings(data, users, 0.8, None, "quantiles")["popularity_bins"]
+    counts = data.train_counts[data.test[users]]
+    for count, label in zip(counts, bins.labels, strict=True):
+        low, high = map(int, bins.names[label].split("-"))
+        assert low <= count <= high
+    assert len(bins.names) == 5 and np.bincount(bins.labels).max() < len(users) / 2

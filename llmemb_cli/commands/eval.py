@@ -12,6 +12,7 @@ from llmemb_cli.workspace.lock import write_lock
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 def evaluate(
@@ -23,6 +24,7 @@ def evaluate(
     negatives: Annotated[int | None, option("eval.negatives")] = None,
     candidates: Annotated[str | None, option("eval.candidates")] = None,
     history: Annotated[str | None, option("eval.history")] = None,
+    bins: Annotated[str | None, option("eval.bins")] = None,
     tail_threshold: Annotated[int | None, option("eval.tail_threshold")] = None,
     device: Annotated[str | None, option("eval.device")] = None,
     workspace: WorkspaceOption = None,
@@ -39,6 +41,7 @@ def evaluate(
         "eval.groups": groups or None,
         "eval.protocol": protocol,
         "eval.k": sorted({*k, 10}) if k else None,
+        "eval.bins": bins,
         "eval.negatives": negatives,
         "eval.candidates": candidates,
         "eval.history": history,
@@ -67,6 +70,8 @@ def show_eval(console: Console, document: dict[str, Any]) -> None:
     metrics = [name for name in first["overall"] if name != "n"]
     rows = [[run["run"], *(_number(run["overall"][m]) for m in metrics)] for run in document["runs"]]
     console.print(table(["run", *metrics], rows, title=f"All {first['overall']['n']:,} test users, {label}"))
+    if first["beyond"]:
+        console.print(beyond_table(document))
     for name in first["groups"]:
         rows = [
             [run["run"], group["name"], f"{group['n']:,}", *(_number(group[m]) for m in metrics)]
@@ -77,6 +82,18 @@ def show_eval(console: Console, document: dict[str, Any]) -> None:
         console.print(table(["run", "group", "users", *metrics], rows, title=title))
 
 
+def beyond_table(document: dict[str, Any]) -> Table:
+    """What the lists of each run are like."""
+    columns = {"coverage": ".1%", "gini": ".3f", "popularity": ".1f", "novelty": ".2f", "diversity": ".3f"}
+    rows = [
+        [run["run"], *(_number(run["beyond"][name], how) for name, how in columns.items())]
+        for run in document["runs"]
+        if run["beyond"]
+    ]
+    cut = document["runs"][0]["beyond"]["k"]
+    return table(["run", *columns], rows, title=f"The {cut} items shown to each user")
+
+
 def protocol_label(protocol: dict[str, Any]) -> str:
     """The protocol in words."""
     if protocol["kind"] == "full":
@@ -85,8 +102,8 @@ def protocol_label(protocol: dict[str, Any]) -> str:
     return f"ranked among {protocol['negatives']} sampled items ({protocol['candidates']}, seed {protocol['seed']})"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _number(value: float | None, how: str = ".4f") -> str:
+    return "-" if value is None else format(value, how)
 
 
 app = command(evaluate)

@@ -19,6 +19,8 @@ from llmemb_cli.workspace.stage import StageResult, run_stage
 from llmemb_cli.workspace.store import read_tensors, write_tensors
 
 FILE = "candidates.safetensors"
+USERS_AT_ONCE = 20_000  # part of what the seed means: each block has a random stream of its own
+ROUNDS = 3
 
 
 def make_candidates(workspace: Workspace, settings: Settings, report: Reporter) -> StageResult:
@@ -47,10 +49,14 @@ def test_users(data: SplitData) -> np.ndarray:
 def draw_candidates(data: SplitData, negatives: int, how: str, seed: int) -> np.ndarray:
     """Distinct items that the user has never had, for every test user (LLMEmb section 4.1).
 
+    Items are drawn one after the other, without replacement. Drawing with replacement and leaving out repeats and
+    the user's own items is the same thing, and needs no table of users by items; the few rows that are still short
+    after some rounds are filled exactly, from the items they have left.
+
     Args:
         data: the split.
         negatives: items per user.
-        how: `uniform`, or `popularity`: proportional to training interactions.
+        how: `uniform`, or `popularity`: proportional to training interactions, so never an item without any.
         seed: of the draw.
 
     Returns:
@@ -60,23 +66,64 @@ def draw_candidates(data: SplitData, negatives: int, how: str, seed: int) -> np.
         BadDataError: a user has not had fewer than `negatives` other items.
     """
     users = test_users(data)
-    history = data.test_history()
-    weights = np.log(np.maximum(data.train_counts[1:], 1e-9)) if how == "popularity" else np.zeros(data.n_items)
+    weights = data.train_counts[1:].astype(np.float64) if how == "popularity" else np.ones(data.n_items)
     result = np.empty((len(users), negatives), dtype=np.int32)
-    block = max(1, 20_000_000 // data.n_items)
-    for start in range(0, len(users), block):
-        part = users[start : start + block]
-        # The largest keys of Gumbel-perturbed log-weights are a weighted sample without replacement.
-        keys = weights + numpy_rng(seed, "candidates", how, start).gumbel(size=(len(part), data.n_items))
-        owner = np.repeat(np.arange(len(part)), history.lengths()[part])
-        own = np.concatenate([history.row(int(user)) for user in part]) if len(part) else np.empty(0, np.int32)
-        keys[owner, own - 1] = -np.inf
-        keys[np.arange(len(part)), data.test[part] - 1] = -np.inf
-        left = np.isfinite(keys).sum(axis=1)
-        if left.min(initial=negatives) < negatives:
-            raise BadDataError(
-                f"user {data.user_ids[int(part[int(left.argmin())])]} has only {left.min()} items left to rank among",
-                hint=f"--negatives {left.min()} or fewer, or --protocol full",
-            )
-        result[start : start + block] = np.argpartition(-keys, negatives - 1, axis=1)[:, :negatives] + 1
+    for start in range(0, len(users), USERS_AT_ONCE):
+        rng = numpy_rng(seed, "candidates", how, start)
+        block = users[start : start + USERS_AT_ONCE]
+        result[start : start + len(block)] = _draw_block(data, block, weights, negatives, rng)
     return result
+
+
+def _draw_block(
+    data: SplitData, users: np.ndarray, weights: np.ndarray, negatives: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(len(users), negatives) int32 for a block of users."""
+    width = data.n_items + 1  # a draw is the number row * width + item
+    own = _own_items(data, users, width)
+    cumulative = np.cumsum(weights)
+    cumulative /= cumulative[-1]
+    drawn = np.empty(0, dtype=np.int64)
+    short = np.arange(len(users))
+    for _ in range(ROUNDS):
+        count = (len(short), negatives + negatives // 8 + 2)
+        items = np.searchsorted(cumulative, rng.random(count), side="right") + 1
+        drawn = np.concatenate([drawn, (short[:, None] * width + items).ravel()])
+        drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
+        drawn = drawn[~np.isin(drawn, own, kind="sort")]
+        drawn = drawn[np.argsort(drawn // width, kind="stable")]
+        sizes = np.bincount(drawn // width, minlength=len(users))
+        short = np.flatnonzero(sizes < negatives)
+    place = np.arange(len(drawn)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    first = place < negatives
+    result = np.zeros((len(users), negatives), dtype=np.int32)
+    result[drawn[first] // width, place[first]] = drawn[first] % width
+    for row in short:
+        free = weights.copy()
+        free[own[own // width == row] % width - 1] = 0
+        left = int((free > 0).sum())
+        if left < negatives:
+            raise BadDataError(
+                f"user {data.user_ids[int(users[row])]} has only {left} items left to rank among",
+                hint=f"--negatives {left} or fewer, or --protocol full",
+            )
+        free[result[row, : sizes[row]] - 1] = 0
+        result[row, sizes[row] :] = _fill(free, negatives - int(sizes[row]), rng)
+    return result
+
+
+def _own_items(data: SplitData, users: np.ndarray, width: int) -> np.ndarray:
+    """Every item a user has had, the target too, as row * width + item."""
+    history = data.test_history()
+    lengths = history.lengths()[users]
+    rows = np.repeat(np.arange(len(users)), lengths)
+    places = np.arange(lengths.sum()) + np.repeat(history.offsets[users] - np.cumsum(lengths) + lengths, lengths)
+    return np.concatenate([rows * width + history.values[places], np.arange(len(users)) * width + data.test[users]])
+
+
+def _fill(free: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count,) int: distinct items drawn one after the other by the weights `free` (n_items,)."""
+    # The largest keys of Gumbel-perturbed log-weights are a weighted sample without replacement.
+    with np.errstate(divide="ignore"):
+        keys = np.log(free) + rng.gumbel(size=len(free))
+    return np.argsort(-keys, kind="stable")[:count] + 1

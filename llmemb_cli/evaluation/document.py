@@ -57,6 +57,7 @@ def eval_document(workspace: Workspace, settings: Settings, runs: list[str] | No
                 "without": trained["without"],
                 "protocol": metrics["protocol"],
                 "overall": metrics["overall"],
+                "beyond": metrics["beyond"],
                 "groups": _chosen_groups(metrics["groups"], settings.eval.groups),
                 "definitions": metrics["definitions"],
             }

@@ -29,7 +29,7 @@ class Grouping:
 
 
 def make_groupings(
-    data: SplitData, users: np.ndarray, tail_share: float, threshold: int | None
+    data: SplitData, users: np.ndarray, tail_share: float, threshold: int | None, bins: str = "counts"
 ) -> Mapping[str, Grouping]:
     """Every grouping of `llmemb eval --groups`, by its name; `popularity` also has `popularity_bins`."""
     targets = data.test[users]
@@ -45,13 +45,27 @@ def make_groupings(
     middle = int(np.median(lengths)) if len(lengths) else 0
     return {
         "popularity": Grouping(definition, ["tail", "head"], np.where(tail[targets], 0, 1)),
-        "popularity_bins": Grouping(
-            "training interactions of the target (LLMEmb Figure 5)",
-            [name for _, _, name in BINS],
-            np.searchsorted([low for low, _, _ in BINS], counts, side="right") - 1,
-        ),
+        "popularity_bins": _quantile_bins(counts) if bins == "quantiles" else _count_bins(counts),
         "length": Grouping(
             f"short: history of at most {middle} items, the median", ["short", "long"], (lengths > middle).astype(int)
         ),
         "cold": Grouping("cold: target without any training interaction", ["cold", "warm"], (counts > 0).astype(int)),
     }
+
+
+def _count_bins(counts: np.ndarray) -> Grouping:
+    return Grouping(
+        "training interactions of the target (LLMEmb Figure 5)",
+        [name for _, _, name in BINS],
+        np.searchsorted([low for low, _, _ in BINS], counts, side="right") - 1,
+    )
+
+
+def _quantile_bins(counts: np.ndarray) -> Grouping:
+    """Five bins of about equal size; equal counts stay together, so there can be fewer."""
+    uppers = [int(upper) for upper in np.unique(np.quantile(counts, [0.2, 0.4, 0.6, 0.8, 1.0], method="higher"))]
+    lowers = [0, *(upper + 1 for upper in uppers[:-1])]
+    names = [f"{low}-{high}" for low, high in zip(lowers, uppers, strict=True)]
+    return Grouping(
+        "training interactions of the target, fifths of the test users", names, np.searchsorted(uppers, counts)
+    )

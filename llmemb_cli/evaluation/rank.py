@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from llmemb_cli.datasets.split import Ragged, SplitData
 from llmemb_cli.ranking import rank_of_target
 from llmemb_cli.srs.sequences import left_padded
+
+# Scores held at once (256 MB in float32); with many items a block has fewer users than `batch_users`.
+MOST_SCORES = 64_000_000
 
 
 class Scorer(Protocol):
@@ -27,6 +31,18 @@ class Scorer(Protocol):
     def encode(self, sequences: torch.Tensor) -> torch.Tensor: ...
 
 
+class Ranking(NamedTuple):
+    """What a model does with the whole catalogue.
+
+    Attributes:
+        ranks: (users,) int64, 1-based rank of each user's test item.
+        top: (users, k) int32, the best items, best first; 0 where a user has none left.
+    """
+
+    ranks: np.ndarray
+    top: np.ndarray
+
+
 def _blocks(
     model: Scorer, history: Ragged, users: np.ndarray, batch_users: int, device: str
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -37,40 +53,57 @@ def _blocks(
         yield places, model.encode(left_padded(history, users[places], model.max_length).to(device))
 
 
+def score_all(states: torch.Tensor, table: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """(block, n_items + 1) float scores; the padding scores -inf."""
+    scores = states @ table.T if bias is None else torch.addmm(bias, states, table.T)
+    scores[:, 0] = -torch.inf
+    return scores
+
+
+def best_items(scores: torch.Tensor, k: int) -> np.ndarray:
+    """(block, k) int32: the highest-scored items, best first; 0 where fewer than k are in the running."""
+    values, items = scores.topk(min(k, scores.shape[1]), dim=1)
+    found = items.masked_fill_(values == -torch.inf, 0).cpu().numpy().astype(np.int32)
+    return np.pad(found, ((0, 0), (0, k - found.shape[1])))
+
+
 @torch.no_grad()
-def full_ranks(
+def full_ranking(
     model: Scorer,
     data: SplitData,
     users: np.ndarray,
     *,
+    top: int = 0,
     exclude_history: bool = True,
     batch_users: int = 512,
     device: str = "cpu",
-) -> np.ndarray:
-    """1-based ranks of the users' test items among all items, ties against the target.
+) -> Ranking:
+    """Rank the users' test items among all items, ties against the target, and take each user's best items.
 
     Args:
+        users: (n,) int64.
+        top: how many best items to take, the target among them.
         exclude_history: whether items the user has had (the target aside) are left out of the ranking.
-
-    Returns:
-        (len(users),) int64.
     """
     history = data.test_history()
+    lengths = history.lengths()
     table, bias = model.item_table, model.item_bias
+    block = max(1, min(batch_users, MOST_SCORES // len(table)))
     ranks = np.empty(len(users), dtype=np.int64)
-    for places, states in _blocks(model, history, users, batch_users, device):
-        scores = states @ table.T
-        if bias is not None:
-            scores = scores + bias
+    best = np.zeros((len(users), top), dtype=np.int32)
+    for places, states in _blocks(model, history, users, block, device):
+        scores = score_all(states, table, bias)
         target = torch.from_numpy(data.test[users[places]].astype(np.int64)).to(device)[:, None]
-        wanted = scores.gather(1, target)[:, 0]
+        wanted = scores.gather(1, target)
         if exclude_history:
-            longest = int(history.lengths()[users[places]].max())
-            scores.scatter_(1, left_padded(history, users[places], longest).to(device), -torch.inf)
+            seen = left_padded(history, users[places], int(lengths[users[places]].max())).to(device)
+            # A repeated target is in the history too: put its score back.
+            scores.scatter_(1, seen, -torch.inf).scatter_(1, target, wanted)
+        if top:
+            best[places] = best_items(scores, top)
         scores.scatter_(1, target, -torch.inf)
-        scores[:, 0] = -torch.inf
-        ranks[places] = rank_of_target(wanted, scores).cpu().numpy()
-    return ranks
+        ranks[places] = rank_of_target(wanted[:, 0], scores).cpu().numpy()
+    return Ranking(ranks, best)
 
 
 @torch.no_grad()
@@ -83,14 +116,15 @@ def sampled_ranks(
     batch_users: int = 512,
     device: str = "cpu",
 ) -> np.ndarray:
-    """1-based ranks of the users' test items among their candidates (len(users), negatives)."""
+    """1-based ranks of the users' test items among their candidates (len(users), negatives): (users,) int64."""
     table, bias = model.item_table, model.item_bias
+    block = max(1, min(batch_users, MOST_SCORES // (candidates.shape[1] + 1) // table.shape[1]))
     ranks = np.empty(len(users), dtype=np.int64)
-    for places, states in _blocks(model, data.test_history(), users, batch_users, device):
+    for places, states in _blocks(model, data.test_history(), users, block, device):
         targets = data.test[users[places]].astype(np.int64)[:, None]
         items = torch.from_numpy(np.concatenate([targets, candidates[places]], axis=1).astype(np.int64)).to(device)
         # A product and a sum, not a matrix product: that rounds by position, and equal items would not tie.
-        scores = (states[:, None, :] * table[items]).sum(dim=2)
+        scores = (states[:, None, :] * nn.functional.embedding(items, table)).sum(dim=2)
         if bias is not None:
             scores = scores + bias[items]
         ranks[places] = rank_of_target(scores[:, 0], scores[:, 1:]).cpu().numpy()

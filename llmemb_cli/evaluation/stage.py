@@ -9,19 +9,23 @@ import numpy as np
 import polars as pl
 
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.datasets.split import load_split
+from llmemb_cli.datasets.split import SplitData, load_split
 from llmemb_cli.devices import pick_device
+from llmemb_cli.embeddings.table import read_table, rows_for
 from llmemb_cli.errors import BadDataError
+from llmemb_cli.evaluation.beyond import beyond_accuracy
 from llmemb_cli.evaluation.candidates import make_candidates, read_candidates, test_users
 from llmemb_cli.evaluation.groups import make_groupings
-from llmemb_cli.evaluation.rank import full_ranks, sampled_ranks
-from llmemb_cli.pipeline import eval_stage, protocol_name
+from llmemb_cli.evaluation.rank import full_ranking, sampled_ranks
+from llmemb_cli.pipeline import diversity_space, eval_stage, protocol_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import hit_rate, ndcg, reciprocal_rank
 from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, require_stage, run_stage
 from llmemb_cli.workspace.store import write_json, write_parquet
+
+LIST = 10  # length of the lists that coverage, Gini, novelty and diversity look at; always among the cut-offs
 
 
 def run_eval(
@@ -51,28 +55,39 @@ def _measure(workspace: Workspace, settings: Settings, run: str, work: Path) -> 
     users = test_users(data)
     if not len(users):
         raise BadDataError("no user has a test item", where=str(workspace.data), hint="see `llmemb data`")
+    beyond: dict[str, Any] | None = None
     if chosen.protocol == "full":
         exclude = chosen.history == "exclude"
-        ranks = full_ranks(model, data, users, exclude_history=exclude, batch_users=chosen.batch_users, device=device)
+        ranks, top = full_ranking(
+            model,
+            data,
+            users,
+            top=LIST,
+            exclude_history=exclude,
+            batch_users=chosen.batch_users,
+            device=device,
+        )
+        beyond = _beyond(workspace, data, top)
     else:
         candidates = read_candidates(workspace.candidates(protocol_name(settings)))
         ranks = sampled_ranks(model, data, users, candidates, batch_users=chosen.batch_users, device=device)
-    groupings = make_groupings(data, users, settings.data.tail_share, chosen.tail_threshold)
-    ids = data.item_ids.to_numpy()
+    groupings = make_groupings(data, users, settings.data.tail_share, chosen.tail_threshold, chosen.bins)
+    ks = sorted({*chosen.k, LIST})
     columns = {
         "user_id": data.user_ids.gather(users),
-        "item_id": ids[data.test[users] - 1],
+        "item_id": data.item_ids.gather(data.test[users] - 1),
         "rank": ranks,
         "train_count": data.train_counts[data.test[users]],
         "history": data.test_history().lengths()[users],
     } | {name: [grouping.names[label] for label in grouping.labels] for name, grouping in groupings.items()}
-    write_parquet(work / "ranks.parquet", pl.DataFrame(columns))
+    write_parquet(work / "ranks.parquet", pl.DataFrame(columns | per_user(ranks, ks)))
     metrics = {
         "protocol": protocol_document(settings),
-        "overall": figures(ranks, chosen.k),
+        "overall": figures(ranks, ks),
+        "beyond": beyond,
         "groups": {
             name: [
-                {"name": group} | figures(ranks[grouping.labels == place], chosen.k)
+                {"name": group} | figures(ranks[grouping.labels == place], ks)
                 for place, group in enumerate(grouping.names)
             ]
             for name, grouping in groupings.items()
@@ -81,6 +96,16 @@ def _measure(workspace: Workspace, settings: Settings, run: str, work: Path) -> 
     }
     write_json(work / "metrics.json", metrics)
     return metrics
+
+
+def _beyond(workspace: Workspace, data: SplitData, top: np.ndarray) -> dict[str, Any]:
+    """What all users' lists are like; diversity in the space of the LLM embeddings there are, tuned ones first."""
+    space = diversity_space(workspace)
+    vectors = None
+    if space is not None:
+        directory = workspace.embeddings(space)
+        vectors = rows_for(read_table(directory), data.item_ids, str(directory))
+    return {"k": LIST, "diversity_space": space} | beyond_accuracy(top, data.train_counts, vectors)
 
 
 def protocol_document(settings: Settings) -> dict[str, Any]:
@@ -96,11 +121,16 @@ def protocol_document(settings: Settings) -> dict[str, Any]:
     }
 
 
+def per_user(ranks: np.ndarray, ks: list[int]) -> dict[str, np.ndarray]:
+    """Every user's metrics by name, (n,) float64 each. With one target a user, recall at k is the hit rate."""
+    result = {}
+    for k in ks:
+        result[f"HR@{k}"] = hit_rate(ranks, k)
+        result[f"NDCG@{k}"] = ndcg(ranks, k)
+    return result | {"MRR": reciprocal_rank(ranks)}
+
+
 def figures(ranks: np.ndarray, ks: list[int]) -> dict[str, Any]:
     """Size and mean metrics of a group; metrics are null where nobody is in it."""
-    result: dict[str, Any] = {"n": len(ranks)}
-    for k in ks:
-        result[f"HR@{k}"] = float(hit_rate(ranks, k).mean()) if len(ranks) else None
-        result[f"NDCG@{k}"] = float(ndcg(ranks, k).mean()) if len(ranks) else None
-    result["MRR"] = float(reciprocal_rank(ranks).mean()) if len(ranks) else None
-    return result
+    means = {name: float(values.mean()) if len(ranks) else None for name, values in per_user(ranks, ks).items()}
+    return {"n": len(ranks)} | means

@@ -134,7 +134,8 @@ def _result_part(workspace: Workspace, settings: Settings) -> dict[str, Any] | N
         for run in document["runs"]
         if "popularity_bins" in run["groups"]
     }
-    svg = figures.bars([name for _, _, name in BINS], series, "HR@10") if series else ""
+    names = [group["name"] for group in document["runs"][0]["groups"].get("popularity_bins", [])]
+    svg = figures.bars(names, series, "HR@10") if series else ""
     return {"runs": document["runs"], "svg": svg}
 
 
