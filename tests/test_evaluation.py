@@ -119,6 +119,8 @@ def test_constant_scores_never_hit_and_random_ones_hit_by_chance(tmp_path: Path)
     for row in (torch.zeros(2), torch.randn(48, generator=torch.Generator().manual_seed(3))):
         same = Fixed(row.expand(data.n_items + 1, -1).contiguous())
         assert (sampled_ranks(same, data, users, drawn) == 101).all()
+        alone = full_ranking(same, data, users[:3], exclude_history=False)
+        assert (alone.ranks == data.n_items).all()
     constant = Fixed(torch.zeros(data.n_items + 1, 2))
     history = data.test_history()
     own = np.array([len({*history.row(u).tolist(), int(data.test[u])}) for u in users])

@@ -15,6 +15,8 @@ from llmemb_cli.srs.sequences import left_padded
 
 # Scores held at once (256 MB in float32); with many items a block has fewer users than `batch_users`.
 MOST_SCORES = 64_000_000
+# A matrix product of very few rows rounds by position, and equal items would not tie.
+LEAST_ROWS = 16
 
 
 class Scorer(Protocol):
@@ -55,7 +57,10 @@ def _blocks(
 
 def score_all(states: torch.Tensor, table: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """(block, n_items + 1) float scores; the padding scores -inf."""
-    scores = states @ table.T if bias is None else torch.addmm(bias, states, table.T)
+    padded = nn.functional.pad(states, (0, 0, 0, max(0, LEAST_ROWS - len(states))))
+    scores = (padded @ table.T)[: len(states)]
+    if bias is not None:
+        scores += bias
     scores[:, 0] = -torch.inf
     return scores
 
