@@ -345,8 +345,10 @@ def test_llm_vectors_stay_bit_identical_and_ablations_differ_as_named(tmp_path: 
 
     reduced = read_pca(workspace.embeddings()).transform(read_table(workspace.embeddings()).vectors)
     expected = torch.from_numpy((reduced * (0.3 / np.sqrt(np.mean(reduced**2)))).astype(np.float32))
-    assert torch.equal(vectors[""], expected) and torch.equal(vectors["align"], expected)
-    assert not torch.equal(vectors["freeze"], expected) and not torch.allclose(vectors["scft"], expected)
+    # Two trainings left them bit-identical; recomputing PCA may round differently, by memory alignment.
+    assert torch.equal(vectors[""], vectors["align"])
+    torch.testing.assert_close(vectors[""], expected)
+    assert not torch.allclose(vectors["freeze"], expected) and not torch.allclose(vectors["scft"], expected)
 
 
 def test_no_validation_or_test_item_reaches_training(tmp_path: Path) -> None:
