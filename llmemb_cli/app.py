@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("Stages", "LLM embeddings of all items, and their PCA."),
     "rat": ("Stages", "Train a recommender and its item embeddings (RAT)."),
     "eval": ("Stages", "Measure runs, overall and by group."),
+    "compare": ("Stages", "Compare runs: seeds, gains, paired tests."),
     "report": ("Stages", "Write one self-contained HTML page."),
     "status": ("Workspace", "Which stages are done, stale or missing, and why."),
     "run": ("Workspace", "Run all stages that are not up to date."),

@@ -17,6 +17,9 @@ from llmemb_cli.workspace.store import sha256_json
 _HOW = {"device", "micro_batch_size", "checkpoint_minutes", "checkpoint_steps", "batch_tokens"}
 
 
+EVAL_VERSION = 2
+
+
 def _settings(section: Any) -> dict[str, Any]:
     return {key: value for key, value in section.model_dump(mode="json").items() if key not in _HOW}
 
@@ -156,7 +159,7 @@ def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
         inputs["candidates"] = workspace.candidates(protocol_name(settings))
     elif space := diversity_space(workspace):
         inputs["diversity"] = workspace.embeddings(space)
-    return Stage("eval", workspace.evaluation(run, protocol_name(settings)), 2, chosen, inputs=inputs)
+    return Stage("eval", workspace.evaluation(run, protocol_name(settings)), EVAL_VERSION, chosen, inputs=inputs)
 
 
 def report_stage(workspace: Workspace, settings: Settings) -> Stage:

@@ -65,6 +65,10 @@ def evaluate(
 
 def show_eval(console: Console, document: dict[str, Any]) -> None:
     """One table for all users, then one for each grouping; the protocol stands in every title."""
+    from rich.text import Text
+
+    from llmemb_cli.reporting.tables import protocol_label
+
     first = document["runs"][0]
     label = protocol_label(first["protocol"])
     metrics = [name for name in first["overall"] if name != "n"]
@@ -73,13 +77,17 @@ def show_eval(console: Console, document: dict[str, Any]) -> None:
     if first["beyond"]:
         console.print(beyond_table(document))
     for name in first["groups"]:
-        rows = [
-            [run["run"], group["name"], f"{group['n']:,}", *(_number(group[m]) for m in metrics)]
-            for run in document["runs"]
-            for group in run["groups"][name]
-        ]
         title = f"By {name.replace('_', ' ')}, {label}\n{first['definitions'][name]}"
-        console.print(table(["run", "group", "users", *metrics], rows, title=title))
+        made = table(["group", "run", "users", *metrics], [], title=title, left=2)
+        for place, group in enumerate(first["groups"][name]):
+            if not group["n"]:
+                continue
+            for number, run in enumerate(document["runs"]):
+                figures = [_number(run["groups"][name][place][m]) for m in metrics]
+                name_once = group["name"] if number == 0 else ""
+                made.add_row(*(Text(cell) for cell in [name_once, run["run"], f"{group['n']:,}", *figures]))
+            made.add_section()
+        console.print(made)
 
 
 def beyond_table(document: dict[str, Any]) -> Table:
@@ -92,14 +100,6 @@ def beyond_table(document: dict[str, Any]) -> Table:
     ]
     cut = document["runs"][0]["beyond"]["k"]
     return table(["run", *columns], rows, title=f"The {cut} items shown to each user")
-
-
-def protocol_label(protocol: dict[str, Any]) -> str:
-    """The protocol in words."""
-    if protocol["kind"] == "full":
-        seen = "without" if protocol["history"] == "exclude" else "with"
-        return f"full ranking {seen} the user's own history"
-    return f"ranked among {protocol['negatives']} sampled items ({protocol['candidates']}, seed {protocol['seed']})"
 
 
 def _number(value: float | None, how: str = ".4f") -> str:

@@ -48,6 +48,8 @@ def list_diversity(top: np.ndarray, vectors: np.ndarray) -> float | None:
 
     The mean cosine of all pairs follows from the length of the sum of the unit vectors, so no pair is formed.
     """
+    # LLM states share a large common direction; without taking the mean away every list looks alike.
+    vectors = vectors - vectors.mean(axis=0)
     unit = np.zeros((len(vectors) + 1, vectors.shape[1]), dtype=np.float32)
     unit[1:] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     sizes = (top > 0).sum(axis=1)

@@ -1,0 +1,263 @@
+"""Runs side by side: means over seeds, gains over a baseline, and whether the gains are chance."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.errors import BadDataError, WrongUseError, near_match
+from llmemb_cli.evaluation.document import known_runs
+from llmemb_cli.evaluation.significance import Correction, Test, corrected, paired_test
+from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import read_manifest
+from llmemb_cli.workspace.store import sha256_json
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One run's evaluation: where it comes from, and every user's result."""
+
+    place: Path
+    trained: dict[str, Any]
+    evaluation: dict[str, Any]
+    table: pl.DataFrame
+
+    @property
+    def run(self) -> str:
+        return self.place.name
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.trained["summary"]
+
+    @property
+    def variant(self) -> str:
+        """What runs that differ in nothing but their seed have in common."""
+        return sha256_json([str(self.place.parent), self.trained["made_from"]["settings"]])
+
+    @property
+    def label(self) -> str:
+        """The run's name without the seed."""
+        return re.sub(rf"-{self.summary['seed']}(?=-|$)", "", self.run, count=1)
+
+
+def compare_runs(
+    workspace: Workspace,
+    settings: Settings,
+    runs: list[str],
+    *,
+    baseline: str | None = None,
+    metrics: tuple[str, ...] = ("HR@10", "NDCG@10"),
+    test: Test = "t",
+    correction: Correction = "holm",
+    alpha: float = 0.05,
+) -> dict[str, Any]:
+    """The document of `llmemb compare --json`.
+
+    Runs that differ only in their seed are one variant. A variant is compared with the baseline on every user's
+    value, averaged over its seeds; and, where both have at least two seeds in common, on the seeds' means.
+
+    Args:
+        runs: names in this workspace, or run directories of another; empty: all that have been evaluated.
+        baseline: a variant or run; default: the variant of the same backbone with method none, else the first.
+        correction: over all tests of the table.
+
+    Raises:
+        WrongUseError: a run, metric or baseline is not there.
+        BadDataError: the runs were measured on different data, users or candidates.
+    """
+    found = [_read(place, protocol_name(settings)) for place in _places(workspace, settings, runs)]
+    check_comparable(found)
+    known = [name for name in found[0].evaluation["summary"]["overall"] if name != "n"]
+    for name in metrics:
+        if name not in known:
+            raise WrongUseError(f"no metric {name}", hint=", ".join(known) + "; others: `llmemb eval -k`")
+    variants: dict[str, list[Evaluated]] = {}
+    for one in found:
+        variants.setdefault(one.variant, []).append(one)
+    entries = [_entry(members, metrics, settings) for members in variants.values()]
+    _set_labels(entries, list(variants.values()))
+    _set_baselines(entries, baseline)
+    made = [
+        _compare(entry, entries, part, metric, test, settings.seed)
+        for entry in entries
+        if entry["baseline"] is not None
+        for part in entry["parts"]
+        for metric in metrics
+    ]
+    for cell, p in zip(made, corrected([cell["p"] for cell in made], correction), strict=True):
+        cell["p_corrected"] = p
+        cell["significant"] = p < alpha
+    for part in entries[0]["parts"]:
+        for metric in metrics:
+            _set_places(entries, part, metric)
+    first = found[0].evaluation["summary"]
+    return {
+        "workspace": str(workspace.root),
+        "protocol": first["protocol"],
+        "definitions": {name: first["definitions"][name] for name in settings.eval.groups if name != "none"},
+        "metrics": list(metrics),
+        "test": test,
+        "correction": correction,
+        "alpha": alpha,
+        "tests": len(made),
+        "variants": [{key: value for key, value in entry.items() if key != "values"} for entry in entries],
+    }
+
+
+def _places(workspace: Workspace, settings: Settings, runs: list[str]) -> list[Path]:
+    known = known_runs(workspace)
+    if not runs:
+        protocol = protocol_name(settings)
+        places = [workspace.run(n) for n in known if read_manifest(workspace.evaluation(n, protocol)) is not None]
+        if not places:
+            raise WrongUseError("nothing has been evaluated under this protocol", hint="run `llmemb eval` first")
+        return places
+    places = []
+    for name in runs:
+        if name not in known and not (Path(name) / "manifest.json").is_file():
+            close = near_match(name, known)
+            raise WrongUseError(f"no run {name}", hint=f"did you mean {close}?" if close else ", ".join(known))
+        places.append(workspace.run(name) if name in known else Path(name))
+    return places
+
+
+def _read(run: Path, protocol: str) -> Evaluated:
+    directory = run / "eval" / protocol
+    evaluation, trained = read_manifest(directory), read_manifest(run)
+    if evaluation is None or trained is None:
+        raise WrongUseError(f"{run.name} has not been evaluated ({protocol})", hint=f"run `llmemb eval {run.name}`")
+    if evaluation["made_from"]["version"] != EVAL_VERSION:
+        raise WrongUseError(f"{run.name} was evaluated by another version of llmemb", hint="run `llmemb eval`")
+    return Evaluated(run, trained, evaluation, pl.read_parquet(directory / "ranks.parquet"))
+
+
+def check_comparable(found: list[Evaluated]) -> None:
+    """Refuse evaluations whose figures must not stand in one table.
+
+    Raises:
+        BadDataError: they differ in protocol, data, candidates, groups or users; names the run and what differs.
+    """
+    first = found[0]
+    for other in found[1:]:
+        inputs, theirs = first.evaluation["made_from"]["inputs"], other.evaluation["made_from"]["inputs"]
+        pairs = {
+            "protocol": (first.evaluation["summary"]["protocol"], other.evaluation["summary"]["protocol"]),
+            "data": (inputs["data"], theirs["data"]),
+            "candidates": (inputs.get("candidates"), theirs.get("candidates")),
+            "groups": (first.evaluation["summary"]["definitions"], other.evaluation["summary"]["definitions"]),
+            "cut-offs": (set(first.evaluation["summary"]["overall"]), set(other.evaluation["summary"]["overall"])),
+        }
+        differing = [name for name, (ours, other_) in pairs.items() if ours != other_]
+        if not differing and not first.table[["user_id", "item_id"]].equals(other.table[["user_id", "item_id"]]):
+            differing = ["test users"]
+        if differing:
+            raise BadDataError(
+                f"{other.run} cannot be compared with {first.run}: other {' and '.join(differing)}",
+                hint="evaluate them alike: `llmemb eval` measures all runs in one way",
+            )
+
+
+def _entry(members: list[Evaluated], metrics: tuple[str, ...], settings: Settings) -> dict[str, Any]:
+    """One variant: means over its seeds, and every user's mean."""
+    members = sorted(members, key=lambda one: int(one.summary["seed"]))
+    first = members[0]
+    values = {metric: np.mean([one.table[metric].to_numpy() for one in members], axis=0) for metric in metrics}
+    parts: dict[str, Any] = {}
+    for name, chosen in _parts(first.table, first.evaluation["summary"], settings).items():
+        by_seed = {m: [float(np.mean(one.table[m].filter(chosen).to_numpy())) for one in members] for m in metrics}
+        parts[name] = {"n": int(chosen.sum())} | {
+            metric: {
+                "mean": float(np.mean(seeds)),
+                "deviation": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
+                "by_seed": seeds,
+            }
+            for metric, seeds in by_seed.items()
+        }
+    return {
+        "variant": first.label,
+        "method": first.summary["method"],
+        "backbone": first.summary["backbone"],
+        "runs": [one.run for one in members],
+        "seeds": [one.summary["seed"] for one in members],
+        "baseline": None,
+        "parts": parts,
+        "values": values | {"chosen": _parts(first.table, first.evaluation["summary"], settings)},
+    }
+
+
+def _parts(table: pl.DataFrame, summary: dict[str, Any], settings: Settings) -> dict[str, pl.Series]:
+    """Masks of the users of each part of the table that is not empty: overall, then the groups asked for."""
+    parts = {"overall": pl.Series(np.ones(len(table), dtype=bool))}
+    for grouping in settings.eval.groups:
+        if grouping != "none":
+            for group in summary["groups"][grouping]:
+                if group["n"]:
+                    parts[group["name"]] = table[grouping] == group["name"]
+    return parts
+
+
+def _set_labels(entries: list[dict[str, Any]], variants: list[list[Evaluated]]) -> None:
+    """Tell variants of several workspaces, or with names that say too little, apart."""
+    homes = {one.place.parent for members in variants for one in members}
+    labels = [members[0].label for members in variants]
+    for entry, members in zip(entries, variants, strict=True):
+        first = members[0]
+        label = first.label if labels.count(first.label) == 1 or len(homes) > 1 else first.run
+        entry["variant"] = f"{first.place.parent.parent.name}/{label}" if len(homes) > 1 else label
+
+
+def _set_baselines(entries: list[dict[str, Any]], wanted: str | None) -> None:
+    if wanted is not None:
+        chosen = next((e["variant"] for e in entries if wanted == e["variant"] or wanted in e["runs"]), None)
+        if chosen is None:
+            raise WrongUseError(f"no baseline {wanted}", hint=", ".join(e["variant"] for e in entries))
+    for entry in entries:
+        alike = [other for other in entries if other["backbone"] == entry["backbone"]]
+        plain = next((other for other in alike if other["method"] == "none"), alike[0])
+        name = chosen if wanted is not None else plain["variant"]
+        entry["baseline"] = name if name != entry["variant"] else None
+
+
+def _compare(
+    entry: dict[str, Any], entries: list[dict[str, Any]], part: str, metric: str, test: Test, seed: int
+) -> dict[str, Any]:
+    """Add the comparison with the baseline to one cell of `entry`, and return the cell."""
+    base = next(other for other in entries if other["variant"] == entry["baseline"])
+    chosen = entry["values"]["chosen"][part].to_numpy()
+    result = paired_test(entry["values"][metric][chosen], base["values"][metric][chosen], test, seed=seed)
+    cell: dict[str, Any] = entry["parts"][part][metric]
+    theirs = base["parts"][part][metric]
+    shared = [s for s in entry["seeds"] if s in base["seeds"]]
+    cell |= {
+        "difference": result.difference,
+        "gain": cell["mean"] / theirs["mean"] - 1 if theirs["mean"] else None,
+        "interval": list(result.interval),
+        "p": result.p,
+        "effect": result.effect,
+        "wins": result.wins,
+        "losses": result.losses,
+        "p_seeds": None,
+    }
+    if len(shared) > 1:
+        ours = np.array([cell["by_seed"][entry["seeds"].index(s)] for s in shared])
+        others = np.array([theirs["by_seed"][base["seeds"].index(s)] for s in shared])
+        cell["p_seeds"] = paired_test(ours, others, "t").p
+    return cell
+
+
+def _set_places(entries: list[dict[str, Any]], part: str, metric: str) -> None:
+    """Mark the best and second-best figure of a column among the variants of each backbone."""
+    for backbone in {entry["backbone"] for entry in entries}:
+        cells = [entry["parts"][part][metric] for entry in entries if entry["backbone"] == backbone]
+        figures = sorted({cell["mean"] for cell in cells}, reverse=True)
+        for cell in cells:
+            place = figures.index(cell["mean"]) + 1
+            cell["place"] = place if place < 3 and len(cells) > 1 else None

@@ -1,0 +1,111 @@
+"""A comparison as Markdown, LaTeX or CSV, in the paper's notation: best bold, second underlined, star significant."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+SIGNIFICANT = "*"
+
+
+def figure(cell: dict[str, Any]) -> str:
+    """0.1856, with the deviation over seeds where there are several, and a star where the gain is no chance."""
+    spread = f" ± {cell['deviation']:.4f}" if cell.get("deviation") is not None else ""
+    star = SIGNIFICANT if cell.get("significant") and cell["difference"] > 0 else ""
+    return f"{cell['mean']:.4f}{spread}{star}"
+
+
+def caption(document: dict[str, Any]) -> str:
+    """What the table shows, in one sentence a protocol and a test."""
+    names = {"t": "paired t-test", "wilcoxon": "Wilcoxon signed-rank test"}
+    test = names.get(document["test"], f"paired {document['test']} test")
+    how = {"holm": "Holm-corrected", "bh": "Benjamini-Hochberg-corrected", "none": "not corrected"}
+    label = protocol_label(document["protocol"])
+    return (
+        f"{label[0].upper()}{label[1:]}. Best bold, second underlined; * better than the baseline, "
+        f"two-sided {test} over users, p < {document['alpha']:g}, "
+        f"{how[document['correction']]} over {document['tests']} tests."
+    )
+
+
+def protocol_label(protocol: dict[str, Any]) -> str:
+    """The protocol in words."""
+    if protocol["kind"] == "full":
+        seen = "without" if protocol["history"] == "exclude" else "with"
+        return f"full ranking {seen} the user's own history"
+    return f"ranked among {protocol['negatives']} sampled items ({protocol['candidates']}, seed {protocol['seed']})"
+
+
+def _columns(document: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(part, metric) for part in document["variants"][0]["parts"] for metric in document["metrics"]]
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """A Markdown table and its caption."""
+    columns = _columns(document)
+    sizes = {part: cells["n"] for part, cells in document["variants"][0]["parts"].items()}
+    head = ["variant", *(f"{part} {metric}" for part, metric in columns)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    marks = {1: ("**", "**"), 2: ("<u>", "</u>"), None: ("", "")}
+    for entry in document["variants"]:
+        cells = []
+        for part, metric in columns:
+            cell = entry["parts"][part][metric]
+            before, after = marks[cell["place"]]
+            cells.append(f"{before}{figure(cell)}{after}".replace("*" + after, after + "\\*"))
+        lines.append("| " + " | ".join([entry["variant"], *cells]) + " |")
+    users = ", ".join(f"{part} {n:,}" for part, n in sizes.items())
+    return "\n".join([*lines, "", f"{caption(document)} Users: {users}."]) + "\n"
+
+
+def latex(document: dict[str, Any]) -> str:
+    """A LaTeX table (package booktabs); every name is escaped."""
+    parts = list(document["variants"][0]["parts"])
+    metrics = document["metrics"]
+    width = len(metrics)
+    spans = " & ".join(rf"\multicolumn{{{width}}}{{c}}{{{_tex(part)}}}" for part in parts)
+    rules = " ".join(rf"\cmidrule(lr){{{2 + i * width}-{1 + (i + 1) * width}}}" for i in range(len(parts)))
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{l{'c' * (len(parts) * width)}}}",
+        r"\toprule",
+        rf" & {spans} \\ {rules}",
+        "variant & " + " & ".join(_tex(metric) for _ in parts for metric in metrics) + r" \\",
+        r"\midrule",
+    ]
+    marks = {1: r"\textbf{%s}", 2: r"\underline{%s}", None: "%s"}
+    for entry in document["variants"]:
+        cells = []
+        for part, metric in _columns(document):
+            cell = entry["parts"][part][metric]
+            text = figure(cell).replace("± ", r"$\pm$ ").removesuffix(SIGNIFICANT)
+            star = "$^*$" if figure(cell).endswith(SIGNIFICANT) else ""
+            cells.append(marks[cell["place"]] % text + star)
+        lines.append(" & ".join([_tex(entry["variant"]), *cells]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{_tex(caption(document))}}}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _tex(text: str) -> str:
+    special = {char: "\\" + char for char in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$"}
+    return "".join(special.get(char, char) for char in text)
+
+
+def csv_text(document: dict[str, Any]) -> str:
+    """One line for each variant, part and metric."""
+    fields = ("mean", "deviation", "gain", "difference", "low", "high", "p", "p_corrected", "effect", "p_seeds")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["variant", "seeds", "baseline", "part", "n", "metric", *fields])
+    for entry in document["variants"]:
+        for part, metric in _columns(document):
+            cell = entry["parts"][part][metric]
+            low, high = cell.get("interval", (None, None))
+            values = [(cell | {"low": low, "high": high}).get(name) for name in fields]
+            seeds = " ".join(map(str, entry["seeds"]))
+            row = [entry["variant"], seeds, entry["baseline"], part, entry["parts"][part]["n"], metric, *values]
+            writer.writerow("" if value is None else value for value in row)
+    return buffer.getvalue()

@@ -1,0 +1,197 @@
+"""Comparison: tests agree with SciPy and slow references, tables say what they compare, unlike runs are refused."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ir_measures
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ir_measures import RR, Qrel, ScoredDoc, Success, nDCG
+from scipy import stats
+from typer.testing import CliRunner
+
+from llmemb_cli.app import app
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.errors import BadDataError, WrongUseError
+from llmemb_cli.evaluation.compare import compare_runs
+from llmemb_cli.evaluation.significance import corrected, paired_test
+from llmemb_cli.evaluation.stage import figures, run_eval
+from llmemb_cli.pipeline import run_name
+from llmemb_cli.progress import Reporter
+from llmemb_cli.reporting.tables import csv_text, latex, markdown
+from llmemb_cli.srs.train import run_rat
+from llmemb_cli.workspace.locate import Workspace
+from tests.make_workspace import make_workspace
+
+
+def test_metrics_equal_those_of_another_library() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.permuted(np.tile(np.arange(200.0), (300, 1)), axis=1)
+    ranks = (scores >= scores[:, :1]).sum(axis=1)
+    relevant = [Qrel(str(u), "d0", 1) for u in range(300)]
+    run = [ScoredDoc(str(u), f"d{i}", scores[u, i]) for u in range(300) for i in range(200)]
+    expected = ir_measures.calc_aggregate([Success @ 10, nDCG @ 10, nDCG @ 50, RR], relevant, run)
+    got = figures(ranks, [10, 50])
+    assert got["HR@10"] == pytest.approx(expected[Success @ 10])
+    assert got["NDCG@10"] == pytest.approx(expected[nDCG @ 10])
+    assert got["NDCG@50"] == pytest.approx(expected[nDCG @ 50])
+    assert got["MRR"] == pytest.approx(expected[RR])
+
+
+def test_t_and_wilcoxon_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.normal(0.2, 1, 80), rng.normal(0, 1, 80)
+    ours[:10] = theirs[:10]
+    got = paired_test(ours, theirs, "t")
+    expected = stats.ttest_rel(ours, theirs)
+    assert got.p == pytest.approx(expected.pvalue) and got.difference == pytest.approx((ours - theirs).mean())
+    assert got.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    gaps = ours - theirs
+    assert got.effect == pytest.approx(gaps.mean() / math.sqrt(sum((gaps - gaps.mean()) ** 2) / 79))
+    assert (got.wins, got.losses) == (int((gaps > 0).sum()), int((gaps < 0).sum()))
+    assert paired_test(ours, theirs, "wilcoxon").p == pytest.approx(stats.wilcoxon(gaps[10:]).pvalue)
+
+
+def test_permutation_counts_all_flips_of_few_pairs() -> None:
+    gaps = np.array([0.4, -0.1, 0.3, 0.6, 0.0, -0.2, 0.5])
+    used = gaps[gaps != 0]
+    means = [abs(np.mean(used * signs)) for signs in itertools.product([1, -1], repeat=len(used))]
+    expected = np.mean([mean >= abs(used.mean()) - 1e-12 for mean in means])
+    assert paired_test(gaps, np.zeros(7), "permutation").p == pytest.approx(expected)
+
+
+def test_all_tests_agree_on_many_users_and_repeat_exactly() -> None:
+    rng = np.random.default_rng(2)
+    theirs = (rng.random(1500) < 0.20).astype(float)
+    ours = np.where(rng.random(1500) < 0.1, 1 - theirs, theirs)
+    by_t = paired_test(ours, theirs, "t")
+    for test in ("permutation", "bootstrap"):
+        found = paired_test(ours, theirs, test, seed=3)  # type: ignore[arg-type]
+        assert found == paired_test(ours, theirs, test, seed=3)  # type: ignore[arg-type]
+        assert found.p == pytest.approx(by_t.p, abs=0.02, rel=0.5)
+        assert found.interval == pytest.approx(by_t.interval, abs=0.003)
+
+
+def test_pairs_that_do_not_vary_need_no_warning() -> None:
+    same = paired_test(np.ones(5), np.ones(5), "wilcoxon")
+    assert (same.p, same.effect, same.difference) == (1.0, None, 0.0)
+    assert paired_test(np.ones(5), np.zeros(5), "t").p == 0.0
+    assert paired_test(np.ones(1), np.zeros(1), "t").p == 1.0
+
+
+@given(p=st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_corrections_equal_their_definitions(p: list[float]) -> None:
+    count = len(p)
+    order = sorted(range(count), key=lambda i: p[i])
+    for place, i in enumerate(order):
+        before = [min(1.0, (count - j) * p[order[j]]) for j in range(place + 1)]
+        assert corrected(p, "holm")[i] == pytest.approx(max(before))
+        after = [min(1.0, count / (j + 1) * p[order[j]]) for j in range(place, count)]
+        assert corrected(p, "bh")[i] == pytest.approx(min(after))
+    assert corrected(p, "none") == p
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Settings]:
+    """Two variants of two seeds each, evaluated under both protocols."""
+    root = tmp_path_factory.mktemp("compare") / "ws"
+    workspace, settings = make_workspace(root, rat__hidden_size=8, rat__epochs=3, rat__patience=3)
+    for seed in (1, 2):
+        for method in ("none", "llmemb"):
+            rat = settings.rat.model_copy(update={"method": method})
+            chosen = settings.model_copy(update={"rat": rat, "seed": seed})
+            run_rat(workspace, chosen, Reporter())
+            for protocol in ("full", "sampled"):
+                run_eval(workspace, with_eval(chosen, protocol=protocol), run_name(chosen), Reporter())
+    return workspace, settings
+
+
+def with_eval(settings: Settings, **changes: Any) -> Settings:
+    return settings.model_copy(update={"eval": settings.eval.model_copy(update={"negatives": 10} | changes)})
+
+
+def test_variants_are_compared_over_users_and_seeds(measured: tuple[Workspace, Settings]) -> None:
+    workspace, settings = measured
+    document = json.loads(json.dumps(compare_runs(workspace, settings, [], correction="none")))
+    plain, ours = document["variants"]
+    assert (plain["variant"], ours["variant"]) == ("sasrec-none", "sasrec-llmemb")
+    assert ours["runs"] == ["sasrec-llmemb-1", "sasrec-llmemb-2"] and ours["baseline"] == "sasrec-none"
+    assert plain["baseline"] is None and document["tests"] == 6
+    tables = {
+        run: pl.read_parquet(workspace.evaluation(run, "full") / "ranks.parquet")
+        for entry in document["variants"]
+        for run in entry["runs"]
+    }
+    for part in ("overall", "tail", "head"):
+        rows = {n: t if part == "overall" else t.filter(pl.col("popularity") == part) for n, t in tables.items()}
+        hits = {name: (table["rank"] <= 10).cast(pl.Float64).to_numpy() for name, table in rows.items()}
+        mean = (hits["sasrec-llmemb-1"] + hits["sasrec-llmemb-2"]) / 2
+        base = (hits["sasrec-none-1"] + hits["sasrec-none-2"]) / 2
+        cell = ours["parts"][part]["HR@10"]
+        assert cell["mean"] == pytest.approx(mean.mean()) and ours["parts"][part]["n"] == len(mean)
+        assert cell["p"] == pytest.approx(stats.ttest_rel(mean, base).pvalue)
+        seeds = [hits[f"sasrec-llmemb-{s}"].mean() for s in (1, 2)]
+        assert cell["deviation"] == pytest.approx(np.std(seeds, ddof=1))
+        others = [hits[f"sasrec-none-{s}"].mean() for s in (1, 2)]
+        assert cell["p_seeds"] == pytest.approx(stats.ttest_rel(seeds, others).pvalue)
+        assert cell["gain"] == pytest.approx(mean.mean() / base.mean() - 1)
+        assert {cell["place"], plain["parts"][part]["HR@10"]["place"]} <= {1, 2}
+
+
+def test_tables_carry_marks_and_escape_names(measured: tuple[Workspace, Settings]) -> None:
+    workspace, settings = measured
+    document = compare_runs(workspace, settings, [], alpha=1.0, correction="bh")
+    document["variants"][1]["variant"] = "odd_name & 100%"
+    text = latex(document)
+    assert r"odd\_name \& 100\%" in text and r"\textbf{" in text and text.count(r"\\") == 4
+    lines = markdown(document).splitlines()
+    assert len({line.count("|") for line in lines[:4]}) == 1 and "**" in lines[2] + lines[3]
+    rows = list(csv.DictReader(csv_text(document).splitlines()))
+    assert len(rows) == 2 * 3 * 2 and {row["part"] for row in rows} == {"overall", "tail", "head"}
+    best = max(float(row["mean"]) for row in rows if row["part"] == "tail" and row["metric"] == "HR@10")
+    assert f"**{best:.4f}" in "".join(lines)
+
+
+def test_unlike_runs_are_refused(measured: tuple[Workspace, Settings], tmp_path: Path) -> None:
+    workspace, settings = measured
+    with pytest.raises(WrongUseError, match="no run"):
+        compare_runs(workspace, settings, ["sasrec-nome-1"])
+    with pytest.raises(WrongUseError, match="has not been evaluated"):
+        compare_runs(workspace, with_eval(settings, protocol="sampled", candidate_seed=7), ["sasrec-none-1"])
+    with pytest.raises(WrongUseError, match="no baseline"):
+        compare_runs(workspace, settings, [], baseline="sasrec-nothing")
+    with pytest.raises(WrongUseError, match="no metric"):
+        compare_runs(workspace, settings, [], metrics=("HR@11",))
+    other, other_settings = make_workspace(tmp_path / "other", users=140, rat__hidden_size=8, rat__epochs=1)
+    chosen = other_settings.model_copy(update={"rat": other_settings.rat.model_copy(update={"method": "none"})})
+    run_rat(other, chosen, Reporter())
+    run_eval(other, chosen, run_name(chosen), Reporter())
+    with pytest.raises(BadDataError, match="other data"):
+        compare_runs(workspace, settings, ["sasrec-none-1", str(other.run(run_name(chosen)))])
+    threshold = with_eval(settings, tail_threshold=30)
+    run_eval(workspace, threshold, "sasrec-none-2", Reporter())
+    with pytest.raises(BadDataError, match="groups"):
+        compare_runs(workspace, settings, ["sasrec-none-1", "sasrec-none-2"])
+    run_eval(workspace, with_eval(settings), "sasrec-none-2", Reporter())
+
+
+def test_command_writes_the_table_it_is_asked_for(measured: tuple[Workspace, Settings], tmp_path: Path) -> None:
+    workspace, _ = measured
+    call = ["compare", "-w", str(workspace.root), "--test", "wilcoxon"]
+    runner = CliRunner()
+    document = json.loads(runner.invoke(app, [*call, "--json"]).stdout)
+    assert document["test"] == "wilcoxon" and document["protocol"]["kind"] == "full"
+    out = tmp_path / "table.tex"
+    shown = runner.invoke(app, [*call, "--output", str(out)])
+    assert shown.exit_code == 0 and "sasrec-llmemb" in shown.stdout and out.read_text().startswith(r"\begin{table}")
+    assert runner.invoke(app, [*call, "--format", "csv"]).stdout.startswith("variant,seeds,baseline")
+    assert runner.invoke(app, [*call, "--output", "table.doc"]).exit_code == 2
