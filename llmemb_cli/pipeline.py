@@ -165,10 +165,11 @@ def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
 def report_stage(workspace: Workspace, settings: Settings) -> Stage:
     """`reports/`: the HTML page, from whatever stages there are."""
     found = sorted(path.parent for path in workspace.root.rglob("manifest.json"))
+    shown = ("data", "prompts", "scft", "embeddings", "candidates", "runs")
     inputs = {
         path.relative_to(workspace.root).as_posix(): path
         for path in found
-        if path != workspace.reports
+        if path.relative_to(workspace.root).parts[0] in shown
         and not any(part.startswith(".") for part in path.relative_to(workspace.root).parts)
     }
     return Stage("report", workspace.reports, 1, {}, settings.seed, inputs)

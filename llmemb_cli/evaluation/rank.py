@@ -45,7 +45,7 @@ class Ranking(NamedTuple):
     top: np.ndarray
 
 
-def _blocks(
+def state_blocks(
     model: Scorer, history: Ragged, users: np.ndarray, batch_users: int, device: str
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Places in `users` and states (block, d); users of similar history length stand together."""
@@ -96,7 +96,7 @@ def full_ranking(
     block = max(1, min(batch_users, MOST_SCORES // len(table)))
     ranks = np.empty(len(users), dtype=np.int64)
     best = np.zeros((len(users), top), dtype=np.int32)
-    for places, states in _blocks(model, history, users, block, device):
+    for places, states in state_blocks(model, history, users, block, device):
         scores = score_all(states, table, bias)
         target = torch.from_numpy(data.test[users[places]].astype(np.int64)).to(device)[:, None]
         wanted = scores.gather(1, target)
@@ -125,7 +125,7 @@ def sampled_ranks(
     table, bias = model.item_table, model.item_bias
     block = max(1, min(batch_users, MOST_SCORES // (candidates.shape[1] + 1) // table.shape[1]))
     ranks = np.empty(len(users), dtype=np.int64)
-    for places, states in _blocks(model, data.test_history(), users, block, device):
+    for places, states in state_blocks(model, data.test_history(), users, block, device):
         targets = data.test[users[places]].astype(np.int64)[:, None]
         items = torch.from_numpy(np.concatenate([targets, candidates[places]], axis=1).astype(np.int64)).to(device)
         # A product and a sum, not a matrix product: that rounds by position, and equal items would not tie.

@@ -1,0 +1,70 @@
+"""`llmemb export`: the final item table for other systems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llmemb_cli.commands.common import ForceOption, WorkspaceOption, command, open_workspace
+from llmemb_cli.console import Output, table
+from llmemb_cli.workspace.lock import write_lock
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FormatOption = Annotated[
+    Literal["parquet", "npy", "safetensors", "word2vec", "usearch", "faiss"],
+    typer.Option("--format", help="Of the table; usearch and faiss are ANN indexes (extra `ann`)."),
+]
+MetricOption = Annotated[
+    Literal["ip", "cosine"],
+    typer.Option("--metric", help="Of ANN indexes: inner product, as recommenders score, or cosine."),
+]
+DirectoryOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Directory to write [default: exports/NAME-FORMAT].")
+]
+
+
+def export(
+    output: Output,
+    name: Annotated[
+        str | None, typer.Argument(help="Run, or LLM embeddings (scft, base) [default: the best run].")
+    ] = None,
+    format: FormatOption = "parquet",
+    metric: MetricOption = "ip",
+    out: DirectoryOption = None,
+    workspace: WorkspaceOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Write a run's item embeddings in a format that other systems read, with an id table and a card.
+
+    What was written is read back and compared. Ids are your own. `best` is by validation NDCG@10.
+
+    Example: `llmemb export sasrec-llmemb-42 --format faiss`
+    """
+    located, _ = open_workspace(output, workspace)
+    from llmemb_cli.embeddings.export import make_export
+    from llmemb_cli.evaluation.spaces import best_run, check_space, directory_of
+
+    chosen = check_space(located, name) if name else best_run(located)
+    source = directory_of(located, chosen)
+    with write_lock(located):
+        result = make_export(located, source, format, output.reporter(), metric=metric, output=out, force=force)
+    summary = result.manifest["summary"]
+    target = str(out.resolve() if out else located.root / "exports" / f"{source.name}-{format}")
+    document = {"export": target, "built": result.built} | summary
+    output.result(document, lambda console: show(console, document))
+
+
+def show(console: Console, document: dict[str, Any]) -> None:
+    """What was written, and where."""
+    rows = [[entry["name"], f"{entry['bytes']:,}", entry["sha256"][:12]] for entry in document["files"]]
+    title = f"{document['source']}: {document['items']:,} items of {document['width']} numbers, {document['format']}"
+    console.print(table(["file", "bytes", "sha256"], rows, title=title))
+    console.print(f"{document['checked']}", markup=False)
+    console.print(document["export"], markup=False, soft_wrap=True)
+
+
+app = command(export)

@@ -1,0 +1,184 @@
+"""`llmemb recommend`: the items a run would show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, option
+from llmemb_cli.console import Output, table
+
+if TYPE_CHECKING:
+    import polars as pl
+    from rich.console import Console
+
+USERS_SHOWN = 10
+
+UsersFile = Annotated[
+    Path | None,
+    typer.Option("--users", help="File with user ids: one a line, or CSV or Parquet with a column user_id."),
+]
+Items = Annotated[
+    str | None,
+    typer.Option("--items", metavar="ID,ID,...", help="A history of item ids instead of a user, oldest first."),
+]
+History = Annotated[
+    Literal["full", "eval", "train"],
+    typer.Option("--history", help="Of known users: all of it, without the test item, or the training part alone."),
+]
+OutputFile = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write all lists there: FILE.parquet, .csv or .json.")
+]
+
+
+def recommend(
+    output: Output,
+    users: Annotated[list[str] | None, typer.Argument(help="User ids.")] = None,
+    users_file: UsersFile = None,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Every user of the data.")] = False,
+    items: Items = None,
+    history: History = "full",
+    run: Annotated[
+        str | None, typer.Option("--run", help="Run to ask [default: the one with the best validation NDCG@10].")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many items a user.")] = 10,
+    keep: Annotated[bool, typer.Option("--keep-history", help="Also show items of the history.")] = False,
+    out: OutputFile = None,
+    device: Annotated[str | None, option("eval.device")] = None,
+    workspace: WorkspaceOption = None,
+    set: SetOption = None,
+) -> None:
+    """The best items for users of the data, or after a history given as item ids, with their scores.
+
+    Scores are the model's own: they order the items of one list, and mean nothing across users or runs.
+
+    Example: `llmemb recommend 196 --top 5`
+    """
+    located, settings = open_workspace(output, workspace, {"eval.device": device}, set)
+    from llmemb_cli.errors import WrongUseError
+    from llmemb_cli.evaluation.document import check_runs
+    from llmemb_cli.evaluation.spaces import best_run
+
+    if sum([bool(users), users_file is not None, all_users, items is not None]) != 1:
+        raise WrongUseError(
+            "name users, or --users FILE, or --all-users, or --items ID,ID,...", hint="llmemb recommend --help"
+        )
+    if out is not None and out.suffix not in (".parquet", ".csv", ".json"):
+        raise WrongUseError(f"--output {out}: its ending says no format", hint=".parquet, .csv or .json")
+    chosen = check_runs(located, [run])[0] if run else best_run(located)
+    if run is None:
+        output.message(f"[dim]run {chosen} (best validation NDCG@10)[/dim]")
+    names = read_users(users_file) if users_file else users
+    document, frame = _lists(located, settings, chosen, names, all_users, items, history, top, keep, output)
+    if out is not None:
+        _write(out, document, frame)
+        output.message(f"wrote {len(frame):,} rows to {out}")
+    output.result(document, lambda console: None if out else show(console, document))
+
+
+def _lists(
+    located: Any,
+    settings: Any,
+    run: str,
+    names: list[str] | None,
+    all_users: bool,
+    items: str | None,
+    history: Any,
+    top: int,
+    keep: bool,
+    output: Output,
+) -> tuple[dict[str, Any], pl.DataFrame]:
+    import numpy as np
+
+    from llmemb_cli.datasets.split import load_split
+    from llmemb_cli.devices import pick_device
+    from llmemb_cli.evaluation.recommend import as_entries, as_frame, known_history, ragged, rows_of, top_items
+    from llmemb_cli.evaluation.spaces import item_titles
+    from llmemb_cli.srs.recommender import load_recommender
+
+    data = load_split(located.data)
+    device = pick_device(settings.eval.device)
+    model = load_recommender(located.run(run), data, device)
+    item_ids = data.item_ids.to_list()
+    if items is not None:
+        given = [items] if items in item_ids else [one.strip() for one in items.split(",") if one.strip()]
+        histories = ragged([rows_of(given, item_ids, "item") + 1])
+        asked = [""]
+    else:
+        known = data.user_ids.to_list()
+        rows = np.arange(data.n_users) if all_users else rows_of(names or [], known, "user")
+        histories = known_history(data, rows, history)
+        asked = [known[row] for row in rows]
+    empty = int((histories.lengths() == 0).sum())
+    if empty:
+        output.reporter().warn(f"{empty} users have no history of this kind: their lists are empty")
+    found, scores = top_items(
+        model, histories, top, filter_history=not keep, batch_users=settings.eval.batch_users, device=device
+    )
+    how = "given" if items is not None else history
+    document = {
+        "run": run,
+        "k": top,
+        "history": how,
+        "filtered": not keep,
+        "users": as_entries(asked, found, scores, item_ids, item_titles(located)),
+    }
+    return document, as_frame(asked, found, scores, data.item_ids)
+
+
+def read_users(path: Path) -> list[str]:
+    """User ids from a file: a column `user_id` of Parquet or CSV, or one id a line.
+
+    Raises:
+        BadDataError: there is no such file, no such column, or no id in it.
+    """
+    import polars as pl
+
+    from llmemb_cli.errors import BadDataError
+
+    try:
+        if path.suffix == ".parquet":
+            ids = pl.read_parquet(path)["user_id"].cast(pl.String).to_list()
+        elif path.suffix == ".csv":
+            ids = pl.read_csv(path, infer_schema=False)["user_id"].to_list()
+        else:
+            ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+        raise BadDataError(
+            f"cannot read user ids: {str(error).splitlines()[0]}",
+            where=str(path),
+            hint="one id a line, or CSV or Parquet with a column user_id",
+        ) from None
+    ids = [one for one in ids if one]
+    if not ids:
+        raise BadDataError("no user ids in it", where=str(path))
+    return ids
+
+
+def _write(out: Path, document: dict[str, Any], frame: pl.DataFrame) -> None:
+    from llmemb_cli.workspace.store import atomic_path, write_json, write_parquet
+
+    if out.suffix == ".json":
+        write_json(out, document)
+    elif out.suffix == ".csv":
+        with atomic_path(out) as part:
+            frame.write_csv(part)
+    else:
+        write_parquet(out, frame)
+
+
+def show(console: Console, document: dict[str, Any]) -> None:
+    """One list a user."""
+    for entry in document["users"][:USERS_SHOWN]:
+        whom = f"for user {entry['user_id']}" if entry["user_id"] else "after the history given"
+        rows = [[str(one["rank"]), one["item_id"], one["title"], f"{one['score']:.3f}"] for one in entry["items"]]
+        title = f"{document['run']} {whom}" if rows else f"nothing {whom}: no history"
+        console.print(table(["", "item", "title", "score"], rows, title=title, left=3))
+    more = len(document["users"]) - USERS_SHOWN
+    if more > 0:
+        console.print(f"and {more:,} more users: --output FILE.parquet, or --json", style="dim")
+
+
+app = command(recommend)

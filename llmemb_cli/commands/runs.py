@@ -1,0 +1,114 @@
+"""`llmemb runs`: list, show and remove runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llmemb_cli.commands.common import WorkspaceOption, command, open_workspace
+from llmemb_cli.console import Output, duration, table
+from llmemb_cli.workspace.lock import write_lock
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def runs(
+    output: Output,
+    action: Annotated[Literal["list", "show", "remove"], typer.Argument(help="What to do.")] = "list",
+    names: Annotated[list[str] | None, typer.Argument(help="Runs to show or remove.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """List the runs of the workspace, show one with its settings, or remove some.
+
+    Removing says what else was made from a run, and asks first.
+
+    Example: `llmemb runs show sasrec-llmemb-42`
+    """
+    located, _ = open_workspace(output, workspace)
+    from llmemb_cli.errors import WrongUseError
+    from llmemb_cli.evaluation.catalogue import describe_run, needed_by, remove_runs
+    from llmemb_cli.evaluation.document import check_runs, known_runs
+
+    if action == "list":
+        if names:
+            raise WrongUseError("list takes no names", hint=f"llmemb runs show {' '.join(names)}")
+        entries = [describe_run(located, name) for name in known_runs(located)]
+        document: dict[str, Any] = {"workspace": str(located.root), "runs": entries}
+        output.result(document, lambda console: show_list(console, entries))
+        return
+    if not names:
+        raise WrongUseError(f"which run to {action}?", hint=", ".join(known_runs(located)) or "there are no runs")
+    chosen = check_runs(located, list(dict.fromkeys(names)))
+    if action == "show":
+        entries = [describe_run(located, name) for name in chosen]
+        output.result({"workspace": str(located.root), "runs": entries}, lambda console: show_runs(console, entries))
+        return
+    needs = {name: needed_by(located, name, besides=chosen) for name in chosen}
+    for name, users in needs.items():
+        for use in users:
+            output.reporter().warn(f"{name}: {use}")
+    if not yes:
+        _confirm(output, chosen)
+    with write_lock(located):
+        freed = remove_runs(located, chosen)
+    removed = {"removed": chosen, "bytes": freed, "needed_by": needs}
+    output.result(
+        removed, lambda console: console.print(f"removed {', '.join(chosen)}: {freed / 1e6:,.1f} MB", markup=False)
+    )
+
+
+def _confirm(output: Output, names: list[str]) -> None:
+    from llmemb_cli.console import may_ask, stderr
+    from llmemb_cli.errors import WrongUseError
+
+    if not may_ask(output):
+        raise WrongUseError("removing needs a confirmation", hint=f"llmemb runs remove {' '.join(names)} --yes")
+    from rich.prompt import Confirm
+
+    if not Confirm.ask(f"Remove {', '.join(names)}?", default=False, console=stderr()):
+        raise typer.Exit(1)
+
+
+def show_list(console: Console, entries: list[dict[str, Any]]) -> None:
+    """One line a run."""
+    if not entries:
+        console.print("no runs yet: `llmemb rat`")
+        return
+    rows = [
+        [
+            entry["run"],
+            f"{entry['epochs']}",
+            f"{entry['best_validation']:.4f}",
+            duration(entry["seconds"]),
+            f"{entry['bytes'] / 1e6:,.1f}",
+            entry["state"],
+            ", ".join(entry["evaluated"]) or "-",
+        ]
+        for entry in entries
+    ]
+    made = table(["run", "epochs", "valid NDCG@10", "time", "MB", "state", "evaluated"], rows)
+    for number in (5, 6):
+        made.columns[number].justify = "left"
+    console.print(made)
+
+
+def show_runs(console: Console, entries: list[dict[str, Any]]) -> None:
+    """Everything about each run."""
+    for entry in entries:
+        rows = [[key, _text(value)] for key, value in entry.items() if key not in ("run", "settings")]
+        rows += [[f"rat.{key}", _text(value)] for key, value in entry["settings"].items()]
+        console.print(table([entry["run"], ""], rows, left=2))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(one)}" for key, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+app = command(runs)

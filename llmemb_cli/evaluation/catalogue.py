@@ -1,0 +1,91 @@
+"""The runs of a workspace: what each is, what depends on it, and removing it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from llmemb_cli.evaluation.document import known_runs
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, require_stage
+
+
+def describe_run(workspace: Workspace, name: str) -> dict[str, Any]:
+    """A run with its settings, size, evaluations, and whether its inputs are still what it was trained on."""
+    directory = workspace.run(name)
+    manifest = require_stage(directory, made_by="llmemb rat")
+    evaluations = sorted(path.parent.name for path in (directory / "eval").glob("*/manifest.json"))
+    return {
+        "run": name,
+        **manifest["summary"],
+        "state": _state(workspace, manifest),
+        "evaluated": [one for one in evaluations if not one.startswith(".")],
+        "needed_by": needed_by(workspace, name),
+        "made": manifest["made"],
+        "seconds": manifest["seconds"],
+        "peak_memory_mb": manifest["peak_memory_mb"],
+        "device": manifest["device"],
+        "bytes": _size(directory),
+        "path": str(directory),
+        "settings": manifest["made_from"]["settings"],
+    }
+
+
+def _state(workspace: Workspace, manifest: dict[str, Any]) -> str:
+    """`current`, or which of its inputs is another one now, or gone."""
+    there: dict[str, list[str | None]] = {
+        "data": [output_fingerprint(workspace.data)],
+        "align": [output_fingerprint(workspace.run(one)) for one in known_runs(workspace)],
+    }
+    embeddings = [output_fingerprint(path) for path in (workspace.root / "embeddings").glob("[!.]*")]
+    for role, fingerprint in manifest["made_from"]["inputs"].items():
+        if fingerprint not in there.get(role, embeddings):
+            return f"other {role} now"
+    return "current"
+
+
+def needed_by(workspace: Workspace, name: str, besides: list[str] | None = None) -> list[str]:
+    """What else was made from the run, in words; its own evaluations, which go with it, aside.
+
+    Args:
+        besides: runs that are to go as well.
+    """
+    fingerprint = output_fingerprint(workspace.run(name))
+    uses = []
+    for path in sorted(workspace.root.rglob("manifest.json")):
+        place = path.parent.relative_to(workspace.root)
+        own = place.parts[:2] == ("runs", name) or (place.parts[0] == "runs" and place.parts[1] in (besides or []))
+        if own or any(part.startswith(".") for part in place.parts):
+            continue
+        inputs = (read_manifest(path.parent) or {})["made_from"]["inputs"]
+        for role, value in inputs.items():
+            if value == fingerprint:
+                uses.append(_use(place, role))
+    return uses
+
+
+def _use(place: Path, role: str) -> str:
+    if role == "align":
+        return f"{place.name} was aligned to it; that run stays usable, but training it again trains this one first"
+    if place.parts[0] == "reports":
+        return "the report shows it, until it is made again"
+    return f"{place.as_posix()} was made from it and stays as it is"
+
+
+def remove_runs(workspace: Workspace, names: list[str]) -> int:
+    """Remove the runs and their evaluations; an interruption leaves no half run. Returns the bytes freed."""
+    freed = 0
+    for name in names:
+        directory = workspace.run(name)
+        freed += _size(directory)
+        # Renamed first: a directory whose name starts with a dot is no run for anybody.
+        going = directory.with_name(f".{name}.removed")
+        shutil.rmtree(going, ignore_errors=True)
+        directory.rename(going)
+        shutil.rmtree(going)
+    return freed
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -1,0 +1,153 @@
+"""Exports: every format holds the run's vectors under the user's own ids, and says where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import faiss
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+from usearch.index import Index
+
+from llmemb_cli.app import app
+from llmemb_cli.embeddings.export import ItemTable, _word2vec, _words, make_export
+from llmemb_cli.errors import BadDataError, MissingError, WrongUseError
+from llmemb_cli.progress import Reporter
+from llmemb_cli.srs.train import run_rat
+from llmemb_cli.workspace.locate import Workspace
+from tests.make_workspace import make_workspace
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A BERT4Rec run (it has a bias an item) of the method that reads LLM embeddings."""
+    root = tmp_path_factory.mktemp("export") / "ws"
+    workspace, settings = make_workspace(
+        root, rat__hidden_size=8, rat__epochs=1, rat__backbone="bert4rec", rat__alpha=0.0
+    )
+    run_rat(workspace, settings, Reporter(), name="run")
+    return workspace
+
+
+def truth(workspace: Workspace) -> dict[str, np.ndarray]:
+    ids = pl.read_parquet(workspace.run("run") / "ids.parquet")["item_id"].to_list()
+    vectors = load_file(workspace.run("run") / "item_embeddings.safetensors")["item_embeddings"]
+    return dict(zip(ids, vectors, strict=True))
+
+
+def read_back(folder: Path, format: str) -> dict[str, np.ndarray]:
+    """Vectors by item id, read as another system would."""
+    if format == "parquet":
+        frame = pl.read_parquet(folder / "item_embeddings.parquet")
+        return dict(zip(frame["item_id"], frame["embedding"].to_numpy(), strict=True))
+    ids = pl.read_parquet(folder / "ids.parquet").sort("row")["item_id"].to_list()
+    if format == "npy":
+        vectors: Any = np.load(folder / "item_embeddings.npy")
+    elif format == "safetensors":
+        vectors = load_file(folder / "item_embeddings.safetensors")["item_embeddings"]
+    elif format == "word2vec":
+        head, *lines = (folder / "item_embeddings.txt").read_text().splitlines()
+        assert head == f"{len(ids)} {len(lines[0].split()) - 1}"
+        assert [line.split()[0] for line in lines] == ids
+        vectors = np.array([line.split()[1:] for line in lines]).astype(np.float32)
+    elif format == "usearch":
+        vectors = Index.restore(str(folder / "item_embeddings.usearch")).get(np.arange(len(ids)))
+    else:
+        index = faiss.read_index(str(folder / "item_embeddings.faiss"))
+        vectors = index.reconstruct_n(0, index.ntotal)
+    return dict(zip(ids, vectors, strict=True))
+
+
+@pytest.mark.parametrize("format", ["parquet", "npy", "safetensors", "word2vec", "usearch", "faiss"])
+def test_each_format_holds_the_vectors_under_their_ids(trained: Workspace, format: Any) -> None:
+    made = make_export(trained, trained.run("run"), format, Reporter())
+    folder = trained.root / "exports" / f"run-{format}"
+    expected, got = truth(trained), read_back(folder, format)
+    assert got.keys() == expected.keys()
+    assert all((got[item] == vector).all() for item, vector in expected.items())
+    card = json.loads((folder / "card.json").read_text())
+    for entry in card["files"]:
+        assert entry["sha256"] == hashlib.sha256((folder / entry["name"]).read_bytes()).hexdigest()
+    text = (folder / "card.md").read_text()
+    assert card["data"]["licence"] in text and card["model"]["licence"] in text and "0.001" in text
+    assert made.built and not make_export(trained, trained.run("run"), format, Reporter()).built
+    assert make_export(trained, trained.run("run"), format, Reporter(), force=True).built
+
+
+def test_bias_of_items_goes_along(trained: Workspace) -> None:
+    bias = load_file(trained.run("run") / "model.safetensors")["bias"][1:]
+    assert np.abs(bias).max() > 0
+    make_export(trained, trained.run("run"), "parquet", Reporter())
+    make_export(trained, trained.run("run"), "npy", Reporter())
+    table = pl.read_parquet(trained.root / "exports/run-parquet/item_embeddings.parquet")
+    beside = pl.read_parquet(trained.root / "exports/run-npy/ids.parquet")
+    assert (table["bias"].to_numpy() == bias).all() and (beside["bias"].to_numpy() == bias).all()
+
+
+@pytest.mark.parametrize("format", ["usearch", "faiss"])
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+def test_index_search_finds_what_a_full_search_finds(
+    tmp_path: Path, trained: Workspace, format: Any, metric: Any
+) -> None:
+    made = make_export(trained, trained.run("run"), format, Reporter(), metric=metric, output=tmp_path / "index")
+    table = np.stack(list(truth(trained).values()))
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True) if metric == "cosine" else table
+    best = (unit[3] @ unit.T).argmax()
+    if format == "usearch":
+        found = Index.restore(str(tmp_path / "index/item_embeddings.usearch")).search(table[3], 1).keys[0]
+    else:
+        query = unit[3:4] if metric == "cosine" else table[3:4]
+        found = faiss.read_index(str(tmp_path / "index/item_embeddings.faiss")).search(query, 1)[1][0][0]
+    assert found == best
+    assert made.manifest["summary"]["recall"] > 0.95
+
+
+def test_ids_that_break_the_text_format_are_encoded_and_listed(tmp_path: Path) -> None:
+    ids = pl.Series(["plain", "two words", "50 % off", "line\nend", "tab\t"])
+    table = ItemTable(ids, np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32))
+    made = _word2vec(tmp_path, table, "ip")
+    lines = (tmp_path / "item_embeddings.txt").read_text().split("\n")
+    assert len(lines) == 7 and all(len(line.split()) == 4 for line in lines[1:6])
+    assert [unquote(line.split(" ")[0]) for line in lines[1:6]] == ids.to_list()
+    assert pl.read_parquet(tmp_path / "ids.parquet")["word"].to_list() == [line.split(" ")[0] for line in lines[1:6]]
+    assert made["encoded_ids"] == 4
+    assert _words(["a%b", "c"]) == ["a%b", "c"], "ids that do not break it stay as they are"
+
+
+def test_what_cannot_be_read_back_is_no_export(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "load", lambda *_, **__: np.zeros((30, 8), dtype=np.float32))
+    with pytest.raises(BadDataError, match="read back"):
+        make_export(trained, trained.run("run"), "npy", Reporter(), output=trained.root / "damaged")
+    assert not (trained.root / "damaged").exists()
+
+
+def test_other_files_are_never_replaced_and_a_missing_package_is_named(
+    tmp_path: Path, trained: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(WrongUseError, match="no export"):
+        make_export(trained, trained.run("run"), "npy", Reporter(), output=tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingError, match="faiss is not installed") as missing:
+        make_export(trained, trained.run("run"), "faiss", Reporter(), output=tmp_path / "new")
+    assert missing.value.hint and "llmemb[ann]" in missing.value.hint
+
+
+def test_command_exports_the_best_run_or_llm_embeddings(trained: Workspace) -> None:
+    runner = CliRunner()
+    done = runner.invoke(app, ["export", "--json", "-w", str(trained.root)])
+    assert done.exit_code == 0 and json.loads(done.stdout)["source"] == "run"
+    done = runner.invoke(app, ["export", "base", "--format", "npy", "--json", "-w", str(trained.root)])
+    document = json.loads(done.stdout)
+    assert np.load(Path(document["export"]) / "item_embeddings.npy").shape == (30, 24)
+    done = runner.invoke(app, ["export", "rum", "-w", str(trained.root)])
+    assert done.exit_code == 2 and "did you mean run?" in done.stderr

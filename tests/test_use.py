@@ -1,0 +1,194 @@
+"""Using a trained run: recommendations, nearest items, and keeping house among runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from llmemb_cli.app import app
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.split import load_split
+from llmemb_cli.evaluation.candidates import test_users as users_with_test
+from llmemb_cli.evaluation.rank import full_ranking
+from llmemb_cli.evaluation.recommend import known_history, top_items
+from llmemb_cli.evaluation.spaces import background, find_item, unit_vectors
+from llmemb_cli.evaluation.stage import run_eval
+from llmemb_cli.progress import Reporter
+from llmemb_cli.srs.recommender import load_recommender
+from llmemb_cli.srs.train import run_rat
+from llmemb_cli.workspace.locate import Workspace
+from tests.make_workspace import make_workspace
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Settings]:
+    root = tmp_path_factory.mktemp("use") / "ws"
+    workspace, settings = make_workspace(root, rat__hidden_size=8, rat__epochs=2, rat__backbone="gru4rec")
+    run_rat(workspace, settings, Reporter())
+    return workspace, settings
+
+
+def call(workspace: Workspace, *args: str) -> Result:
+    return CliRunner().invoke(app, [*args, "-w", str(workspace.root)])
+
+
+def document(workspace: Workspace, *args: str) -> Any:
+    done = call(workspace, *args, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("how", ["full", "eval", "train"])
+def test_recommendations_equal_a_loop_over_users_and_items(trained: tuple[Workspace, Settings], how: Any) -> None:
+    workspace, _ = trained
+    log = pl.read_parquet(workspace.data / "interactions.parquet")
+    parts = {"full": ["train", "valid", "test"], "eval": ["train", "valid"], "train": ["train"]}[how]
+    data = load_split(workspace.data)
+    model = load_recommender(workspace.run("gru4rec-llmemb-42"), data)
+    got = document(workspace, "recommend", "u3", "u77", "--history", how, "-k", "6", "--run", "gru4rec-llmemb-42")
+    number = {item: place + 1 for place, item in enumerate(data.item_ids)}
+    for user, entry in zip(("u3", "u77"), got["users"], strict=True):
+        had = log.filter((pl.col("user_id") == user) & pl.col("split").cast(pl.String).is_in(parts))[
+            "item_id"
+        ].to_list()
+        with torch.no_grad():
+            state = model.encode(torch.tensor([[number[item] for item in had]]))[0]
+            scores = {
+                item: float(state @ model.item_table[number[item]]) for item in data.item_ids if item not in had
+            }
+        best = sorted(scores, key=lambda item: -scores[item])[:6]
+        assert [one["item_id"] for one in entry["items"]] == best
+        assert [one["score"] for one in entry["items"]] == pytest.approx([scores[item] for item in best], abs=1e-5)
+        assert entry["items"][0]["title"] == f"Thing <b>{best[0][1:]}</b>"
+
+
+def test_lists_are_those_that_evaluation_judges(trained: tuple[Workspace, Settings]) -> None:
+    workspace, _ = trained
+    data = load_split(workspace.data)
+    model = load_recommender(workspace.run("gru4rec-none-42"), data)
+    users = users_with_test(data)
+    for keep in (False, True):
+        judged = full_ranking(model, data, users, top=10, exclude_history=not keep).top
+        shown, scores = top_items(
+            model, known_history(data, users, "eval"), 10, filter_history=not keep, batch_users=7
+        )
+        for user, theirs, ours in zip(users, judged.tolist(), shown.tolist(), strict=True):
+            # Evaluation lets a repeated target compete, a list for the user does not show it again.
+            again = not keep and data.test[user] in data.test_history().row(user)
+            expected = [item for item in theirs if not (again and item == data.test[user])]
+            assert ours[: len(expected)] == expected
+        assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_history_given_by_hand_and_one_that_is_longer_than_the_catalogue(trained: tuple[Workspace, Settings]) -> None:
+    workspace, _ = trained
+    kept = document(workspace, "recommend", "--items", "i1,i2", "-k", "40", "--keep-history")["users"][0]["items"]
+    assert len(kept) == 30, "all items, once"
+    rest = document(workspace, "recommend", "--items", "i1, i2", "-k", "40")["users"][0]["items"]
+    assert [one["item_id"] for one in rest] == [one["item_id"] for one in kept if one["item_id"] not in ("i1", "i2")]
+    every = ",".join(f"i{n}" for n in range(30))
+    assert document(workspace, "recommend", "--items", every)["users"][0]["items"] == []
+
+
+@pytest.mark.parametrize("form", ["txt", "csv", "parquet"])
+def test_users_from_a_file_to_a_file(trained: tuple[Workspace, Settings], tmp_path: Path, form: str) -> None:
+    workspace, _ = trained
+    asked = pl.DataFrame({"user_id": ["u5", "u0", "u5"], "more": [1, 2, 3]})
+    path = tmp_path / f"users.{form}"
+    if form == "txt":
+        path.write_text("u5\nu0\n\nu5\n")
+    else:
+        getattr(asked, f"write_{form}")(path)
+    single = document(workspace, "recommend", "u5", "-k", "3")["users"][0]["items"]
+    done = call(workspace, "recommend", "--users", str(path), "-k", "3", "-o", str(tmp_path / "lists.parquet"))
+    assert done.exit_code == 0 and done.stdout == ""
+    lists = pl.read_parquet(tmp_path / "lists.parquet")
+    assert lists["user_id"].to_list() == ["u5"] * 3 + ["u0"] * 3 + ["u5"] * 3
+    assert lists["item_id"].to_list()[:3] == [one["item_id"] for one in single] == lists["item_id"].to_list()[6:]
+    call(workspace, "recommend", "--all-users", "-o", str(tmp_path / "all.csv"))
+    assert pl.read_csv(tmp_path / "all.csv")["user_id"].n_unique() == 150
+
+
+def test_wrong_questions_are_answered_kindly(trained: tuple[Workspace, Settings], tmp_path: Path) -> None:
+    workspace, _ = trained
+    for args, said in (
+        (["recommend"], "name users"),
+        (["recommend", "u1", "--all-users"], "name users"),
+        (["recommend", "uu77"], "did you mean u77"),
+        (["recommend", "u1", "--run", "sasrec"], "no run sasrec"),
+        (["recommend", "u1", "-o", "lists.xlsx"], ".parquet, .csv or .json"),
+        (["similar", "i99"], "no item i99"),
+        (["similar"], "--text"),
+        (["similar", "--text", "nothing like it"], "no title"),
+        (["runs", "show"], "which run"),
+        (["runs", "remove", "gru4rec-none-42"], "--yes"),
+    ):
+        done = call(workspace, *args)
+        assert done.exit_code == 2 and said in done.stderr.replace("\n", " "), args
+    (tmp_path / "no.csv").write_text("id\nu1\n")
+    done = call(workspace, "recommend", "--users", str(tmp_path / "no.csv"))
+    assert done.exit_code == 4 and "user_id" in done.stderr
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_neighbours_equal_a_loop(trained: tuple[Workspace, Settings], raw: bool) -> None:
+    workspace, _ = trained
+    from safetensors.numpy import load_file
+
+    vectors = load_file(workspace.embeddings("scft") / "embeddings.safetensors")["embeddings"].astype(np.float64)
+    ids = pl.read_parquet(workspace.embeddings("scft") / "ids.parquet")["item_id"].to_list()
+    moved = vectors if raw else vectors - vectors.mean(axis=0)
+    mine = moved[ids.index("i7")]
+    cosine = {
+        item: mine @ row / np.linalg.norm(mine) / np.linalg.norm(row)
+        for item, row in zip(ids, moved, strict=True)
+        if item != "i7"
+    }
+    got = document(workspace, "similar", "i7", "-k", "4", *(["--raw"] if raw else []))
+    assert got["space"] == "scft"
+    assert [one["item_id"] for one in got["neighbours"]] == sorted(cosine, key=lambda item: -cosine[item])[:4]
+    assert [one["cosine"] for one in got["neighbours"]] == pytest.approx(
+        sorted(cosine.values(), reverse=True)[:4], abs=1e-6
+    )
+    run = document(workspace, "similar", "--text", "thing <B>7</b>", "--in", "gru4rec-none-42")
+    assert run["kind"] == "run" and run["item_id"] == "i7" and run["other_matches"] == []
+
+
+def test_background_is_that_of_all_pairs() -> None:
+    vectors = np.random.default_rng(3).normal(size=(300, 5)).astype(np.float32) + 0.5
+    unit = unit_vectors(vectors, centred=False)
+    pairs = (unit @ unit.T)[~np.eye(300, dtype=bool)]
+    level = background(unit)
+    assert level["mean"] == pytest.approx(pairs.mean(), abs=0.02)
+    assert level["high"] == pytest.approx(np.quantile(pairs, 0.95), abs=0.02)
+
+
+def test_titles_are_found_by_their_words() -> None:
+    titles = {"a": "Toy Story", "b": "Toy Story 2", "c": "The Story of a Toy", "d": "Heat"}
+    assert find_item(titles, None, "toy story") == ("a", ["b", "c"])
+    assert find_item(titles, None, "story toy the") == ("c", [])
+    assert find_item(titles, "d", None) == ("d", [])
+
+
+def test_runs_are_listed_shown_and_removed_with_what_needs_them(tmp_path: Path) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", rat__hidden_size=8, rat__epochs=1)
+    run_rat(workspace, settings, Reporter())
+    run_eval(workspace, settings, "sasrec-none-42", Reporter())
+    listed = {one["run"]: one for one in document(workspace, "runs")["runs"]}
+    assert listed.keys() == {"sasrec-none-42", "sasrec-llmemb-42"}
+    assert listed["sasrec-none-42"]["evaluated"] == ["full"] and listed["sasrec-none-42"]["state"] == "current"
+    needed = listed["sasrec-none-42"]["needed_by"]
+    assert len(needed) == 1 and "sasrec-llmemb-42 was aligned to it" in needed[0]
+    done = call(workspace, "runs", "remove", "sasrec-none-42", "--yes")
+    assert done.exit_code == 0 and "sasrec-llmemb-42 was aligned to it" in done.stderr
+    assert not workspace.run("sasrec-none-42").exists() and workspace.run("sasrec-llmemb-42").exists()
+    assert not list((workspace.root / "runs").glob(".*removed"))
+    left = document(workspace, "runs", "show", "sasrec-llmemb-42")["runs"][0]
+    assert left["state"] == "other align now" and left["settings"]["hidden_size"] == 8
