@@ -14,7 +14,7 @@ from llmemb_cli.workspace.store import sha256_json
 
 # Settings that change how a result is reached, not what it is. Not embed.shard_items: finished shards of an
 # interrupted export must not be read with another size.
-_HOW = {"device", "micro_batch_size", "checkpoint_minutes", "checkpoint_steps", "batch_tokens"}
+_HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkpoint_steps", "batch_tokens"}
 
 
 EVAL_VERSION = 2
@@ -45,7 +45,7 @@ def scft_stage(workspace: Workspace, settings: Settings, run: str = "default") -
     return Stage(
         "scft",
         workspace.scft(run),
-        1,
+        2,
         _settings(settings.scft),
         settings.seed,
         {"prompts": workspace.prompts},

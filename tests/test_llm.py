@@ -149,7 +149,7 @@ def test_scft_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path: Path, ti
         assert (whole.scft() / name).read_bytes() == (broken.scft() / name).read_bytes(), name
     assert resumed == summary
     assert summary["steps"] == 6
-    assert summary["held_out"]["before"].keys() == {"retrieval", "alignment", "uniformity"}
+    assert summary["held_out"]["before"].keys() >= {"retrieval", "alignment", "uniformity"}
     steps = [json.loads(line)["step"] for line in (whole.scft() / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(7))
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
 from llmemb_cli.console import Output, duration
+from llmemb_cli.peers import process_rank
+from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.lock import write_lock
 
 
@@ -21,7 +23,7 @@ def scft(
     learning_rate: Annotated[float | None, option("scft.learning_rate")] = None,
     schedule: Annotated[str | None, option("scft.schedule")] = None,
     batch_size: Annotated[int | None, option("scft.batch_size")] = None,
-    micro_batch_size: Annotated[int | None, option("scft.micro_batch_size")] = None,
+    micro_batch_size: Annotated[str | None, option("scft.micro_batch_size")] = None,
     epochs: Annotated[float | None, option("scft.epochs")] = None,
     steps: Annotated[int | None, option("scft.steps")] = None,
     max_tokens: Annotated[int | None, option("scft.max_tokens")] = None,
@@ -42,23 +44,31 @@ def scft(
 
     Example: `llmemb scft --batch-size 64 --epochs 5`
     """
+    if process_rank():  # process 0 speaks for all
+        output.json, output.quiet = False, True
     given = {f"scft.{key}": value for key, value in locals().items() if key in _SETTINGS}
     located, settings = open_workspace(output, workspace, given, set)
     from llmemb_cli.llm.scft import run_scft
 
+    if process_rank():
+        run_scft(located, settings, Reporter(), force=force)
+        return
     with write_lock(located):
         result = run_scft(located, settings, output.reporter(), force=force)
     summary = result.manifest["summary"]
     document = {"path": str(located.scft()), "built": result.built, "seconds": result.manifest["seconds"]} | summary
 
     def show(console: object) -> None:
-        before, after = summary["held_out"]["before"], summary["held_out"]["after"]
+        held_out = summary["held_out"]
+        before, after = held_out["before"], held_out["after"]
         how = f"trained in {duration(result.seconds)}" if result.built else "up to date"
         loss = summary["loss"]
         lines = [f"{how}: {summary['steps']} steps, loss {loss['first']:.4f} -> {loss['last']:.4f}"]
         if after:
             lines.append(
-                f"held-out items found by their other view: {before['retrieval']:.1%} -> {after['retrieval']:.1%}"
+                f"held-out items found by their other view: {before['retrieval']:.1%} untuned -> "
+                f"{after['retrieval']:.1%} (MRR {before['mrr']:.4f} -> {after['mrr']:.4f}), "
+                f"step {held_out['best_step']} kept: best {held_out['best_by']}"
             )
         console.print("\n".join(lines))  # type: ignore[attr-defined]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from llmemb_cli.config.fields import Section, setting
 
@@ -14,7 +16,13 @@ class ScftSettings(Section):
         "contrastive loss: infonce (cosine, positive in the denominator), paper (Eq. 4: the positive is left "
         "out of the denominator, so the loss has no lower bound), soft (the authors' code: soft targets)",
     )
-    temperature: float = setting(0.07, "start value of the trainable temperature", gt=0)
+    temperature: float = setting(
+        0.0,
+        "start value of the trainable temperature; 0: by loss, 0.07 for cosines (infonce), 3 for raw inner "
+        "products (paper, soft)",
+        ge=0,
+        source="LLMEmb code",
+    )
     train_temperature: bool = setting(True, "train the temperature", source="LLMEmb Eq. 4")
     drop_ratio: float = setting(0.4, "share of attributes left out of each view", ge=0, lt=1, source="LLMEmb code")
     lora_rank: int = setting(8, "LoRA rank", ge=1, source="LLMEmb code")
@@ -32,7 +40,10 @@ class ScftSettings(Section):
     clip_norm: float = setting(1.0, "largest gradient norm; 0: no clipping", ge=0)
     weight_decay: float = setting(0.0, "AdamW weight decay", ge=0)
     batch_size: int = setting(64, "items contrasted with each other in a step", ge=2)
-    micro_batch_size: int = setting(0, "items that pass the model at once; 0: what fits", ge=0)
+    micro_batch_size: int = setting(0, "texts that pass the model at once; auto or 0: what fits", ge=0)
+    memory_gb: float = setting(
+        0.0, "memory for activations; 0: half of what is free, four fifths on a card", unit="GiB", ge=0
+    )
     epochs: float = setting(5.0, "passes over the items, unless steps is set", gt=0)
     steps: int = setting(0, "optimizer steps; 0: from epochs", ge=0)
     max_tokens: int = setting(512, "longest prompt; longer ones are cut and counted", unit="tokens", ge=8)
@@ -42,6 +53,15 @@ class ScftSettings(Section):
     load_in_8bit: bool = setting(False, "frozen weights in 8 bits (bitsandbytes)")
     load_in_4bit: bool = setting(False, "frozen weights in 4 bits (bitsandbytes)")
     validation_share: float = setting(0.05, "share of items held out for the validation curve", ge=0, lt=0.5)
+    validation_items: int = setting(1000, "most items held out", ge=0)
     validate_every: int = setting(0, "steps between validations; 0: ten in a run", ge=0)
+    best_by: Literal["mrr", "retrieval", "validation_loss"] = setting(
+        "mrr", "held-out figure that chooses the checkpoint which is kept as the adapter"
+    )
     checkpoint_minutes: float = setting(5.0, "time between checkpoints", unit="minutes", gt=0)
     checkpoint_steps: int = setting(0, "steps between checkpoints; 0: by time only", ge=0)
+
+    @field_validator("micro_batch_size", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return 0 if value == "auto" else value

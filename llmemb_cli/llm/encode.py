@@ -17,9 +17,9 @@ from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import EmbeddingTable, write_table
 from llmemb_cli.errors import BadDataError, InterruptedRunError
 from llmemb_cli.interrupt import StopRequest
+from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import LoadedModel, load_model
 from llmemb_cli.llm.pooling import embed_batch, pad_tokens
-from llmemb_cli.llm.quiet import quiet_transformers
 from llmemb_cli.pipeline import embed_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
@@ -86,25 +86,6 @@ def as_trained(settings: Settings, trained: dict[str, Any]) -> Settings:
     names = ("model", "pooling", "max_tokens", "load_in_8bit", "load_in_4bit")
     scft = settings.scft.model_copy(update={name: trained[name] for name in names})
     return settings.model_copy(update={"scft": scft})
-
-
-def attach_adapter(loaded: LoadedModel, adapter: Path) -> None:
-    """Put a LoRA adapter on the model.
-
-    Raises:
-        BadDataError: the adapter was trained on another model.
-    """
-    from peft import PeftModel
-
-    try:
-        with quiet_transformers():
-            loaded.model = PeftModel.from_pretrained(loaded.model, str(adapter), local_files_only=True)
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise BadDataError(
-            f"the adapter does not fit this model: {str(error).splitlines()[0]}",
-            where=str(adapter),
-            hint="run `llmemb scft` with the same model",
-        ) from error
 
 
 def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,325 +12,346 @@ import numpy as np
 import torch
 
 from llmemb_cli.checkpoint import forget_checkpoint, load_checkpoint, save_checkpoint
-from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.contrastive import contrastive_loss
-from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError
+from llmemb_cli.contrastive import START_TEMPERATURE, contrastive_loss
+from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, WrongUseError
 from llmemb_cli.interrupt import StopRequest
-from llmemb_cli.llm.gradcache import cached_backward
-from llmemb_cli.llm.load import LoadedModel, load_model
-from llmemb_cli.llm.pooling import embed_batch, pad_tokens
-from llmemb_cli.llm.quiet import quiet_transformers
+from llmemb_cli.llm.adapter import save_adapter, trained_tensors, with_lora
+from llmemb_cli.llm.gradcache import OutOfMemoryAtError, cached_backward
+from llmemb_cli.llm.load import load_model
+from llmemb_cli.llm.memory import make_room, micro_batches
+from llmemb_cli.llm.plan import learning_rate, split_items, step_items, steps_per_epoch, total_steps
+from llmemb_cli.llm.trainer import Items, Trainer, draw_views, share_texts
+from llmemb_cli.llm.validate import validate
+from llmemb_cli.peers import Peers, join_peers, own_device
 from llmemb_cli.pipeline import scft_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
-from llmemb_cli.prompts.template import render
-from llmemb_cli.prompts.views import random_drop
+from llmemb_cli.prompts.views import not_negatives
 from llmemb_cli.seeds import numpy_rng, stream_seed
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, keep_seconds, run_stage
+from llmemb_cli.workspace.stage import (
+    StageResult,
+    keep_seconds,
+    partial_path,
+    read_manifest,
+    run_stage,
+)
 from llmemb_cli.workspace.store import append_jsonl, write_json
 
 LOG = "log.jsonl"
-# What passes the model at once unless told: enough to fill the processor, little enough for 4 GB of memory.
-AUTO_MICRO_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
+# The held-out figure that the best checkpoint is chosen by: its sign makes larger better.
+BEST_BY = {"mrr": 1.0, "retrieval": 1.0, "validation_loss": -1.0}
 
 
 def run_scft(
     workspace: Workspace, settings: Settings, report: Reporter, force: bool = False, run: str = "default"
 ) -> StageResult:
-    """Train the LoRA adapter of `[scft]` on the item prompts.
+    """Train the LoRA adapter of `[scft]` on the item prompts, with all processes that were started together.
 
     Raises:
-        WrongUseError: prompts have not been made.
+        WrongUseError: prompts have not been made, or there are more processes than texts in a batch.
         MissingError: the model or the device is not here.
         InterruptedRunError: a signal came; a checkpoint is kept and the same call goes on.
     """
+    stage = scft_stage(workspace, settings, run)
+    device = own_device(settings.scft.device)
+    peers = join_peers(device)
+    begun = False
 
     def build(work: Path) -> dict[str, Any]:
-        frame, summary = read_prompts(workspace)
-        items = Items(
-            frame["parts"].to_list(), frame["prompt"].to_list(), summary["instruction"], summary["separator"]
-        )
-        loaded = load_model(settings.scft, report)
-        return _build(loaded, items, settings, work, report)
+        nonlocal begun
+        items = read_items(workspace)
+        if 2 * min(settings.scft.batch_size, len(items.prompts)) < peers.size:
+            raise WrongUseError(f"scft.batch_size {settings.scft.batch_size} is too small for {peers.size} processes")
+        begun = True
+        peers.any(True)
+        return _build(make_trainer(items, settings, report, device, peers), work, report)
 
-    return run_stage(scft_stage(workspace, settings, run), build, force=force, report=report)
+    try:
+        if peers.rank == 0:
+            result = run_stage(stage, build, force=force, report=report, device=device)
+            if not begun:
+                peers.any(False)
+        else:
+            if peers.any(False):
+                _build(
+                    make_trainer(read_items(workspace), settings, report, device, peers), partial_path(stage), report
+                )
+            result = None
+        peers.any(False)  # process 0 has written everything
+    finally:
+        peers.leave()
+    if result is None:
+        manifest = read_manifest(stage.path)
+        if manifest is None:
+            raise LlmembError("process 0 has not finished", where=str(stage.path))
+        result = StageResult(False, 0.0, manifest)
+    return result
 
 
-@dataclass(frozen=True)
-class Items:
-    """What SCFT knows of the items: their attribute texts and full prompts, in item order."""
+def read_items(workspace: Workspace) -> Items:
+    """The items with their prompts.
 
-    parts: list[list[str]]
-    prompts: list[str]
-    instruction: str
-    separator: str
+    Raises:
+        WrongUseError: prompts have not been made.
+    """
+    frame, summary = read_prompts(workspace)
+    return Items(frame["parts"].to_list(), frame["prompt"].to_list(), summary["instruction"], summary["separator"])
 
-    def view(self, item: int, ratio: float, rng: np.random.Generator) -> str:
-        """A random view of one item as text."""
-        return render(self.instruction, random_drop(self.parts[item], ratio, rng), self.separator)
+
+def make_trainer(items: Items, settings: Settings, report: Reporter, device: str, peers: Peers) -> Trainer:
+    """The model with fresh LoRA matrices, equal in every process, and the temperature at its start value."""
+    scft = settings.scft
+    loaded = load_model(scft, report, device=device)
+    torch.manual_seed(stream_seed(settings.seed, "lora-init"))
+    model = with_lora(loaded, scft)
+    start = torch.tensor(math.log(scft.temperature or START_TEMPERATURE[scft.loss]), device=device)
+    log_temperature = torch.nn.Parameter(start, requires_grad=scft.train_temperature)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    micro = micro_batches(scft, model, device)
+    return Trainer(loaded, model, log_temperature, scft, settings.seed, items, micro, peers, trained)
 
 
 @dataclass
 class State:
-    """Everything a resumed training needs besides the weights."""
+    """Everything a resumed training needs besides the weights; `best` and the like are held-out figures."""
 
     step: int = 0
     first_loss: float | None = None
     last_loss: float | None = None
-    before: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
+    untuned: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    best_temperature: float = 0.0
+    last: dict[str, float] = field(default_factory=dict)
+    rows: int = 0
+    tokens: int = 0
 
 
 @dataclass
-class Trainer:
-    """The parts a training step works on."""
+class Run:
+    """A training under way."""
 
-    loaded: LoadedModel
-    model: Any
-    log_temperature: torch.nn.Parameter
-    settings: ScftSettings
-    seed: int
-    items: Items
-
-    def tokens(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, cut at the longest allowed."""
-        encoded = self.loaded.tokenizer(texts, truncation=True, max_length=self.settings.max_tokens)
-        return list(encoded["input_ids"])
-
-    def embed(self, token_lists: list[list[int]]) -> torch.Tensor:
-        """(n, d) float32 vectors of one micro-batch."""
-        ids, mask = pad_tokens(token_lists, self.loaded.tokenizer.pad_token_id)
-        device = self.loaded.device
-        with torch.autocast(
-            device.split(":")[0], dtype=self.loaded.dtype, enabled=self.loaded.dtype != torch.float32
-        ):
-            return embed_batch(self.model, ids.to(device), mask.to(device), self.settings.pooling)
+    trainer: Trainer
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    state: State
+    work: Path
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def _build(loaded: LoadedModel, items: Items, settings: Settings, work: Path, report: Reporter) -> dict[str, Any]:
-    scft = settings.scft
-    torch.manual_seed(stream_seed(settings.seed, "lora-init"))
-    model = _with_lora(loaded, scft)
-    start = torch.tensor(math.log(scft.temperature), device=loaded.device)
-    log_temperature = torch.nn.Parameter(start, requires_grad=scft.train_temperature)
-    trainer = Trainer(loaded, model, log_temperature, scft, settings.seed, items)
-    train, held_out = split_items(len(items.prompts), scft, settings.seed)
-    state = _train(trainer, train, held_out, work, report)
-    after = _validate(trainer, held_out)
-    with quiet_transformers():
-        # The embedding layer is not trained; asking for it would make PEFT look for the base model on the hub.
-        model.save_pretrained(str(work), save_embedding_layers=False)
-    (work / "README.md").unlink(missing_ok=True)
-    temperature = float(log_temperature.detach().exp())
-    write_json(work / "temperature.json", {"temperature": temperature})
+def _build(trainer: Trainer, work: Path, report: Reporter) -> dict[str, Any]:
+    scft = trainer.settings
+    train, held_out = split_items(len(trainer.items.prompts), scft, trainer.seed)
+    run = _prepare(trainer, work, report)
+    _train(run, train, held_out, report)
+    state, temperature = run.state, trainer.temperature()
+    if run.best:
+        _put(trainer.model, run.best)
+        temperature = state.best_temperature
+    if trainer.peers.rank == 0:
+        save_adapter(work, trainer.loaded, trainer.model)
+        write_json(work / "temperature.json", {"temperature": temperature})
+        forget_checkpoint(work)
     return {
         "model": scft.model,
         "steps": state.step,
-        "epochs": state.step * scft.batch_size / len(train),
+        "epochs": state.step / steps_per_epoch(scft, len(train)),
         "batch_size": min(scft.batch_size, len(train)),
         "loss": {"name": scft.loss, "first": state.first_loss, "last": state.last_loss},
         "temperature": temperature,
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "held_out": {"items": len(held_out), "before": state.before, "after": after},
-        "precision": str(loaded.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in trainer.trained),
+        "held_out": {
+            "items": len(held_out),
+            "before": state.untuned,
+            "after": state.best or state.last,
+            "last": state.last,
+            "best_by": scft.best_by,
+            "best_step": state.best_step or state.step,
+        },
+        "precision": str(trainer.loaded.dtype).removeprefix("torch."),
+        "processes": trainer.peers.size,
+        "skipped_steps": state.skipped,
     }
 
 
-def _with_lora(loaded: LoadedModel, settings: ScftSettings) -> Any:
-    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
-
-    base = loaded.model
-    if settings.load_in_8bit or settings.load_in_4bit:
-        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=settings.gradient_checkpointing)
-    elif settings.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.enable_input_require_grads()
-    config = LoraConfig(
-        task_type=TaskType.FEATURE_EXTRACTION,
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=list(settings.target_modules),
-    )
-    try:
-        return get_peft_model(base, config)
-    except ValueError as error:
-        raise BadDataError(
-            f"LoRA does not fit this model: {str(error).splitlines()[0]}", hint="set scft.target_modules"
-        ) from error
-
-
-def split_items(count: int, settings: ScftSettings, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Item numbers to train on and, sorted, those held out for validation (at least two, or none)."""
-    order = numpy_rng(seed, "scft-held-out").permutation(count)
-    held_out = round(count * settings.validation_share)
-    held_out = 0 if held_out < 2 else held_out
-    if count - held_out < 2:
-        raise BadDataError(f"{count} items are too few to contrast")
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
-def total_steps(settings: ScftSettings, train_items: int) -> int:
-    """Optimizer steps of the run: `steps`, or `epochs` passes over the items."""
-    per_epoch = max(train_items // min(settings.batch_size, train_items), 1)
-    return settings.steps or max(round(settings.epochs * per_epoch), 1)
-
-
-def step_items(train: np.ndarray, settings: ScftSettings, seed: int, step: int) -> np.ndarray:
-    """The items of a step: each epoch is a new permutation, its incomplete last batch is left out."""
-    size = min(settings.batch_size, len(train))
-    per_epoch = max(len(train) // size, 1)
-    order = numpy_rng(seed, "scft-order", step // per_epoch).permutation(train)
-    at = (step % per_epoch) * size
-    return order[at : at + size]
-
-
-def learning_rate(settings: ScftSettings, step: int, total: int) -> float:
-    """The learning rate of a step under the schedule, warm-up first."""
-    warm = round(settings.warmup * total)
-    if step < warm:
-        return settings.learning_rate * (step + 1) / warm
-    done = (step - warm) / max(total - warm, 1)
-    factor = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[settings.schedule]
-    return settings.learning_rate * factor
-
-
-def _train(trainer: Trainer, train: np.ndarray, held_out: np.ndarray, work: Path, report: Reporter) -> State:
+def _prepare(trainer: Trainer, work: Path, report: Reporter) -> Run:
+    """Optimizer and gradient scaler, at the beginning or where the last checkpoint was written."""
     settings = trainer.settings
-    trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    groups = [{"params": trained, "weight_decay": settings.weight_decay}]
+    groups = [{"params": trainer.trained, "weight_decay": settings.weight_decay}]
     if settings.train_temperature:
         groups.append({"params": [trainer.log_temperature], "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    kind = trainer.loaded.device.split(":")[0]
+    scaler = torch.amp.GradScaler(kind, enabled=trainer.loaded.dtype == torch.float16)
+    run = Run(trainer, optimizer, scaler, State(), work)
+    # Only process 0 may cut the log back to the checkpoint.
+    found = load_checkpoint(work, optimizer, work / (LOG if trainer.peers.rank == 0 else ".none"))
+    if found is None:
+        return run
+    groups_found, values = found
+    _put(trainer.model, groups_found["lora"])
+    with torch.no_grad():
+        trainer.log_temperature.copy_(groups_found["temperature"]["log"][0])
+    run.best = groups_found.get("best", {})
+    scaler.load_state_dict(values.pop("scaler"))
+    run.state = State(**values)
+    trainer.micro.rows, trainer.micro.tokens = run.state.rows, run.state.tokens
+    report.note(f"going on at step {run.state.step + 1}")
+    return run
+
+
+def _train(run: Run, train: np.ndarray, held_out: np.ndarray, report: Reporter) -> None:
+    trainer, state, settings, work = run.trainer, run.state, run.trainer.settings, run.work
     total = total_steps(settings, len(train))
     every = settings.validate_every or max(total // 10, 1)
-    state = _resume(trainer, optimizer, work, report)
+    first = trainer.peers.rank == 0
     started = saved = time.monotonic()
     trainer.model.train()
     with StopRequest() as stop, report.task("scft", total, "steps", done=state.step) as task:
-        if state.step == 0 and not state.before:
-            state.before = _validate(trainer, held_out)
-            append_jsonl(work / LOG, {"step": 0, **state.before})
+        if state.step == 0 and not state.untuned:
+            state.untuned = validate(trainer, held_out, report)
+            _log(run, {"step": 0, **state.untuned})
         while state.step < total:
-            for group in optimizer.param_groups:
+            for group in run.optimizer.param_groups:
                 group["lr"] = learning_rate(settings, state.step, total)
-            optimizer.zero_grad(set_to_none=True)
-            loss = _step(trainer, step_items(train, settings, trainer.seed, state.step), state.step)
-            if not math.isfinite(loss):
-                raise LlmembError(f"the loss of step {state.step + 1} is not finite", hint="lower scft.learning_rate")
-            if state.step == 0:
-                _check_gradients(trainer.model)
-            if settings.clip_norm:
-                torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
-            optimizer.step()
+            loss = _step(
+                trainer, step_items(train, settings, trainer.seed, state.step), state.step, run.scaler, report
+            )
+            updated = _update(run)
             state.step += 1
+            state.skipped += not updated
             state.first_loss = loss if state.first_loss is None else state.first_loss
             state.last_loss = loss
-            record = {"step": state.step, "loss": loss, "temperature": float(trainer.log_temperature.detach().exp())}
-            if state.step % every == 0 and state.step < total:
-                record |= _validate(trainer, held_out)
-            append_jsonl(work / LOG, record)
+            record = {"step": state.step, "loss": loss, "temperature": trainer.temperature()}
+            if state.step % every == 0 or state.step == total:
+                state.last = validate(trainer, held_out, report)
+                _keep_best(run)
+                record |= state.last
+            _log(run, record)
             task.advance(1, loss=loss)
+            stopping = trainer.peers.any(stop.requested)
             due = time.monotonic() - saved > settings.checkpoint_minutes * 60 or (
                 settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0
             )
-            if due or stop.requested:
-                _save(trainer, optimizer, state, work)
+            if first and (due or stopping):
+                _save(run)
                 saved = time.monotonic()
-            if stop.requested:
-                keep_seconds(work, time.monotonic() - started)
+            if stopping:
+                if first:
+                    keep_seconds(work, time.monotonic() - started)
                 raise InterruptedRunError("interrupted", hint="run the same command again to go on")
-    forget_checkpoint(work)
-    return state
+    if (
+        first
+        and state.best
+        and state.best[settings.best_by] * BEST_BY[settings.best_by]
+        < (state.untuned[settings.best_by] * BEST_BY[settings.best_by])
+    ):
+        report.warn(
+            f"no checkpoint finds held-out items better than the untuned model ({settings.best_by}); "
+            "train longer, or with a lower scft.learning_rate"
+        )
 
 
-def _step(trainer: Trainer, items: np.ndarray, step: int) -> float:
+def _step(trainer: Trainer, items: np.ndarray, step: int, scaler: torch.amp.GradScaler, report: Reporter) -> float:
     """Two fresh views of every item, one contrastive loss over all of them, gradients on the parameters."""
-    settings = trainer.settings
-    rng = numpy_rng(trainer.seed, "views", step)
-    texts = [trainer.items.view(int(item), settings.drop_ratio, rng) for _ in range(2) for item in items]
-    tokens = trainer.tokens(texts)
-    # Similar lengths pass together; `place` puts the vectors back in the order of the views.
-    order = np.argsort([len(row) for row in tokens], kind="stable")
-    batches = micro_batches([tokens[i] for i in order], settings.micro_batch_size, trainer.loaded.device)
-    place = torch.from_numpy(np.argsort(order, kind="stable")).to(trainer.loaded.device)
-    names = np.array([trainer.items.prompts[int(item)] for item in items])
-    same = torch.from_numpy(names[:, None] == names[None, :]).to(trainer.loaded.device)
+    settings, device = trainer.settings, trainer.loaded.device
+    views = draw_views(trainer.items, items, settings.drop_ratio, numpy_rng(trainer.seed, "views", step))
+    blank = not_negatives(views.first, views.second, views.prompts)
+    if blank.all():
+        raise BadDataError(
+            f"step {step + 1} has nothing to contrast: its {len(items)} items show the same texts",
+            hint="look at `llmemb prompt`; give items more attributes or lower scft.drop_ratio",
+        )
+    same = torch.from_numpy(blank).to(device)
+    share = share_texts(trainer.tokens(views.texts), trainer.peers, device)
 
     def loss_of(vectors: torch.Tensor) -> torch.Tensor:
-        left, right = vectors[place].chunk(2)
+        left, right = vectors[share.place].chunk(2)
         return contrastive_loss(settings.loss, left, right, trainer.log_temperature.exp(), same)
 
-    return cached_backward(
-        batches, trainer.embed, loss_of, lambda number: stream_seed(trainer.seed, "lora-dropout", step, number)
-    )
+    while True:
+        batches = trainer.micro.split(share.lengths)
+        for parameter in (*trainer.trained, trainer.log_temperature):
+            parameter.grad = None
+        try:
+            loss = cached_backward(
+                [share.tokens[batch] for batch in batches],
+                trainer.embed,
+                loss_of,
+                lambda number: stream_seed(
+                    trainer.seed, "lora-dropout", step, number * trainer.peers.size + trainer.peers.rank
+                ),
+                keep=trainer.micro.kept(share.lengths, batches),
+                scale=scaler.scale,
+                peers=trainer.peers,
+                counts=share.counts,
+            )
+        except OutOfMemoryAtError as error:
+            failed = error.batch
+        else:
+            break
+        if failed is not None:
+            make_room(trainer.micro, share.lengths[batches[failed]], report)
+    if not math.isfinite(loss):
+        raise LlmembError(f"the loss of step {step + 1} is not finite", hint="lower scft.learning_rate")
+    trainer.peers.sum_gradients(trainer.trained)
+    if step == 0:
+        _check_gradients(trainer.model)
+    return loss
 
 
-def micro_batches(token_lists: list[list[int]], size: int, device: str) -> list[list[list[int]]]:
-    """Consecutive micro-batches of `size` texts, or, for 0, of as many as the device takes well."""
-    if size:
-        return [token_lists[at : at + size] for at in range(0, len(token_lists), size)]
-    budget = AUTO_MICRO_TOKENS[device.split(":")[0]]
-    batches: list[list[list[int]]] = [[]]
-    for tokens in token_lists:
-        if batches[-1] and len(tokens) * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-        batches[-1].append(tokens)
-    return batches
+def _update(run: Run) -> bool:
+    """One optimizer step; False when fp16 gradients overflowed and it was left out."""
+    run.scaler.unscale_(run.optimizer)
+    if run.trainer.settings.clip_norm:
+        torch.nn.utils.clip_grad_norm_(run.trainer.trained, run.trainer.settings.clip_norm)
+    before = run.scaler.get_scale()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return run.scaler.get_scale() >= before
 
 
-@torch.no_grad()
-def _validate(trainer: Trainer, held_out: np.ndarray) -> dict[str, float]:
-    """Held-out items: how often a view's nearest other view is its own item's; alignment and uniformity.
-
-    Alignment: mean squared distance of the two views; uniformity: log mean exp(-2 squared distance) over pairs of
-    items (Wang and Isola, ICML 2020), both of normalised vectors.
-    """
-    if len(held_out) < 2:
-        return {}
-    rng = numpy_rng(trainer.seed, "validation-views")
-    texts = [trainer.items.view(int(i), trainer.settings.drop_ratio, rng) for _ in range(2) for i in held_out]
-    tokens = trainer.tokens(texts)
-    order = np.argsort([len(row) for row in tokens], kind="stable")
-    trainer.model.train(False)
-    parts = [trainer.embed(b) for b in micro_batches([tokens[i] for i in order], 0, trainer.loaded.device)]
-    trainer.model.train()
-    vectors = torch.nn.functional.normalize(torch.cat(parts), dim=1)
-    left, right = vectors[torch.from_numpy(np.argsort(order, kind="stable"))].chunk(2)
-    nearest = (left @ right.T).argmax(dim=1).cpu()
-    distances = torch.pdist(left.cpu())
-    return {
-        "retrieval": float((nearest == torch.arange(len(nearest))).float().mean()),
-        "alignment": float((left - right).pow(2).sum(dim=1).mean()),
-        "uniformity": float(distances.pow(2).mul(-2).exp().mean().log()),
-    }
+def _keep_best(run: Run) -> None:
+    """Remember the weights if they find held-out items better than all before (step 0 does not count)."""
+    name = run.trainer.settings.best_by
+    state = run.state
+    if name not in state.last:
+        return
+    if not state.best or (state.last[name] - state.best[name]) * BEST_BY[name] > 0:
+        state.best, state.best_step = dict(state.last), state.step
+        state.best_temperature = run.trainer.temperature()
+        run.best = {name: tensor.clone() for name, tensor in trained_tensors(run.trainer.model).items()}
 
 
 def _check_gradients(model: Any) -> None:
     """LoRA with the wrong checkpointing trains nothing without a word: look once."""
     reached = [p.grad for name, p in model.named_parameters() if "lora_B" in name and p.grad is not None]
-    if not any(bool(gradient.abs().max() > 0) for gradient in reached):
+    if not any(bool((gradient != 0).any()) for gradient in reached):
         raise LlmembError("no gradient reaches the LoRA matrices", hint="try without gradient_checkpointing")
 
 
-def _save(trainer: Trainer, optimizer: torch.optim.Optimizer, state: State, work: Path) -> None:
+def _log(run: Run, record: dict[str, Any]) -> None:
+    if run.trainer.peers.rank == 0:
+        append_jsonl(run.work / LOG, record)
+
+
+def _save(run: Run) -> None:
+    trainer = run.trainer
+    run.state.rows, run.state.tokens = trainer.micro.rows, trainer.micro.tokens
     groups = {
-        "lora": {name: p for name, p in trainer.model.named_parameters() if p.requires_grad},
+        "lora": trained_tensors(trainer.model),
         "temperature": {"log": trainer.log_temperature.detach().reshape(1)},
+        "best": run.best,
     }
-    save_checkpoint(work, groups, optimizer, state.__dict__, work / LOG)
+    state = asdict(run.state) | {"scaler": run.scaler.state_dict()}
+    save_checkpoint(run.work, groups, run.optimizer, state, run.work / LOG)
 
 
-def _resume(trainer: Trainer, optimizer: torch.optim.Optimizer, work: Path, report: Reporter) -> State:
-    found = load_checkpoint(work, optimizer, work / LOG)
-    if found is None:
-        return State()
-    groups, values = found
-    parameters = dict(trainer.model.named_parameters())
+def _put(model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in groups["lora"].items():
+        for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
-        trainer.log_temperature.copy_(groups["temperature"]["log"][0])
-    report.note(f"going on at step {values['step'] + 1}")
-    return State(**values)

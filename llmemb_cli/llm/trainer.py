@@ -1,0 +1,122 @@
+"""What a step of SCFT works on: items, model, temperature, and how texts become vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmemb_cli.config.scft import ScftSettings
+from llmemb_cli.llm.load import LoadedModel
+from llmemb_cli.llm.plan import MicroBatches
+from llmemb_cli.llm.pooling import embed_batch, pad_tokens
+from llmemb_cli.peers import ALONE, Peers
+from llmemb_cli.prompts.template import render
+from llmemb_cli.prompts.views import other_drop, random_drop
+
+
+@dataclass(frozen=True)
+class Items:
+    """What SCFT knows of the items: their attribute texts and full prompts, in item order."""
+
+    parts: list[list[str]]
+    prompts: list[str]
+    instruction: str
+    separator: str
+
+    def text(self, kept: list[str]) -> str:
+        """A view as text."""
+        return render(self.instruction, kept, self.separator)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Two views of each of n items: the attributes they keep, and the 2n texts, first views first."""
+
+    first: list[list[str]]
+    second: list[list[str]]
+    texts: list[str]
+    prompts: list[str]
+
+
+def draw_views(
+    items: Items, chosen: np.ndarray, ratio: float, rng: np.random.Generator, *, unlike: bool = False
+) -> Views:
+    """Two fresh views of every chosen item; with `unlike`, of different attributes where the item has enough."""
+    first = [random_drop(items.parts[int(item)], ratio, rng) for item in chosen]
+    if unlike:
+        second = [
+            other_drop(items.parts[int(item)], ratio, rng, kept) for item, kept in zip(chosen, first, strict=True)
+        ]
+    else:
+        second = [random_drop(items.parts[int(item)], ratio, rng) for item in chosen]
+    texts = [items.text(kept) for kept in (*first, *second)]
+    return Views(first, second, texts, [items.prompts[int(item)] for item in chosen])
+
+
+@dataclass
+class Trainer:
+    """The parts a training step works on."""
+
+    loaded: LoadedModel
+    model: Any
+    log_temperature: torch.nn.Parameter
+    settings: ScftSettings
+    seed: int
+    items: Items
+    micro: MicroBatches
+    peers: Peers = ALONE
+    trained: list[torch.nn.Parameter] = field(default_factory=list)
+
+    def tokens(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, cut at the longest allowed."""
+        encoded = self.loaded.tokenizer(texts, truncation=True, max_length=self.settings.max_tokens)
+        return list(encoded["input_ids"])
+
+    def embed(self, token_lists: list[list[int]]) -> torch.Tensor:
+        """(n, d) float32 vectors of one micro-batch."""
+        ids, mask = pad_tokens(token_lists, self.loaded.tokenizer.pad_token_id)
+        device = self.loaded.device
+        with torch.autocast(
+            device.split(":")[0], dtype=self.loaded.dtype, enabled=self.loaded.dtype != torch.float32
+        ):
+            return embed_batch(self.model, ids.to(device), mask.to(device), self.settings.pooling)
+
+    def temperature(self) -> float:
+        """The temperature now."""
+        return float(self.log_temperature.detach().exp())
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of some texts: every size-th in order of length, so that all have as much to do.
+
+    Attributes:
+        tokens: token lists of the texts of this process, short ones first.
+        counts: how many texts each process has.
+        place: puts the gathered vectors of all processes back into the order of the texts.
+    """
+
+    tokens: list[list[int]]
+    counts: list[int]
+    place: torch.Tensor
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each text of this process."""
+        return [len(row) for row in self.tokens]
+
+
+def share_texts(token_lists: Sequence[list[int]], peers: Peers, device: str) -> Share:
+    """Deal texts out to the processes."""
+    order = np.argsort([len(row) for row in token_lists], kind="stable")
+    dealt = [order[rank :: peers.size] for rank in range(peers.size)]
+    place = np.argsort(np.concatenate(dealt), kind="stable")
+    return Share(
+        [token_lists[int(i)] for i in dealt[peers.rank]],
+        peers.share(len(order)),
+        torch.from_numpy(place).to(device),
+    )
