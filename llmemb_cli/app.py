@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("Workspace", "Which stages are done, stale or missing, and why."),
     "run": ("Workspace", "Run all stages that are not up to date."),
     "config": ("Workspace", "Show the settings and where they come from."),
+    "models": ("Machine", "List LLMs: size, licence, memory; fetch one."),
+    "doctor": ("Machine", "Check this machine: what is here and what works."),
 }
 
 

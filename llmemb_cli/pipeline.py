@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmemb_cli.assets.identity import model_identity
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage, read_manifest
@@ -49,6 +50,7 @@ def scft_stage(workspace: Workspace, settings: Settings, run: str = "default") -
         _settings(settings.scft),
         settings.seed,
         {"prompts": workspace.prompts},
+        {"model": model_identity(settings.scft.model)},
     )
 
 
@@ -59,7 +61,8 @@ def embed_stage(workspace: Workspace, settings: Settings, *, tuned: bool = True,
     }
     inputs = {"prompts": workspace.prompts} | ({"scft": workspace.scft(run)} if tuned else {})
     name = "base" if not tuned else "scft" if run == "default" else f"scft-{run}"
-    return Stage("embed", workspace.embeddings(name), 1, chosen, settings.seed, inputs)
+    files = {"model": model_identity(settings.scft.model)}
+    return Stage("embed", workspace.embeddings(name), 1, chosen, settings.seed, inputs, files)
 
 
 # Settings of `[rat]` that only matter to methods with LLM embeddings, and only to one backbone.

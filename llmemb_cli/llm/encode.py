@@ -11,14 +11,20 @@ import numpy as np
 import polars as pl
 import torch
 
+from llmemb_cli.assets.identity import model_identity
+from llmemb_cli.assets.models import local_model
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import EmbeddingTable, write_table
 from llmemb_cli.errors import BadDataError, InterruptedRunError
 from llmemb_cli.interrupt import StopRequest
+<<<<<<< HEAD
 from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import LoadedModel, load_model
+=======
+from llmemb_cli.llm.load import LoadedModel, attach_adapter, load_model
+>>>>>>> f5ca44a (llmemb models and doctor; model folders, adapters and weights are checked)
 from llmemb_cli.llm.pooling import embed_batch, pad_tokens
 from llmemb_cli.pipeline import embed_stage
 from llmemb_cli.progress import Reporter
@@ -44,6 +50,10 @@ def run_embed(
     if adapter is not None:
         manifest = require_stage(adapter, made_by="llmemb scft")
         settings = as_trained(settings, manifest["made_from"]["settings"])
+    # Fetched before the stage is described: its manifest then says which weights it was made from.
+    local_model(settings.scft.model, report)
+    if adapter is not None:
+        _check_base(manifest, settings)
     stage = embed_stage(workspace, settings, tuned=tuned)
     device = pick_device(settings.embed.device)
 
@@ -76,6 +86,17 @@ def run_embed(
         }
 
     return run_stage(stage, build, force=force, report=report, device=device)
+
+
+def _check_base(manifest: dict[str, Any], settings: Settings) -> None:
+    """Refuse an adapter whose base model has been replaced by other weights of the same shapes."""
+    trained_on = manifest["made_from"]["files"].get("model", {}).get("sha256")
+    now = model_identity(settings.scft.model).get("sha256")
+    if None not in (trained_on, now) and trained_on != now:
+        raise BadDataError(
+            f"the adapter was trained on other weights than {settings.scft.model} has now",
+            hint="run `llmemb scft` again, or put the old weights back",
+        )
 
 
 def as_trained(settings: Settings, trained: dict[str, Any]) -> Settings:

@@ -1,4 +1,4 @@
-"""The LLM without its language-model head: tokens in, hidden states out."""
+"""The LLM without its language-model head: tokens in, hidden states out. And a LoRA adapter put on it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from llmemb_cli.devices import pick_device, pick_dtype
 from llmemb_cli.errors import BadDataError, MissingError, WrongUseError
 from llmemb_cli.llm.quiet import quiet_transformers
 from llmemb_cli.progress import Reporter
+
+# RoBERTa and its kin number positions from padding_idx + 1, so two of their positions hold no token.
+RESERVED_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}
 
 
 @dataclass
@@ -34,9 +37,10 @@ def load_model(
 
     Raises:
         MissingError: the model, the device or bitsandbytes is not here.
-        BadDataError: the folder is damaged.
+        BadDataError: the folder is damaged, or its weights, config and tokenizer do not belong together.
+        WrongUseError: max_tokens is more than the model reads.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     folder = local_model(settings.model, report)
     where = pick_device(device or settings.device)
@@ -45,24 +49,79 @@ def load_model(
     quantised = settings.load_in_8bit or settings.load_in_4bit
     if quantised:
         options["quantization_config"] = _quantisation(settings, where)
+    tokenizer = load_tokenizer(folder)
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            model = AutoModel.from_pretrained(str(folder), **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BadDataError(f"cannot load the model: {str(error).splitlines()[0]}", where=str(folder)) from error
-    if tokenizer.pad_token_id is None:
-        # Padding is masked everywhere, so any token serves.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    tokenizer.padding_side = "right"
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise BadDataError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only "
-            f"{model.get_input_embeddings().num_embeddings}: they do not belong together",
+            model, info = AutoModel.from_pretrained(
+                str(folder), **options, trust_remote_code=False, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise BadDataError(f"cannot load the model: {_first_line(error)}", where=str(folder)) from error
+    _check_weights(info, folder)
+    _check_vocabulary(tokenizer, model, folder)
+    positions = position_limit(model.config)
+    if settings.max_tokens > positions:
+        raise WrongUseError(
+            f"scft.max_tokens is {settings.max_tokens}, this model reads {positions} tokens",
             where=str(folder),
+            hint=f"--set scft.max_tokens={positions}",
         )
     model.requires_grad_(False)
     return LoadedModel(model if quantised else model.to(where), tokenizer, where, dtype, folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, padding on the right.
+
+    Raises:
+        BadDataError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises nothing more precise
+        raise BadDataError(f"cannot load the tokenizer: {_first_line(error)}", where=str(folder)) from error
+    if tokenizer.pad_token_id is None:
+        # Padding is masked everywhere, so any token serves.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def position_limit(config: Any) -> int:
+    """Tokens a model reads at most, by its config; no limit known counts as a million."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 1_000_000
+    return int(positions) - RESERVED_POSITIONS.get(config.model_type, 0)
+
+
+def _check_weights(info: dict[str, Any], folder: Path) -> None:
+    """Refuse a model part of which would stay as randomly drawn; transformers only warns."""
+    # An encoder's pooling layer is not used: llmemb pools the token states itself.
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise BadDataError(
+            f"the weights lack {len(missing)} of the model's tensors, for example {missing[0]}",
+            where=str(folder),
+            hint="weights and config.json do not belong together: copy or download the model again",
+        )
+
+
+def _check_vocabulary(tokenizer: Any, model: Any, folder: Path) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= rows:
+        raise BadDataError(
+            f"the tokenizer has token numbers up to {highest}, the model only {rows} tokens: "
+            "they do not belong together",
+            where=str(folder),
+            hint="put the tokenizer files of this very model into the folder",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _quantisation(settings: ScftSettings, device: str) -> Any:
@@ -81,3 +140,34 @@ def _quantisation(settings: ScftSettings, device: str) -> Any:
     if settings.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def attach_adapter(loaded: LoadedModel, adapter: Path) -> None:
+    """Put a LoRA adapter on the model.
+
+    Raises:
+        BadDataError: the adapter was trained on another model: shapes differ, or a tensor of one has no place in the
+            other. PEFT only warns of the latter and goes on with untrained matrices.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    hint = "run `llmemb scft` with the same model"
+    try:
+        with quiet_transformers():
+            loaded.model = PeftModel.from_pretrained(loaded.model, str(adapter), local_files_only=True)
+        expected = set(get_peft_model_state_dict(loaded.model, save_embedding_layers=False))
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+            had = set(file.keys())
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        raise BadDataError(
+            f"the adapter does not fit this model: {_first_line(error)}", where=str(adapter), hint=hint
+        ) from error
+    odd = sorted(expected ^ had)
+    if odd:
+        whose = "the adapter has no" if odd[0] in expected else "the model has no place for"
+        raise BadDataError(
+            f"the adapter does not fit this model: {whose} {odd[0]} ({len(odd)} such tensors)",
+            where=str(adapter),
+            hint=hint,
+        )

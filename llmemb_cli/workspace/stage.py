@@ -39,7 +39,8 @@ class Stage:
         settings: every setting its output depends on, JSON values only.
         seed: the seed of its random streams, or None.
         inputs: other stage directories it reads, by role.
-        files: files from outside the workspace it reads, by role.
+        files: what it reads from outside the workspace, by role: a file, or an identity that the caller worked out
+            ({"missing": True} while it is not here).
     """
 
     name: str
@@ -48,7 +49,7 @@ class Stage:
     settings: Mapping[str, Any]
     seed: int | None = None
     inputs: Mapping[str, Path] = field(default_factory=dict)
-    files: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, Path | dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ def require_stage(path: Path, *, made_by: str) -> dict[str, Any]:
     return manifest
 
 
-def _file_identity(path: Path) -> dict[str, Any]:
+def _file_identity(path: Path | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(path, dict):
+        return path
     # Size and time are enough to see a change without reading gigabytes; the content's hash is in the data card.
     try:
         stat = path.stat()
@@ -140,8 +143,10 @@ def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> Stag
             return StageState("stale", f"input {role} changed")
     for role in sorted(set(had["files"]) | set(want["files"])):
         before, now = had["files"].get(role), want["files"].get(role)
-        # A source that was moved away or lies on an unplugged disk does not make its result wrong.
-        if before != now and not (now or {}).get("missing"):
+        # A source that was moved away or lies on an unplugged disk does not make its result wrong, nor does one
+        # that was only fetched while the stage was made.
+        absent = any(identity is None or identity.get("missing") for identity in (before, now))
+        if before != now and not absent:
             return StageState("stale", f"file {role} changed")
     return None
 
@@ -197,7 +202,7 @@ def _work_directory(stage: Stage, made_from: dict[str, Any], report: Reporter) -
             unfinished = read_json(marker)["made_from"] if marker.is_file() else None
         except BadDataError:
             unfinished = None
-        if unfinished == made_from:
+        if unfinished is not None and _difference(stage, unfinished, made_from) is None:
             report.note(f"going on with the unfinished {stage.name} in {work.name}")
             return work
         if unfinished is not None:
