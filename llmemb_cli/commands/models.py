@@ -63,7 +63,7 @@ def _show_all(console: Console, entries: list[dict[str, Any]]) -> None:
     columns = ["model", "parameters", "width x layers", "here", "embed, GB", "scft, GB", "licence"]
     console.print(table(columns, rows))
     console.print(
-        "GB of memory in bf16/8 bits/4 bits. *: the hub asks for its licence to be accepted. More: `llmemb models NAME`."
+        "GB of memory in bf16/8 bits/4 bits. *: licence to be accepted on the hub. One: `llmemb models NAME`"
     )
 
 
