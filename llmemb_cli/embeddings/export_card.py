@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmemb_cli.assets.models import MODELS
+from llmemb_cli.assets.presets import MODELS
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest, require_stage
 
