@@ -19,12 +19,8 @@ from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import EmbeddingTable, write_table
 from llmemb_cli.errors import BadDataError, InterruptedRunError
 from llmemb_cli.interrupt import StopRequest
-<<<<<<< HEAD
 from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import LoadedModel, load_model
-=======
-from llmemb_cli.llm.load import LoadedModel, attach_adapter, load_model
->>>>>>> f5ca44a (llmemb models and doctor; model folders, adapters and weights are checked)
 from llmemb_cli.llm.pooling import embed_batch, pad_tokens
 from llmemb_cli.pipeline import embed_stage
 from llmemb_cli.progress import Reporter

@@ -1,4 +1,4 @@
-"""The LLM without its language-model head: tokens in, hidden states out. And a LoRA adapter put on it."""
+"""The LLM without its language-model head: tokens in, hidden states out."""
 
 from __future__ import annotations
 
@@ -140,34 +140,3 @@ def _quantisation(settings: ScftSettings, device: str) -> Any:
     if settings.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-
-
-def attach_adapter(loaded: LoadedModel, adapter: Path) -> None:
-    """Put a LoRA adapter on the model.
-
-    Raises:
-        BadDataError: the adapter was trained on another model: shapes differ, or a tensor of one has no place in the
-            other. PEFT only warns of the latter and goes on with untrained matrices.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    hint = "run `llmemb scft` with the same model"
-    try:
-        with quiet_transformers():
-            loaded.model = PeftModel.from_pretrained(loaded.model, str(adapter), local_files_only=True)
-        expected = set(get_peft_model_state_dict(loaded.model, save_embedding_layers=False))
-        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-            had = set(file.keys())
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
-        raise BadDataError(
-            f"the adapter does not fit this model: {_first_line(error)}", where=str(adapter), hint=hint
-        ) from error
-    odd = sorted(expected ^ had)
-    if odd:
-        whose = "the adapter has no" if odd[0] in expected else "the model has no place for"
-        raise BadDataError(
-            f"the adapter does not fit this model: {whose} {odd[0]} ({len(odd)} such tensors)",
-            where=str(adapter),
-            hint=hint,
-        )
