@@ -175,4 +175,5 @@ def report_stage(workspace: Workspace, settings: Settings) -> Stage:
         if path.relative_to(workspace.root).parts[0] in shown
         and not any(part.startswith(".") for part in path.relative_to(workspace.root).parts)
     }
-    return Stage("report", workspace.reports, 1, {}, settings.seed, inputs)
+    chosen = {"protocol": protocol_name(settings)}
+    return Stage("report", workspace.reports, 2, chosen, settings.seed, inputs)

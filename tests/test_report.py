@@ -12,7 +12,8 @@ from llmemb_cli.evaluation.stage import run_eval
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import make_prompts
-from llmemb_cli.reporting.page import make_report, same_group_share
+from llmemb_cli.reporting.page import make_report
+from llmemb_cli.reporting.parts.items import same_group_share
 from llmemb_cli.srs.train import run_rat
 from tests.make_workspace import make_workspace
 
@@ -29,7 +30,7 @@ def test_page_shows_results_escapes_titles_and_needs_no_network(tmp_path: Path) 
     page = (workspace.reports / "report.html").read_text()
     assert f"{measured['overall']['HR@10']:.4f}" in page
     assert "Thing <b>" not in page and "Thing &lt;b&gt;" in page
-    links = set(re.findall(r"""(?:src|href)=["'](?!#)([^"']+)""", page))
+    links = set(re.findall(r"""(?:src|href)=["'](?!#|data:)([^"']+)""", page))
     assert not links and "@import" not in page and "url(http" not in page
     assert not make_report(workspace, settings, Reporter()).built
 

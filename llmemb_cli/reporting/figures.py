@@ -1,19 +1,70 @@
-"""Figures as inline SVG: colour-blind safe, readable on light and dark pages."""
+"""Figures as inline SVG: colour-blind safe, readable on light and dark pages, each with its numbers as CSV."""
 
 from __future__ import annotations
 
+import base64
+import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 # Okabe and Ito's palette: distinguishable with every common kind of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-INK = "#8a8f98"  # readable on white and on near-black
+MARKERS = "osD^vPX"
+ORDERED = ("#999999", "#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2")  # warm is rare, cool is popular
+INK = "#8a8f98"  # readable on white and on near-black; the page's style sheet sets text darker or lighter
+SMALL = (4.4, 2.9)
+WIDE = (8.6, 3.1)
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the page.
+
+    Attributes:
+        name: of the file that its numbers download as.
+        title: what it shows.
+        panels: SVG, one each; they stand side by side where there is room.
+        columns: its numbers, columns of equal length by name.
+        note: how to read it.
+        wide: one panel that is scrolled on a phone rather than shrunk.
+    """
+
+    name: str
+    title: str
+    panels: list[str]
+    columns: Mapping[str, Sequence[Any]]
+    note: str = ""
+    wide: bool = False
+    rows: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        lengths = {len(column) for column in self.columns.values()}
+        if len(lengths) > 1:
+            raise ValueError(f"columns of {self.name} have different lengths: {lengths}")
+        object.__setattr__(self, "rows", max(lengths, default=0))
+
+    @property
+    def csv(self) -> str:
+        """The numbers as CSV."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(self.columns)
+        for row in zip(*self.columns.values(), strict=True):
+            writer.writerow("" if value is None else value for value in row)
+        return buffer.getvalue()
+
+    @property
+    def link(self) -> str:
+        """The CSV as a link that needs no server."""
+        return "data:text/csv;charset=utf-8;base64," + base64.b64encode(self.csv.encode()).decode()
+
+
+def _axis(size: tuple[float, float]) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("svg")
@@ -29,60 +80,130 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
             **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
         }
     )
-    return plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    return figure, axis
 
 
 def _svg(figure: Any) -> str:
     import matplotlib.pyplot as plt
 
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, dpi=200)
     plt.close(figure)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    text = text[text.index("<svg") :]
+    # Names such as axes_1 would stand many times in one page; only those that something refers to are kept.
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    return re.sub(r' id="([^"]+)"', lambda found: found.group() if found.group(1) in used else "", text)
 
 
-def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], label: str) -> str:
+def label(text: str) -> str:
+    """A name as matplotlib shows it literally: no formulas, no hidden legend entries."""
+    plain = text.replace("$", r"\$")
+    return f" {plain}" if plain.startswith("_") else plain
+
+
+def _legend(axis: Any, count: int) -> None:
+    if count > 1:
+        # Above the drawing and from the left: on a phone the right side is scrolled out of sight.
+        axis.legend(
+            frameon=False,
+            fontsize=9,
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=4,
+            handlelength=1.2,
+            columnspacing=1.2,
+            borderaxespad=0.2,
+        )
+
+
+def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y: str, x: str = "") -> str:
     """Grouped bars: one cluster a group, one colour a series."""
-    figure, axes = _figure(7, 3)
-    axis = axes[0][0]
+    figure, axis = _axis(WIDE if len(series) > 1 else SMALL)
     width = 0.8 / max(len(series), 1)
     for number, (name, values) in enumerate(series.items()):
         places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
         heights = [value or 0.0 for value in values]
-        axis.bar(places, heights, width, label=name, color=COLOURS[number % len(COLOURS)])
-    axis.set_xticks(range(len(groups)), groups)
-    axis.set_ylabel(label)
-    if len(series) > 1:
-        axis.legend(frameon=False, fontsize=9)
-    return _svg(figure)
-
-
-def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> str:
-    """One line a curve."""
-    figure, axes = _figure(7, 3)
-    axis = axes[0][0]
-    for number, (name, (xs, ys)) in enumerate(curves.items()):
-        marker = "o" if len(xs) < 15 else None
-        axis.plot(xs, ys, label=name, color=COLOURS[number % len(COLOURS)], marker=marker, markersize=4)
-    axis.set_xlabel(x)
+        axis.bar(places, heights, width * 0.92, label=label(name), color=COLOURS[number % len(COLOURS)])
+    axis.set_xticks(range(len(groups)), [label(group) for group in groups])
+    axis.tick_params(axis="x", length=0)
     axis.set_ylabel(y)
-    if len(curves) > 1:
+    axis.set_xlabel(x)
+    _legend(axis, len(series))
+    return _svg(figure)
+
+
+def lines(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x: str,
+    y: str,
+    *,
+    logarithmic: str = "",
+    ticks: Sequence[str] = (),
+    wide: bool = False,
+) -> str:
+    """One line a curve.
+
+    Args:
+        logarithmic: axes with a logarithmic scale: "", "x", "y" or "xy".
+        ticks: names of the places 0, 1, ... on the x axis.
+    """
+    figure, axis = _axis(WIDE if wide else SMALL)
+    for number, (name, (xs, ys)) in enumerate(curves.items()):
+        marker = MARKERS[number % len(MARKERS)] if len(xs) < 15 else None
+        axis.plot(xs, ys, label=label(name), color=COLOURS[number % len(COLOURS)], marker=marker, markersize=4.5)
+    if ticks:
+        axis.set_xticks(range(len(ticks)), [label(tick) for tick in ticks])
+    elif "x" not in logarithmic:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    if "x" in logarithmic:
+        axis.set_xscale("log")
+    if "y" in logarithmic:
+        axis.set_yscale("log")
+    axis.set_xlabel(label(x))
+    axis.set_ylabel(label(y))
+    if wide:
+        _legend(axis, len(curves))
+    elif len(curves) > 1:
         axis.legend(frameon=False, fontsize=9)
     return _svg(figure)
 
 
-def scatter(points: dict[str, np.ndarray], labels: Sequence[str], names: Sequence[str]) -> str:
-    """One panel a run: (n, 2) points coloured by their group."""
-    figure, axes = _figure(3.6 * len(points), 3.6, len(points))
-    place = np.array([names.index(label) for label in labels])
-    for axis, (title, xy) in zip(axes[0], points.items(), strict=True):
-        for number, name in enumerate(names):
-            chosen = place == number
-            if chosen.any():
-                axis.scatter(*xy[chosen].T, s=5, color=COLOURS[number % len(COLOURS)], label=name, linewidths=0)
-        axis.set_title(title, fontsize=10)
-        axis.set_xticks([])
-        axis.set_yticks([])
-    axes[0][0].legend(frameon=False, fontsize=8, markerscale=2, title="training count", title_fontsize=8)
+def histogram(values: Mapping[str, np.ndarray], x: str, edges: np.ndarray) -> str:
+    """Overlaid outlines of distributions: share of values a bin."""
+    figure, axis = _axis(SMALL)
+    for number, (name, numbers) in enumerate(values.items()):
+        counts = np.histogram(numbers, edges)[0] / max(len(numbers), 1)
+        axis.stairs(counts, edges, label=label(name), color=COLOURS[number % len(COLOURS)], fill=True, alpha=0.35)
+        axis.stairs(counts, edges, color=COLOURS[number % len(COLOURS)])
+    axis.set_xlabel(x)
+    axis.set_ylabel("share of pairs")
+    axis.legend(frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def scatter(title: str, xy: np.ndarray, group: np.ndarray, names: Sequence[str]) -> str:
+    """(n, 2) points coloured by their group (n,) int; the points are an image inside the drawing."""
+    figure, axis = _axis((4.4, 4.0))
+    for number, name in enumerate(names):
+        chosen = group == number
+        if chosen.any():
+            colour = ORDERED[number % len(ORDERED)]
+            axis.scatter(*xy[chosen].T, s=6, color=colour, label=label(name), linewidths=0, rasterized=True)
+    axis.set_title(label(title), fontsize=10)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for side in ("left", "bottom"):
+        axis.spines[side].set_visible(False)
+    axis.legend(
+        frameon=False,
+        fontsize=9,
+        markerscale=2.5,
+        ncols=6,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        handletextpad=0.1,
+        columnspacing=0.8,
+    )
     return _svg(figure)

@@ -1,0 +1,172 @@
+"""The report's parts on items: a map of their embeddings, nearest items, and what five users would be shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.popularity import tail_items
+from llmemb_cli.datasets.split import SplitData
+from llmemb_cli.evaluation.candidates import test_users
+from llmemb_cli.evaluation.groups import BINS
+from llmemb_cli.evaluation.rank import full_ranking
+from llmemb_cli.evaluation.spaces import Space, item_titles, llm_spaces, nearest, open_space, unit_vectors
+from llmemb_cli.reporting import figures
+from llmemb_cli.reporting.figures import Figure
+from llmemb_cli.reporting.parts.training import pair_cosines, uniformity
+from llmemb_cli.reporting.variants import BACKBONES, Variant
+from llmemb_cli.seeds import numpy_rng
+from llmemb_cli.srs.recommender import load_recommender
+from llmemb_cli.workspace.locate import Workspace
+
+TSNE_ITEMS = 2000
+TSNE_STEPS = 500
+MOST_MAPS = 6
+MOST_LISTS = 4
+NEIGHBOURS = 10
+SHOWN = 5
+HISTORY = 10
+
+
+def item_spaces(workspace: Workspace, mains: list[Variant]) -> dict[str, Space]:
+    """The spaces shown, by title: LLM embeddings, then the methods of the first backbone there is."""
+    words = {"scft": "LLM, fine-tuned", "base": "LLM, untouched"}
+    found = {words.get(name, name): open_space(workspace, name) for name in reversed(llm_spaces(workspace))}
+    first = mains[0].backbone if mains else None
+    for one in mains:
+        if one.backbone == first:
+            found[f"{BACKBONES[one.backbone]}, {one.method}"] = open_space(workspace, one.runs[0])
+    return found
+
+
+def map_part(data: SplitData, spaces: dict[str, Space], settings: Settings) -> dict[str, Any] | None:
+    """t-SNE of each space coloured by popularity bin (LLMEmb Figure 6), with numbers that say what the eye sees."""
+    from sklearn.manifold import TSNE
+
+    if not spaces:
+        return None
+    rng = numpy_rng(settings.seed, "report-map")
+    items = np.sort(rng.choice(data.n_items, size=min(TSNE_ITEMS, data.n_items), replace=False))
+    groups = np.searchsorted([low for low, _, _ in BINS], data.train_counts[1:], side="right") - 1
+    groups = groups[items]
+    names = [name for _, _, name in BINS]
+    panels, rows = [], []
+    columns: dict[str, list[Any]] = {
+        "item_id": data.item_ids.gather(items).to_list(),
+        "training_interactions": data.train_counts[items + 1].tolist(),
+        "bin": [names[group] for group in groups],
+    }
+    for title, space in list(spaces.items())[:MOST_MAPS]:
+        unit = unit_vectors(space.vectors, centred=space.kind == "llm")
+        rows.append(
+            {
+                "space": title,
+                "same_bin": same_group_share(unit[items], groups),
+                "uniformity": uniformity(pair_cosines(unit, settings.seed)),
+            }
+        )
+        tsne = TSNE(
+            perplexity=min(30, max(2, len(items) // 4)), init="pca", random_state=settings.seed, max_iter=TSNE_STEPS
+        )
+        xy = tsne.fit_transform(unit[items])
+        panels.append(figures.scatter(title, xy, groups, names))
+        columns |= {f"{title} {axis}": xy[:, at].astype(float).round(3).tolist() for at, axis in enumerate("xy")}
+    sizes = np.bincount(groups)
+    chance = float(((sizes * (sizes - 1)).sum()) / max(len(items) * (len(items) - 1), 1))
+    figure = Figure("item-map", "Item embeddings by popularity (t-SNE)", panels, columns)
+    return {"figure": figure, "rows": rows, "chance": chance, "items": len(items), "neighbours": NEIGHBOURS}
+
+
+def same_group_share(unit: np.ndarray, groups: np.ndarray) -> float:
+    """Share of the ten nearest neighbours (cosine) that are in an item's own popularity bin.
+
+    Near chance means the space is not organised by popularity.
+    """
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    count = min(NEIGHBOURS, len(unit) - 1)
+    nearest_rows = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+    return float((groups[nearest_rows] == groups[:, None]).mean())
+
+
+def neighbour_part(
+    workspace: Workspace, data: SplitData, spaces: dict[str, Space], settings: Settings
+) -> list[dict[str, Any]]:
+    """For two head and three tail items, the five nearest in each space."""
+    if not spaces:
+        return []
+    titles = item_titles(workspace)
+    tail = tail_items(data.train_counts, settings.data.tail_share)[1:]
+    rng = numpy_rng(settings.seed, "report-neighbours")
+    ids = data.item_ids.to_list()
+    units = {title: unit_vectors(space.vectors, centred=space.kind == "llm") for title, space in spaces.items()}
+    examples = []
+    for kind, chosen, count in (("head", ~tail, 2), ("tail", tail, 3)):
+        some = np.flatnonzero(chosen)
+        for row in sorted(rng.choice(some, size=min(count, len(some)), replace=False).tolist()):
+            lists = []
+            for title, unit in units.items():
+                best, cosine = nearest(unit, row, SHOWN)
+                found = [
+                    {"title": titles[ids[one]], "count": int(data.train_counts[one + 1]), "cosine": float(value)}
+                    for one, value in zip(best.tolist(), cosine.tolist(), strict=True)
+                ]
+                lists.append({"space": title, "items": found})
+            count_ = int(data.train_counts[row + 1])
+            examples.append(
+                {"item_id": ids[row], "title": titles[ids[row]], "kind": kind, "count": count_, "lists": lists}
+            )
+    return examples
+
+
+def user_part(
+    workspace: Workspace, data: SplitData, mains: list[Variant], settings: Settings, device: str
+) -> list[dict[str, Any]]:
+    """Five test users, three of them with a tail target: history, target, and the top ten of each method."""
+    users = test_users(data)
+    if not mains or not len(users):
+        return []
+    titles = item_titles(workspace)
+    tail = tail_items(data.train_counts, settings.data.tail_share)[data.test[users]]
+    rng = numpy_rng(settings.seed, "report-users")
+    chosen = np.concatenate(
+        [
+            rng.choice(some, size=min(count, len(some)), replace=False)
+            for some, count in ((users[tail], 3), (users[~tail], 2))
+        ]
+    )
+    ids = data.item_ids.to_list()
+
+    def item(number: int, target: int) -> dict[str, Any]:
+        name = ids[number - 1]
+        return {"title": titles[name], "count": int(data.train_counts[number]), "hit": number == target}
+
+    history = data.test_history()
+    examples = [
+        {
+            "user_id": data.user_ids[int(user)],
+            "length": len(history.row(int(user))),
+            "history": [item(int(one), 0) for one in history.row(int(user))[-HISTORY:]],
+            "target": item(int(data.test[user]), 0),
+            "lists": [],
+        }
+        for user in chosen
+    ]
+    for one in mains[:MOST_LISTS]:
+        model = load_recommender(workspace.run(one.runs[0]), data, device)
+        ranking = full_ranking(model, data, chosen, top=10, device=device)
+        for place, example in enumerate(examples):
+            target = int(data.test[chosen[place]])
+            found = [item(int(number), target) for number in ranking.top[place] if number]
+            title = f"{BACKBONES[one.backbone]}, {one.method}"
+            example["lists"].append({"space": title, "rank": int(ranking.ranks[place]), "items": found})
+    return examples
+
+
+def titles_there(workspace: Workspace) -> bool:
+    """Whether any item has a title."""
+    items = pl.read_parquet(workspace.data / "items.parquet", columns=["title"])
+    return items["title"].null_count() < len(items)

@@ -1,0 +1,187 @@
+"""The report's parts on results: Table 1 and 2 of the workspace, bars by popularity, curves of varied settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.evaluation.compare import compare_runs
+from llmemb_cli.pipeline import protocol_name
+from llmemb_cli.reporting import figures
+from llmemb_cli.reporting.figures import Figure
+from llmemb_cli.reporting.tables import caption, figure, protocol_label
+from llmemb_cli.reporting.variants import (
+    BACKBONES,
+    Variant,
+    ablations,
+    comparable_runs,
+    main_variants,
+    protocols,
+    read_variants,
+    sweeps,
+)
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import read_manifest
+
+METRICS = ("HR@10", "NDCG@10")
+BEYOND = {"coverage": ".1%", "gini": ".3f", "popularity": ".1f", "novelty": ".2f", "diversity": ".3f"}
+
+
+def result_parts(workspace: Workspace, settings: Settings) -> list[dict[str, Any]]:
+    """One part for each protocol that runs have been evaluated by; protocols are never mixed."""
+    parts = []
+    for chosen in protocols(workspace, settings):
+        runs, left_out = comparable_runs(workspace, chosen)
+        if runs:
+            parts.append(_part(workspace, chosen, runs, left_out))
+    return parts
+
+
+def _part(workspace: Workspace, settings: Settings, runs: list[str], left_out: list[str]) -> dict[str, Any]:
+    variants = read_variants(workspace, settings, runs)
+    mains = main_variants(variants)
+    manifest = read_manifest(workspace.evaluation(runs[0], protocol_name(settings))) or {}
+    summary = manifest["summary"]
+    return {
+        "protocol": protocol_label(summary["protocol"]),
+        "kind": summary["protocol"]["kind"],
+        "definition": summary["definitions"]["popularity"],
+        "left_out": left_out,
+        "mains": mains,
+        "table1": _methods_table(workspace, settings, mains),
+        "table2": [_ablation_table(workspace, settings, family) for family in ablations(variants)],
+        "beyond": _beyond(workspace, settings, mains),
+        "bars": _bars(workspace, settings, mains),
+        "sweeps": [_sweep(settings, key, members) for key, members in sweeps(variants)],
+        "runs": _all_runs(workspace, settings, runs),
+    }
+
+
+def _runs(variants: list[Variant]) -> list[str]:
+    return [run for one in variants for run in one.runs]
+
+
+def _table(document: dict[str, Any], names: list[str], note: str) -> dict[str, Any]:
+    """What the template draws: column groups, and rows of cells with their place, star and explanation."""
+    parts = list(document["variants"][0]["parts"])
+    sizes = {part: document["variants"][0]["parts"][part]["n"] for part in parts}
+    rows = []
+    for name, entry in zip(names, document["variants"], strict=True):
+        cells = [_cell(entry["parts"][part][metric], entry) for part in parts for metric in document["metrics"]]
+        rows.append({"name": name, "seeds": len(entry["seeds"]), "cells": cells, "group": entry["backbone"]})
+    return {
+        "parts": [{"name": part, "n": sizes[part]} for part in parts],
+        "metrics": document["metrics"],
+        "rows": rows,
+        "caption": caption(document),
+        "note": note,
+    }
+
+
+def _cell(cell: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    gain = cell.get("gain")
+    about = ""
+    if entry["baseline"] is not None and gain is not None:
+        about = f"{gain:+.1%} against {entry['baseline']}, p = {cell['p_corrected']:.3g}"
+    return {"text": figure(cell), "place": cell["place"], "gain": gain, "about": about}
+
+
+def _methods_table(workspace: Workspace, settings: Settings, mains: list[Variant]) -> dict[str, Any]:
+    document = compare_runs(workspace, settings, _runs(mains))
+    names = [f"{BACKBONES[one.backbone]}, {one.method}" for one in mains]
+    order = {one.runs[0]: place for place, one in enumerate(mains)}
+    document["variants"].sort(key=lambda entry: order[entry["runs"][0]])
+    return _table(document, names, "")
+
+
+def _ablation_table(workspace: Workspace, settings: Settings, family: list[Variant]) -> dict[str, Any]:
+    """The whole method, then with one part left out; a star marks what is better than the whole."""
+    document = compare_runs(workspace, settings, _runs(family), baseline=family[0].runs[0])
+    order = {one.runs[0]: place for place, one in enumerate(family)}
+    document["variants"].sort(key=lambda entry: order[entry["runs"][0]])
+    whole = f"{BACKBONES[family[0].backbone]}, {family[0].method}"
+    names = [whole, *(f"without {' and '.join(one.without)}" for one in family[1:])]
+    return _table(document, names, f"The baseline is {whole} with all its parts.")
+
+
+def _evaluations(workspace: Workspace, settings: Settings, one: Variant) -> list[dict[str, Any]]:
+    protocol = protocol_name(settings)
+    return [(read_manifest(workspace.evaluation(run, protocol)) or {})["summary"] for run in one.runs]
+
+
+def _beyond(workspace: Workspace, settings: Settings, mains: list[Variant]) -> dict[str, Any] | None:
+    """What the lists of each variant are like, mean over its seeds."""
+    rows = []
+    for one in mains:
+        found = [summary["beyond"] for summary in _evaluations(workspace, settings, one) if summary["beyond"]]
+        if not found:
+            return None
+        cells = []
+        for name, how in BEYOND.items():
+            values = [entry[name] for entry in found if entry[name] is not None]
+            cells.append(format(float(np.mean(values)), how) if values else "–")
+        rows.append({"name": f"{BACKBONES[one.backbone]}, {one.method}", "cells": cells})
+    return {"columns": list(BEYOND), "rows": rows, "k": found[0]["k"], "space": found[0]["diversity_space"]}
+
+
+def _bars(workspace: Workspace, settings: Settings, mains: list[Variant]) -> list[Figure]:
+    """HR@10 by popularity bin of the target (LLMEmb Figure 5), a figure a backbone."""
+    made = []
+    for backbone in dict.fromkeys(one.backbone for one in mains):
+        series: dict[str, list[float | None]] = {}
+        for one in mains:
+            if one.backbone != backbone:
+                continue
+            bins = [summary["groups"]["popularity_bins"] for summary in _evaluations(workspace, settings, one)]
+            series[one.method] = [_mean([found[at]["HR@10"] for found in bins]) for at in range(len(bins[0]))]
+        sizes = [group["n"] for group in bins[0]]
+        used = [at for at, n in enumerate(sizes) if n]
+        names = [bins[0][at]["name"] for at in used]
+        shown = {name: [values[at] for at in used] for name, values in series.items()}
+        ticks = [f"{name}\n{sizes[at]:,} users" for name, at in zip(names, used, strict=True)]
+        made.append(
+            Figure(
+                f"{protocol_name(settings)}-groups-{backbone}",
+                f"{BACKBONES[backbone]}: HR@10 by training interactions of the target",
+                [figures.bars(ticks, shown, "HR@10")],
+                {"bin": names, "users": [sizes[at] for at in used], **shown},
+                wide=True,
+            )
+        )
+    return made
+
+
+def _mean(values: list[float | None]) -> float | None:
+    some = [value for value in values if value is not None]
+    return float(np.mean(some)) if some else None
+
+
+def _sweep(settings: Settings, key: str, members: list[Variant]) -> Figure:
+    """Metrics over one setting (LLMEmb Figure 4): a panel for all users and one for the tail."""
+    ticks = [f"{one.settings[key]:g}" for one in members]
+    shown = [part for part in ("overall", "tail") if part in members[0].entry["parts"]]
+    columns: dict[str, list[Any]] = {key: [one.settings[key] for one in members]}
+    panels = []
+    for part in shown:
+        values = {metric: [one.entry["parts"][part][metric]["mean"] for one in members] for metric in METRICS}
+        columns |= {f"{part} {metric}": found for metric, found in values.items()}
+        places = list(range(len(members)))
+        curves = {metric: (places, found) for metric, found in values.items()}
+        panels.append(figures.lines(curves, key, part, ticks=ticks))
+    columns["seeds"] = [len(one.runs) for one in members]
+    first = members[0]
+    title = f"{BACKBONES[first.backbone]}, {first.method}: {key.replace('_', ' ')}"
+    name = f"{protocol_name(settings)}-sweep-{first.backbone}-{first.method}-{key}"
+    return Figure(name, title, panels, columns)
+
+
+def _all_runs(workspace: Workspace, settings: Settings, runs: list[str]) -> list[dict[str, Any]]:
+    """Every run by itself, without tests."""
+    rows = []
+    for run in runs:
+        summary = (read_manifest(workspace.evaluation(run, protocol_name(settings))) or {})["summary"]
+        parts = [summary["overall"], *summary["groups"]["popularity"]]
+        rows.append({"run": run, "figures": [part[metric] for part in parts for metric in METRICS]})
+    return rows

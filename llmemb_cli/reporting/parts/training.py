@@ -1,0 +1,140 @@
+"""The report's parts on training: fine-tuning of the LLM, what it did to the items' similarity, the recommenders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.evaluation.document import known_runs
+from llmemb_cli.evaluation.spaces import open_space, unit_vectors
+from llmemb_cli.reporting import figures
+from llmemb_cli.reporting.figures import Figure
+from llmemb_cli.seeds import numpy_rng
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import read_manifest
+
+PAIRS = 20_000
+BINS = 60
+MOST_RUNS = 7
+POINTS = 500
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a stage's log; none where there is no log."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def series_of(records: list[dict[str, Any]], at: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Every number in a log as a curve over `at`; a number inside `{"held_out": {"loss": 1}}` is `held_out loss`."""
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for record in records:
+        flat: dict[str, Any] = {}
+        for key, value in record.items():
+            flat |= (
+                {f"{key} {inner}": one for inner, one in value.items()} if isinstance(value, dict) else {key: value}
+            )
+        for key, value in flat.items():
+            if key != at and at in record and isinstance(value, (int, float)) and not isinstance(value, bool):
+                xs, ys = curves.setdefault(key, ([], []))
+                xs.append(record[at])
+                ys.append(value)
+    return curves
+
+
+def _long(curves: dict[str, tuple[list[float], list[float]]], name: str, at: str) -> dict[str, list[Any]]:
+    """Curves as rows (curve, x, y)."""
+    rows = [(key, x, y) for key, (xs, ys) in curves.items() for x, y in zip(xs, ys, strict=True)]
+    columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
+    return dict(zip((name, at, "value"), (list(column) for column in columns), strict=True))
+
+
+def scft_part(workspace: Workspace) -> dict[str, Any] | None:
+    """Curves of whatever the fine-tuning logged: losses in one panel, other figures in panels of their own."""
+    manifest = read_manifest(workspace.scft())
+    if manifest is None:
+        return None
+    curves = series_of(read_log(workspace.scft() / "log.jsonl"), "step")
+    curves = {name: (xs, ys) for name, (xs, ys) in curves.items() if len(xs) > 1 and name not in ("epoch", "seconds")}
+    losses = {name: curve for name, curve in curves.items() if name.split()[-1].endswith("loss")}
+    panels = [figures.lines(losses, "step", "contrastive loss")] if losses else []
+    panels += [
+        figures.lines({name: curve}, "step", name.replace("_", " "))
+        for name, curve in curves.items()
+        if name not in losses
+    ]
+    figure = (
+        Figure("scft-curves", "Fine-tuning of the LLM", panels, _long(curves, "figure", "step")) if panels else None
+    )
+    return {"summary": manifest["summary"], "figure": figure}
+
+
+def similarity_part(workspace: Workspace, settings: Settings) -> dict[str, Any] | None:
+    """How alike random pairs of items are, before and after fine-tuning, with and without the common direction."""
+    there = [name for name in ("base", "scft") if read_manifest(workspace.embeddings(name)) is not None]
+    if not there:
+        return None
+    words = {"base": "before", "scft": "after"}
+    rows, values = [], {}
+    for name in there:
+        vectors = open_space(workspace, name).vectors
+        for centred in (False, True):
+            unit = unit_vectors(vectors, centred=centred)
+            cosine = pair_cosines(unit, settings.seed)
+            values[name, centred] = cosine
+            rows.append(
+                {
+                    "space": words[name],
+                    "centred": centred,
+                    "mean": float(cosine.mean()),
+                    "deviation": float(cosine.std()),
+                    "uniformity": uniformity(cosine),
+                }
+            )
+    panels = []
+    columns: dict[str, list[Any]] = {key: [] for key in ("mean_taken_away", "from", "to", *(words[n] for n in there))}
+    for centred, axis in ((False, "cosine"), (True, "cosine, mean taken away")):
+        shown = {words[name]: values[name, centred] for name in there}
+        edges = np.linspace(min(v.min() for v in shown.values()), max(v.max() for v in shown.values()), BINS + 1)
+        panels.append(figures.histogram(shown, axis, edges))
+        columns["mean_taken_away"] += [centred] * BINS
+        columns["from"] += edges[:-1].tolist()
+        columns["to"] += edges[1:].tolist()
+        for name, cosine in shown.items():
+            columns[name] += (np.histogram(cosine, edges)[0] / len(cosine)).tolist()
+    title = "Similarity of items before and after fine-tuning" if len(there) > 1 else "Similarity of items"
+    return {"rows": rows, "figure": Figure("similarity", title, panels, columns)}
+
+
+def pair_cosines(unit: np.ndarray, seed: int) -> np.ndarray:
+    """Cosines of random pairs of different items."""
+    rng = numpy_rng(seed, "report-pairs")
+    first = rng.integers(0, len(unit), PAIRS)
+    second = (first + rng.integers(1, max(2, len(unit)), PAIRS)) % len(unit)
+    return np.einsum("ij,ij->i", unit[first], unit[second]).astype(np.float64)
+
+
+def uniformity(cosines: np.ndarray) -> float:
+    """log mean exp(-2 |x - y|^2) over pairs of unit vectors (Wang and Isola, 2020): lower is more evenly spread."""
+    return float(np.log(np.mean(np.exp(-2 * (2 - 2 * cosines)))))
+
+
+def recommender_part(workspace: Workspace) -> Figure | None:
+    """Validation curves of the runs, the first of them if there are many."""
+    names = known_runs(workspace)
+    curves = {name: series_of(read_log(workspace.run(name) / "log.jsonl"), "epoch") for name in names}
+    shown = {name: found["NDCG@10"] for name, found in curves.items() if "NDCG@10" in found}
+    if not shown:
+        return None
+    first = dict(list(shown.items())[:MOST_RUNS])
+    svg = figures.lines(first, "epoch", "validation NDCG@10", wide=True)
+    left = len(shown) - len(first)
+    note = f"The first {len(first)} of {len(shown)} runs; the download has all." if left else ""
+    return Figure(
+        "validation-curves", "Training of the recommenders", [svg], _long(shown, "run", "epoch"), note, wide=True
+    )

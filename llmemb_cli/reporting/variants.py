@@ -1,0 +1,154 @@
+"""Which runs of a workspace belong in which table: methods side by side, parts left out, one setting varied."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.evaluation.compare import compare_runs
+from llmemb_cli.evaluation.document import known_runs
+from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
+from llmemb_cli.workspace.store import sha256_json
+
+BACKBONES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "bert4rec": "BERT4Rec"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        label: their name without the seed.
+        runs: their names, by seed.
+        settings: what `[rat]` was.
+        plain: whether they are named after backbone and method alone, so nothing else was changed by flags.
+        entry: figures of all parts of the users (evaluation/compare.py).
+    """
+
+    label: str
+    runs: list[str]
+    settings: dict[str, Any]
+    plain: bool
+    entry: dict[str, Any]
+
+    @property
+    def backbone(self) -> str:
+        return str(self.settings["backbone"])
+
+    @property
+    def method(self) -> str:
+        return str(self.settings["method"])
+
+    @property
+    def without(self) -> list[str]:
+        return list(self.settings.get("without", []))
+
+
+def protocols(workspace: Workspace, settings: Settings) -> list[Settings]:
+    """Settings with each protocol that runs have been evaluated by, that of `[eval]` first."""
+    found: dict[str, Settings] = {}
+    for run in known_runs(workspace):
+        for path in sorted((workspace.run(run) / "eval").glob("[!.]*")):
+            manifest = read_manifest(path)
+            if manifest is None or path.name in found:
+                continue
+            made = manifest["made_from"]["settings"]
+            chosen = {key: made[key] for key in ("protocol", "negatives", "candidates", "candidate_seed", "history")}
+            evaluation = settings.eval.model_copy(update=chosen | {"groups": ["popularity"]})
+            found[path.name] = settings.model_copy(update={"eval": evaluation})
+    return sorted(found.values(), key=lambda one: protocol_name(one) != protocol_name(settings))
+
+
+def comparable_runs(workspace: Workspace, settings: Settings) -> tuple[list[str], list[str]]:
+    """Runs measured alike on the present data under the protocol, and those that were measured otherwise."""
+    data = output_fingerprint(workspace.data)
+    kinds: dict[str, str] = {}
+    others = []
+    for run in known_runs(workspace):
+        manifest = read_manifest(workspace.evaluation(run, protocol_name(settings)))
+        if manifest is None:
+            continue
+        made, summary = manifest["made_from"], manifest["summary"]
+        if made["version"] != EVAL_VERSION or made["inputs"]["data"] != data:
+            others.append(run)
+            continue
+        kind = [made["inputs"].get("candidates"), summary["definitions"], sorted(summary["overall"])]
+        kinds[run] = sha256_json(kind)
+    if not kinds:
+        return [], others
+    commonest = Counter(kinds.values()).most_common(1)[0][0]
+    return [run for run, kind in kinds.items() if kind == commonest], [
+        *others,
+        *(run for run, kind in kinds.items() if kind != commonest),
+    ]
+
+
+def read_variants(workspace: Workspace, settings: Settings, runs: list[str]) -> list[Variant]:
+    """The variants of comparable `runs`, with their figures."""
+    document = compare_runs(workspace, settings, runs, correction="none")
+    made = []
+    for entry in document["variants"]:
+        manifests = [read_manifest(workspace.run(run)) or {} for run in entry["runs"]]
+        chosen = manifests[0]["made_from"]["settings"]
+        plain = [_plain_name(manifest) for manifest in manifests]
+        made.append(Variant(entry["variant"], entry["runs"], chosen, plain == entry["runs"], entry))
+    return made
+
+
+def _plain_name(manifest: dict[str, Any]) -> str:
+    chosen, seed = manifest["made_from"]["settings"], manifest["made_from"]["seed"]
+    left_out = [f"no-{part}" for part in sorted(chosen.get("without", []))]
+    return "-".join([chosen["backbone"], chosen["method"], *left_out, str(seed)])
+
+
+def main_variants(variants: list[Variant]) -> list[Variant]:
+    """One variant for each backbone and method, nothing left out: that with plain names, then most seeds."""
+    best: dict[tuple[str, str], Variant] = {}
+    for one in variants:
+        key = (one.backbone, one.method)
+        if not one.without and (key not in best or _rank(one) > _rank(best[key])):
+            best[key] = one
+    order = list(BACKBONES)
+    methods = list(dict.fromkeys(one.method for one in variants))
+    methods.sort(key=lambda name: (name != "none", name == "llmemb"))  # the baseline first, the paper's method last
+    return sorted(best.values(), key=lambda one: (order.index(one.backbone), methods.index(one.method)))
+
+
+def _rank(one: Variant) -> tuple[bool, int]:
+    return one.plain, len(one.runs)
+
+
+def differing(one: Variant, other: Variant) -> set[str]:
+    """The settings in which two variants differ."""
+    keys = one.settings.keys() | other.settings.keys()
+    return {key for key in keys if one.settings.get(key) != other.settings.get(key)}
+
+
+def ablations(variants: list[Variant]) -> list[list[Variant]]:
+    """For each backbone with some: the whole method, then those that differ in what they leave out."""
+    found = []
+    for whole in main_variants(variants):
+        parts = [one for one in variants if one.without and differing(one, whole) == {"without"}]
+        if parts:
+            found.append([whole, *sorted(parts, key=lambda one: one.without)])
+    return found
+
+
+def sweeps(variants: list[Variant]) -> list[tuple[str, list[Variant]]]:
+    """(setting, variants by its value) wherever variants differ from a main one in one number and nothing else."""
+    found = []
+    for main in main_variants(variants):
+        keys = {next(iter(keys)) for one in variants if len(keys := differing(one, main)) == 1}
+        for key in sorted(keys):
+            members = [one for one in variants if differing(one, main) <= {key}]
+            if all(_number(one.settings.get(key)) for one in members):
+                found.append((key, sorted(members, key=lambda one: float(one.settings[key]))))
+    return found
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

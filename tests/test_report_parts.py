@@ -1,0 +1,214 @@
+"""The report's parts: tables show what was measured, figures can be downloaded, odd input does no harm."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.spatial.distance import pdist
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.evaluation.spaces import unit_vectors
+from llmemb_cli.evaluation.stage import run_eval
+from llmemb_cli.pipeline import run_name
+from llmemb_cli.progress import Reporter
+from llmemb_cli.prompts.stage import make_prompts
+from llmemb_cli.reporting import figures
+from llmemb_cli.reporting.page import make_report
+from llmemb_cli.reporting.parts.training import series_of, uniformity
+from llmemb_cli.reporting.variants import ablations, main_variants, read_variants, sweeps
+from llmemb_cli.srs.train import run_rat
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import Stage, run_stage
+from tests.make_workspace import make_workspace
+
+EVIL = '<script>alert("x")</script> & $x^2$ </title>'
+
+
+class Page(HTMLParser):
+    """Tags, texts and the downloads of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.downloads: dict[str, list[dict[str, str]]] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        found = dict(attrs)
+        if found.get("id"):
+            self.ids.append(str(found["id"]))
+        if found.get("download"):
+            assert found["download"] not in self.downloads, "every figure has a name of its own"
+            text = base64.b64decode(str(found["href"]).split("base64,")[1]).decode()
+            self.downloads[str(found["download"])] = list(csv.DictReader(io.StringIO(text)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def varied(settings: Settings, **rat: Any) -> Settings:
+    seed = rat.pop("seed", settings.seed)
+    return settings.model_copy(update={"seed": seed, "rat": settings.rat.model_copy(update=rat)})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Settings, Page]:
+    """A report with methods, seeds, an ablation, a sweep and both protocols; one title is an attack."""
+    workspace, settings = make_workspace(
+        tmp_path_factory.mktemp("report") / "ws", rat__hidden_size=8, rat__epochs=2, eval__negatives=10
+    )
+    items = pl.read_parquet(workspace.data / "items.parquet")
+    evil = items.with_columns(
+        pl.when(pl.col("item_id") == "i3").then(pl.lit(EVIL)).otherwise(pl.col("title")).alias("title")
+    )
+    evil.write_parquet(workspace.data / "items.parquet")
+    make_prompts(workspace, settings, Reporter())
+    for one in (
+        varied(settings, seed=42),
+        varied(settings, seed=43),
+        varied(settings, without=["align"]),
+        varied(settings, alpha=0.1),
+        varied(settings, alpha=1.0),
+    ):
+        run_rat(workspace, one, Reporter(), in_file=settings)
+        run_eval(workspace, settings, run_name(one, settings), Reporter())
+    for seed in (42, 43):
+        run_eval(workspace, settings, f"sasrec-none-{seed}", Reporter())
+    sampled = settings.model_copy(update={"eval": settings.eval.model_copy(update={"protocol": "sampled"})})
+    run_eval(workspace, sampled, "sasrec-none-42", Reporter())
+    _tuned(workspace, settings)
+    make_report(workspace, settings, Reporter())
+    page = Page()
+    page.feed((workspace.reports / "report.html").read_text(encoding="utf-8"))
+    return workspace, settings, page
+
+
+def _tuned(workspace: Workspace, settings: Settings) -> None:
+    """A stand-in for fine-tuning with a log that has a key nobody has heard of."""
+
+    def build(work: Path) -> dict[str, Any]:
+        records = [{"step": 0, "held_out": {"novel": 0.1}}, {"step": 1, "loss": 2.0, "validation_loss": 2.5}]
+        records += [{"step": 2, "loss": 1.0, "validation_loss": 2.0, "held_out": {"novel": 0.2}}]
+        (work / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        held_out = {"before": {"retrieval": 0.25}, "after": {"retrieval": 0.5}}
+        loss = {"name": "infonce"}
+        return {"model": "tiny", "steps": 2, "batch_size": 4, "loss": loss, "held_out": held_out}
+
+    run_stage(Stage("scft", workspace.scft(), 1, {"model": "tiny"}), build)
+
+
+def test_titles_are_text_and_never_markup(made: tuple[Workspace, Settings, Page]) -> None:
+    _, _, page = made
+    assert EVIL in page.text, "the neighbours of 30 items show every title somewhere"
+    assert "script" not in page.tags and page.tags.count("title") == 1
+
+
+def test_page_is_one_file_with_unique_ids_and_all_its_parts(made: tuple[Workspace, Settings, Page]) -> None:
+    workspace, _, page = made
+    text = (workspace.reports / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", text) and "@import" not in text
+    anchors = re.findall(r'<a href="#([^"]+)"', text)
+    assert anchors and set(anchors) <= set(page.ids)
+    for wanted in (
+        "Table 1",
+        "Table 2",
+        "Figure 4",
+        "t-SNE",
+        "Five users",
+        "Nearest items",
+        "sampled items",
+        "view 2",
+    ):
+        assert wanted in page.text, wanted
+    assert "25.0 % before" in " ".join(page.text.split())
+
+
+def test_tables_show_the_means_over_seeds_that_were_measured(made: tuple[Workspace, Settings, Page]) -> None:
+    workspace, _, page = made
+    ranks = [
+        pl.read_parquet(workspace.evaluation(f"sasrec-llmemb-{seed}", "full") / "ranks.parquet") for seed in (42, 43)
+    ]
+    for part in (None, "tail", "head"):
+        chosen = [one if part is None else one.filter(pl.col("popularity") == part) for one in ranks]
+        hits = [float((one["rank"] <= 10).mean()) for one in chosen]  # type: ignore[arg-type]
+        assert f"{np.mean(hits):.4f} ± {np.std(hits, ddof=1):.4f}" in page.text
+
+
+def test_downloads_hold_the_numbers_of_their_figures(made: tuple[Workspace, Settings, Page]) -> None:
+    workspace, _, page = made
+    metrics = [
+        json.loads((workspace.evaluation(f"sasrec-none-{seed}", "full") / "metrics.json").read_text())
+        for seed in (42, 43)
+    ]
+    for row in page.downloads["full-groups-sasrec.csv"]:
+        bins = [next(b for b in one["groups"]["popularity_bins"] if b["name"] == row["bin"]) for one in metrics]
+        assert int(row["users"]) == bins[0]["n"]
+        assert float(row["none"]) == pytest.approx(np.mean([one["HR@10"] for one in bins]))
+    swept = page.downloads["full-sweep-sasrec-llmemb-alpha.csv"]
+    assert [float(row["alpha"]) for row in swept] == [0.01, 0.1, 1.0]
+    assert [int(row["seeds"]) for row in swept] == [2, 1, 1]
+    curve = page.downloads["popularity-curve.csv"]
+    counts = [int(row["training_interactions"]) for row in curve]
+    assert len(counts) == 30 and counts == sorted(counts, reverse=True)
+    assert float(curve[-1]["cumulative_share"]) == pytest.approx(1)
+    assert len(page.downloads["item-map.csv"]) == 30
+    curves = {row["figure"] for row in page.downloads["scft-curves.csv"]}
+    assert curves == {"loss", "validation_loss", "held_out novel"}
+
+
+def test_variants_are_sorted_into_methods_ablations_and_sweeps(made: tuple[Workspace, Settings, Page]) -> None:
+    workspace, settings, _ = made
+    runs = [path.name for path in sorted((workspace.root / "runs").iterdir())]
+    variants = read_variants(workspace, settings, runs)
+    assert [one.label for one in main_variants(variants)] == ["sasrec-none", "sasrec-llmemb"]
+    assert [[one.label for one in family] for family in ablations(variants)] == [
+        ["sasrec-llmemb", "sasrec-llmemb-no-align"]
+    ]
+    ((key, members),) = sweeps(variants)
+    assert key == "alpha" and [one.settings["alpha"] for one in members] == [0.01, 0.1, 1.0]
+
+
+def test_runs_measured_on_other_data_are_named_and_left_out(
+    made: tuple[Workspace, Settings, Page], tmp_path: Path
+) -> None:
+    import shutil
+
+    workspace = Workspace(Path(shutil.copytree(made[0].root, tmp_path / "copy")))
+    manifest = workspace.evaluation("sasrec-llmemb-42", "full") / "manifest.json"
+    changed = json.loads(manifest.read_text())
+    changed["made_from"]["inputs"]["data"] = "0" * 64
+    manifest.write_text(json.dumps(changed))
+    make_report(workspace, made[1], Reporter(), force=True)
+    text = (workspace.reports / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"Left out[^.]*sasrec-llmemb-42\.", text)
+
+
+def test_logs_become_curves_by_whatever_keys_they_have() -> None:
+    records = [{"step": 0, "a": {"b": 1}}, {"step": 5, "loss": 2, "name": "x", "done": True}, {"loss": 9}]
+    assert series_of(records, "step") == {"a b": ([0], [1]), "loss": ([5], [2])}
+
+
+def test_uniformity_is_that_of_wang_and_isola() -> None:
+    unit = unit_vectors(np.random.default_rng(0).normal(size=(60, 4)), centred=False).astype(np.float64)
+    expected = np.log(np.exp(-2 * pdist(unit) ** 2).mean())
+    cosines = (unit @ unit.T)[np.triu_indices(60, 1)]
+    assert uniformity(cosines) == pytest.approx(expected)
+
+
+def test_names_that_mean_something_to_the_drawing_library_are_drawn_as_they_are() -> None:
+    svg = figures.bars(["<b>", "$x"], {"_hidden": [1, None], "a$b$": [2, 3]}, "y")
+    assert "&lt;b&gt;" in svg and "_hidden" in svg and "a$b$" in svg and "$x" in svg
+    with pytest.raises(ValueError, match="different lengths"):
+        figures.Figure("x", "x", [], {"a": [1], "b": [1, 2]})
