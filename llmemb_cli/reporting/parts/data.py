@@ -32,7 +32,10 @@ def data_part(workspace: Workspace, data: SplitData) -> dict[str, Any]:
         places = np.unique(np.geomspace(1, len(ordered), CURVE_POINTS).round().astype(int))
     some = places[ordered[places - 1] > 0]
     curve = figures.lines(
-        {"": (some.tolist(), ordered[some - 1].tolist())}, "items, most popular first", "training interactions", logarithmic="xy"
+        {"": (some.tolist(), ordered[some - 1].tolist())},
+        "items, most popular first",
+        "training interactions",
+        logarithmic="xy",
     )
     share = np.cumsum(ordered)[places - 1] / max(int(ordered.sum()), 1)
     fifth = float(ordered[: max(1, round(0.2 * len(ordered)))].sum() / max(int(ordered.sum()), 1))
