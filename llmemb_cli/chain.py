@@ -39,7 +39,7 @@ def chain(workspace: Workspace, settings: Settings) -> list[Step]:
         Step("prompt", pipeline.prompt_stage(workspace, settings), _make_prompts(workspace, settings)),
     ]
     recommenders = variants(settings)
-    needs = {need for variant in recommenders for need in pipeline.embeddings_needed(variant)}
+    needs = {pipeline.vectors_needed(variant) for variant in recommenders}
     if "scft" in needs:
         steps.append(Step("scft", pipeline.scft_stage(workspace, settings), _make_scft(workspace, settings)))
         steps.append(Step("embed", pipeline.embed_stage(workspace, settings), _make_embed(workspace, settings, True)))
@@ -82,14 +82,13 @@ def states(steps: list[Step]) -> list[StepState]:
 
 def _rat_step(workspace: Workspace, settings: Settings) -> Step:
     name = pipeline.run_name(settings)
-    align = pipeline.run_name(pipeline.align_settings(settings)) if settings.rat.method != "none" else None
 
     def make(report: Reporter, force: bool) -> StageResult:
         from llmemb_cli.srs.train import run_rat
 
         return run_rat(workspace, settings, report, force=force)
 
-    return Step(f"rat {name}", pipeline.rat_stage(workspace, settings, name, align), make)
+    return Step(f"rat {name}", pipeline.rat_stage(workspace, settings, name), make)
 
 
 def _eval_step(workspace: Workspace, settings: Settings) -> Step:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmemb_cli.assets.identity import model_identity
+from llmemb_cli.config.methods import METHODS, Method
+from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage, read_manifest
@@ -65,17 +67,40 @@ def embed_stage(workspace: Workspace, settings: Settings, *, tuned: bool = True,
     return Stage("embed", workspace.embeddings(name), 1, chosen, settings.seed, inputs, files)
 
 
-# Settings of `[rat]` that only matter to methods with LLM embeddings, and only to one backbone.
-_LLM_ONLY = {"alpha", "gamma", "align_loss", "d_m", "align_to", "without"}
+def method_of(settings: Settings) -> Method:
+    """The entry of the run's method in the table of methods."""
+    return METHODS[settings.rat.method]
+
+
+def _unused(rat: RatSettings) -> set[str]:
+    """Settings of `[rat]` that a run does not depend on: those of other methods, losses and backbones."""
+    method = METHODS[rat.method]
+    unused = set()
+    if method.extra != "align":
+        unused |= {"alpha", "gamma", "align_loss", "align_to"}
+    if rat.method != "llmemb":
+        unused.add("without")
+    if not method.vectors:
+        unused.add("control")
+    if method.embedding not in ("adapter", "dual") and not (method.freezable and rat.freeze_vectors):
+        unused.add("d_m")
+    if method.start != "pca":
+        unused.add("init_scale")
+    if not method.freezable:
+        unused.add("freeze_vectors")
+    for prefix in {other.options for other in METHODS.values() if other.options != method.options} - {""}:
+        unused |= {key for key in RatSettings.model_fields if key.startswith(prefix)}
+    if rat.loss != "infonce":
+        unused.add("temperature")
+    if rat.backbone != "bert4rec":
+        unused.add("mask_ratio")
+    return unused
 
 
 def _rat_settings(settings: Settings) -> dict[str, Any]:
     """The settings of `[rat]` that a run depends on."""
-    rat = settings.rat
-    unused = set() if rat.method != "none" else set(_LLM_ONLY)
-    if rat.backbone != "bert4rec":
-        unused.add("mask_ratio")
-    return {key: value for key, value in _settings(rat).items() if key not in unused}
+    unused = _unused(settings.rat)
+    return {key: value for key, value in _settings(settings.rat).items() if key not in unused}
 
 
 def run_name(settings: Settings, in_file: Settings | None = None) -> str:
@@ -85,7 +110,8 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
     them are added, so that a sweep keeps every run.
     """
     rat = settings.rat
-    parts = [rat.backbone, rat.method, *(f"no-{part}" for part in sorted(rat.without)), str(settings.seed)]
+    left_out = sorted(rat.without) if rat.method == "llmemb" else []
+    parts = [rat.backbone, rat.method, *(f"no-{part}" for part in left_out), str(settings.seed)]
     if in_file is not None:
         filed = in_file.rat.model_dump(mode="json")
         changed = {
@@ -98,34 +124,38 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
     return "-".join(parts)
 
 
-def align_settings(settings: Settings) -> Settings:
-    """Settings of the collaborative run that `llmemb` aligns to: same training, method none."""
-    backbone = settings.rat.backbone if settings.rat.align_to == "same" else "sasrec"
-    rat = settings.rat.model_copy(update={"backbone": backbone, "method": "none", "without": []})
-    return settings.model_copy(update={"rat": rat})
+def plain_settings(settings: Settings, backbone: str | None = None) -> Settings:
+    """The same training with method none: the collaborative model other methods start from or align to."""
+    changes = {"backbone": backbone or settings.rat.backbone, "method": "none", "without": []}
+    return settings.model_copy(update={"rat": settings.rat.model_copy(update=changes)})
 
 
-def embeddings_needed(settings: Settings) -> set[str]:
-    """Which LLM embeddings a run reads: `scft` (tuned), `base` (untouched LLM) or none."""
-    if settings.rat.method == "none":
-        return set()
-    return {"base"} if "scft" in settings.rat.without else {"scft"}
-
-
-def aligned(settings: Settings) -> bool:
-    """Whether a run is trained with the alignment loss, and so needs a collaborative run."""
+def collaborative_settings(settings: Settings) -> Settings | None:
+    """The collaborative run whose item embeddings a run reads, or None."""
     rat = settings.rat
-    return rat.method == "llmemb" and not {"align", "adapter"} & set(rat.without) and rat.alpha > 0
+    if method_of(settings).start == "trained":
+        return plain_settings(settings)
+    if method_of(settings).extra == "align" and not {"align", "adapter"} & set(rat.without) and rat.alpha > 0:
+        return plain_settings(settings, None if rat.align_to == "same" else "sasrec")
+    return None
 
 
-def rat_stage(workspace: Workspace, settings: Settings, name: str, align_run: str | None = None) -> Stage:
+def vectors_needed(settings: Settings) -> str | None:
+    """Which LLM vectors a run reads: the name of a directory in `embeddings/`, or None."""
+    vectors = method_of(settings).vectors
+    if vectors == "scft" and "scft" in settings.rat.without:
+        return "base"
+    return vectors or None
+
+
+def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Settings | None = None) -> Stage:
     """`runs/<name>/`: the trained recommender and its item embeddings."""
     inputs = {"data": workspace.data}
-    for kind in embeddings_needed(settings):
+    if kind := vectors_needed(settings):
         inputs["embeddings"] = workspace.embeddings(kind)
-    if align_run is not None and aligned(settings):
-        inputs["align"] = workspace.run(align_run)
-    return Stage("rat", workspace.run(name), 1, _rat_settings(settings), settings.seed, inputs)
+    if collaborative := collaborative_settings(settings):
+        inputs["collaborative"] = workspace.run(run_name(collaborative, in_file))
+    return Stage("rat", workspace.run(name), 2, _rat_settings(settings), settings.seed, inputs)
 
 
 def protocol_name(settings: Settings) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
+from llmemb_cli.config.methods import methods_help
 from llmemb_cli.config.settings import load_settings
 from llmemb_cli.console import Output, table
 from llmemb_cli.errors import WrongUseError
@@ -40,12 +41,14 @@ def rat(
     force: ForceOption = False,
     set: SetOption = None,
 ) -> None:
-    """Train a recommender. `none`: its own item embeddings. `llmemb`: frozen LLM embeddings through an adapter.
+    """Train a recommender and its item embeddings, and first what the method needs, unless it is there.
 
-    The method llmemb first trains the collaborative model it aligns to, if it is not there. Interrupted, it goes
-    on when run again.
+    Interrupted, it goes on when run again.
 
     Example: `llmemb rat --backbone gru4rec --method llmemb`
+
+    Methods:
+
     """
     given = {f"rat.{key}": value for key, value in locals().items() if key in _SETTINGS}
     located, settings = open_workspace(output, workspace, given, set)
@@ -71,7 +74,7 @@ def rat(
             str(run["run"]),
             "trained" if run["built"] else "up to date",
             f"{run['epochs']} ({run['best_epoch']})",
-            f"{run['best_validation']:.4f}",
+            "-" if run["best_validation"] is None else f"{run['best_validation']:.4f}",
             f"{run['parameters']:,}",
         ]
         for run in runs
@@ -98,4 +101,5 @@ _SETTINGS = {
     *("max_length", "batch_size", "learning_rate", "epochs", "patience", "alpha", "gamma", "compat", "device"),
 }
 
+rat.__doc__ = f"{rat.__doc__}\n{methods_help()}"
 app = command(rat)

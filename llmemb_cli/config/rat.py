@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import Literal
 
 from llmemb_cli.config.fields import Section, setting
+from llmemb_cli.config.methods import MethodName
 
 
 class RatSettings(Section):
     backbone: Literal["sasrec", "gru4rec", "bert4rec"] = setting("sasrec", "sequence model")
-    method: Literal["llmemb", "none"] = setting("llmemb", "where item embeddings come from")
+    method: MethodName = setting("llmemb", "where item embeddings come from; see the list above")
     without: list[Literal["scft", "adapter", "freeze", "align"]] = setting(
         [], "parts left out", source="LLMEmb Table 2"
     )
     align_to: Literal["same", "sasrec"] = setting(
         "same", "backbone whose trained item embeddings LLMEmb aligns to", source="authors' code: sasrec"
     )
-    loss: Literal["auto", "bce", "bpr", "ce", "sampled-softmax", "gbce"] = setting(
+    loss: Literal["auto", "bce", "bpr", "ce", "sampled-softmax", "gbce", "infonce"] = setting(
         "auto", "training loss; auto: the backbone's own (bce, or ce for bert4rec)"
     )
+    temperature: float = setting(0.07, "infonce: what cosines are divided by", gt=0, source="AlphaFuse")
     negatives: int = setting(1, "negatives per position, where the loss samples them", ge=1)
     hidden_size: int = setting(128, "width of item embeddings and states", ge=1, source="LLMEmb code")
     layers: int = setting(2, "transformer blocks, or GRU layers (gru4rec uses 1)", ge=1, source="LLMEmb code")
@@ -31,12 +33,30 @@ class RatSettings(Section):
     weight_decay: float = setting(0.0, "weight decay", ge=0, source="LLMEmb code")
     epochs: int = setting(200, "most passes over the users", ge=1, source="LLMEmb code")
     patience: int = setting(20, "epochs without a better validation NDCG@10 before stopping", ge=1)
+    validation_users: int = setting(0, "most users to validate on after an epoch, drawn once; 0: all", ge=0)
     alpha: float = setting(0.01, "weight of the alignment loss", ge=0, source="LLMEmb section 4.1")
     gamma: float = setting(2.0, "temperature of the alignment loss", gt=0, source="LLMEmb Eq. 7")
     align_loss: Literal["infonce", "paper", "soft"] = setting(
         "infonce", "alignment loss: infonce, paper (Eq. 7) or soft (the authors' code)"
     )
     d_m: int = setting(1536, "width of the adapter's input (PCA), or all there is", ge=1, source="LLMEmb section 4.1")
+    init_scale: Literal["table", "none"] = setting(
+        "table", "tables that start from LLM vectors: scaled to the spread of a random table, or as they are"
+    )
+    control: Literal["none", "permuted", "random"] = setting(
+        "none", "LLM vectors dealt to the wrong items, or random ones of the same width: what a gain must not survive"
+    )
+    freeze_vectors: bool = setting(False, "said: vectors stay frozen and pass one trained linear layer")
+    melt_user_weight: float = setting(0.1, "melt: weight of the user branch", ge=0, source="MELT, Beauty")
+    melt_item_weight: float = setting(0.4, "melt: weight of the item branch", ge=0, source="MELT, Beauty")
+    melt_tail_share: float = setting(
+        0.8, "melt: quantile of history length above which a user is head; items 0.02 less", gt=0, lt=1, source="MELT"
+    )
+    melt_contexts: int = setting(64, "melt: most contexts of an item that are encoded; 0: all", ge=0)
+    esr_distill_weight: float = setting(0.1, "llmesr: weight of the distillation", ge=0, source="LLM-ESR code")
+    esr_align_weight: float = setting(0.1, "llmesr: weight of aligning both views of an item", ge=0)
+    esr_similar_users: int = setting(10, "llmesr: similar users a user learns from", ge=1, source="LLM-ESR")
+    alphafuse_dims: int = setting(64, "alphafuse: last dimensions with a trainable table", ge=1, source="AlphaFuse")
     compat: Literal["none", "official"] = setting(
         "none", "official: sasrec without causal mask, as the authors' code; positions see their future"
     )

@@ -12,6 +12,7 @@ from llmemb_cli.config.data import DataSettings
 from llmemb_cli.config.embed import EmbedSettings
 from llmemb_cli.config.evaluate import EvalSettings
 from llmemb_cli.config.fields import Section, describe, setting
+from llmemb_cli.config.methods import MethodName
 from llmemb_cli.config.prompt import PromptSettings
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.scft import ScftSettings
@@ -23,7 +24,7 @@ class PlanSettings(Section):
     backbones: list[Literal["sasrec", "gru4rec", "bert4rec"]] = setting(
         ["sasrec"], "backbones that `llmemb run` trains"
     )
-    methods: list[Literal["none", "llmemb"]] = setting(["none", "llmemb"], "methods that `llmemb run` trains")
+    methods: list[MethodName] = setting(["none", "llmemb"], "methods that `llmemb run` trains")
     seeds: list[int] = setting([], "seeds that `llmemb run` trains; empty: the seed above")
 
 

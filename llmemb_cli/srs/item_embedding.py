@@ -1,4 +1,7 @@
-"""Where a backbone's item embeddings come from: a trainable table, or frozen LLM vectors and an adapter."""
+"""Where a backbone's item embeddings come from: a trainable table, frozen LLM vectors, or both.
+
+Items are 1..N, row i - 1 of every table; 0 is the padding, whose embedding is zero and takes no gradient.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +11,64 @@ from torch import nn
 INIT_STD = 0.02
 
 
-class ItemTable(nn.Module):
-    """A trainable embedding a row. Row 0, the padding, is zero and stays zero."""
+class ItemEmbedding(nn.Module):
+    """What every kind has: `width` numbers an item."""
+
+    width: int
+
+    def items(self) -> torch.Tensor:
+        """(N, width): the embeddings of all items."""
+        raise TypeError(f"{type(self).__name__} has no items")
+
+    def rows(self, items: torch.Tensor) -> torch.Tensor:
+        """(k, width): the embeddings of distinct `items` (k,) int64; 0 gives zeros."""
+        raise TypeError(f"{type(self).__name__} has no rows")
+
+    def table(self) -> torch.Tensor:
+        """(N + 1, width): zeros for the padding, then every item. A copy: for evaluation, not for training."""
+        items = self.items()
+        return torch.cat([items.new_zeros(1, items.shape[1]), items])
+
+
+def pick_rows(table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """(k, d) rows of items 1..N from `table` (N, d); 0 gives zeros, and no gradient to any row."""
+    picked = nn.functional.embedding((items - 1).clamp(min=0), table)
+    return picked * (items > 0).to(picked.dtype)[:, None]
+
+
+class ItemTable(ItemEmbedding):
+    """A trainable embedding an item, from small random numbers or from `start`."""
 
     def __init__(self, n_items: int, hidden_size: int, start: torch.Tensor | None = None) -> None:
         super().__init__()
+        self.width = hidden_size
         self.weight = nn.Parameter(torch.randn(n_items, hidden_size) * INIT_STD if start is None else start.clone())
 
-    def table(self) -> torch.Tensor:
-        """(n_items + 1, d): zeros, then every item."""
-        return torch.cat([self.weight.new_zeros(1, self.weight.shape[1]), self.weight])
+    def items(self) -> torch.Tensor:
+        return self.weight
 
     def rows(self, items: torch.Tensor) -> torch.Tensor:
-        """(k, d): the embeddings of distinct `items` (k,) int64; 0 gives zeros."""
-        return nn.functional.embedding(items, self.table())
+        return pick_rows(self.weight, items)
 
 
-class AdaptedTable(nn.Module):
+class AdaptedTable(ItemEmbedding):
     """Frozen LLM vectors through two linear layers, W1 (W2 x + b2) + b1 (LLMEmb Eq. 5 and 6).
 
-    There is no non-linearity, so the two matrices are multiplied once a step and applied as one; the
-    gradients of both are exact. With `freeze=False` the LLM vectors are trained as well (Table 2).
+    There is no non-linearity, so the two matrices are multiplied once a step and applied as one; the gradients of
+    both are exact. With `freeze=False` the LLM vectors are trained as well (Table 2). Frozen vectors are no part of
+    the weights that are saved: they are in `embeddings/`.
     """
 
     def __init__(self, vectors: torch.Tensor, hidden_size: int, *, freeze: bool = True) -> None:
         super().__init__()
+        self.width = hidden_size
         width = vectors.shape[1]
         middle = max(width // 2, hidden_size)
         self.inner = nn.Linear(width, middle)
         self.outer = nn.Linear(middle, hidden_size)
         self.vectors: torch.Tensor
         if freeze:
-            self.register_buffer("vectors", vectors.clone())
+            self.register_buffer("vectors", vectors.clone(), persistent=False)
         else:
             self.vectors = nn.Parameter(vectors.clone())
 
@@ -48,32 +77,83 @@ class AdaptedTable(nn.Module):
         bias = self.outer.weight @ self.inner.bias + self.outer.bias
         return nn.functional.linear(vectors.to(weight.dtype), weight, bias)
 
-    def table(self) -> torch.Tensor:
-        """(n_items + 1, d): zeros for the padding (not the adapter's bias), then every item."""
-        adapted = self._affine(self.vectors)
-        return torch.cat([adapted.new_zeros(1, adapted.shape[1]), adapted])
+    def items(self) -> torch.Tensor:
+        return self._affine(self.vectors)
 
     def rows(self, items: torch.Tensor) -> torch.Tensor:
-        """(k, d): the embeddings of distinct `items` (k,) int64; 0 gives zeros."""
         adapted = self._affine(nn.functional.embedding((items - 1).clamp(min=0), self.vectors))
         return adapted * (items > 0).to(adapted.dtype)[:, None]
 
 
-class FrozenTable(nn.Module):
-    """LLM vectors reduced to the hidden size, frozen: LLMEmb without adapter (Table 2)."""
+class LinearTable(ItemEmbedding):
+    """Frozen LLM vectors through one trained linear layer: SAID with frozen vectors."""
+
+    def __init__(self, vectors: torch.Tensor, hidden_size: int) -> None:
+        super().__init__()
+        self.width = hidden_size
+        self.linear = nn.Linear(vectors.shape[1], hidden_size)
+        self.vectors: torch.Tensor
+        self.register_buffer("vectors", vectors.clone(), persistent=False)
+
+    def items(self) -> torch.Tensor:
+        return self.linear(self.vectors)
+
+    def rows(self, items: torch.Tensor) -> torch.Tensor:
+        mapped = self.linear(nn.functional.embedding((items - 1).clamp(min=0), self.vectors))
+        return mapped * (items > 0).to(mapped.dtype)[:, None]
+
+
+class FrozenTable(ItemEmbedding):
+    """Vectors that do not train: LLMEmb without adapter (Table 2), and every model after training."""
 
     def __init__(self, vectors: torch.Tensor) -> None:
         super().__init__()
+        self.width = vectors.shape[1]
         self.vectors: torch.Tensor
-        self.register_buffer("vectors", torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors]))
+        self.register_buffer("vectors", vectors, persistent=False)
 
-    def table(self) -> torch.Tensor:
-        """(n_items + 1, d)."""
+    def items(self) -> torch.Tensor:
         return self.vectors
 
     def rows(self, items: torch.Tensor) -> torch.Tensor:
-        """(k, d)."""
-        return nn.functional.embedding(items, self.vectors)
+        return pick_rows(self.vectors, items)
 
 
-Embedding = ItemTable | AdaptedTable | FrozenTable
+class DualTable(ItemEmbedding):
+    """LLM-ESR: a collaborative table beside the adapted LLM vectors; an item is both, one after the other."""
+
+    def __init__(self, start: torch.Tensor, vectors: torch.Tensor) -> None:
+        super().__init__()
+        hidden_size = start.shape[1]
+        self.width = 2 * hidden_size
+        self.collaborative = ItemTable(len(start), hidden_size, start)
+        self.semantic = AdaptedTable(vectors, hidden_size)
+
+    def items(self) -> torch.Tensor:
+        return torch.cat([self.collaborative.items(), self.semantic.items()], dim=1)
+
+    def rows(self, items: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.collaborative.rows(items), self.semantic.rows(items)], dim=1)
+
+
+class FusedTable(ItemEmbedding):
+    """AlphaFuse: frozen whitened LLM vectors, strongest dimension first, plus a table in the last `dims` of them.
+
+    The table starts at zero, so that training starts from the LLM vectors alone.
+    """
+
+    def __init__(self, vectors: torch.Tensor, dims: int) -> None:
+        super().__init__()
+        self.width = vectors.shape[1]
+        self.weight = nn.Parameter(torch.zeros(len(vectors), dims))
+        self.vectors: torch.Tensor
+        self.register_buffer("vectors", vectors.clone(), persistent=False)
+
+    def _fuse(self, vectors: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return vectors + nn.functional.pad(table, (self.width - table.shape[1], 0))
+
+    def items(self) -> torch.Tensor:
+        return self._fuse(self.vectors, self.weight)
+
+    def rows(self, items: torch.Tensor) -> torch.Tensor:
+        return self._fuse(pick_rows(self.vectors, items), pick_rows(self.weight, items))

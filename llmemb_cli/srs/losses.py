@@ -1,6 +1,8 @@
-"""Training losses over positions (METHODS section 2). Every function returns the mean over positions."""
+"""Training losses (METHODS section 2): each returns the sum over positions, so that batches can be split at will."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
@@ -9,19 +11,24 @@ GBCE_CALIBRATION = 0.75  # t of gSASRec (Petrov and Macdonald, RecSys 2023)
 
 
 def bce(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of one positive and K negatives; with K = 1 SASRec's, up to its factor of two.
+    """Binary cross-entropy of one positive and K negatives.
+
+    With one negative SASRec's own sum, -(log s(r+) + log(1 - s(r-))), without a factor, so that weights of further
+    losses (alpha) mean what they mean in the papers; with K > 1 divided by K + 1, as in gSASRec with t = 0.
 
     Args:
         positive: (n,) float scores.
         negative: (n, K) float scores.
     """
-    return gbce(positive, negative, beta=1.0)
+    total = F.logsigmoid(positive) + F.logsigmoid(-negative).sum(dim=1)
+    count = negative.shape[1]
+    return -total.sum() / (1 if count == 1 else count + 1)
 
 
 def gbce(positive: torch.Tensor, negative: torch.Tensor, beta: float) -> torch.Tensor:
     """Generalised BCE: -(beta log s(r+) + sum_j log(1 - s(r_j))) / (K + 1) (Petrov and Macdonald, RecSys 2023)."""
     total = beta * F.logsigmoid(positive) + F.logsigmoid(-negative).sum(dim=1)
-    return -(total / (negative.shape[1] + 1)).mean()
+    return -total.sum() / (negative.shape[1] + 1)
 
 
 def gbce_beta(negatives: int, n_items: int, calibration: float = GBCE_CALIBRATION) -> float:
@@ -31,30 +38,19 @@ def gbce_beta(negatives: int, n_items: int, calibration: float = GBCE_CALIBRATIO
 
 
 def bpr(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """-log s(r+ - r_j), mean over positions and negatives (Rendle et al., UAI 2009)."""
-    return -F.logsigmoid(positive[:, None] - negative).mean()
+    """-log s(r+ - r_j), mean over the negatives of a position (Rendle et al., UAI 2009)."""
+    return -F.logsigmoid(positive[:, None] - negative).mean(dim=1).sum()
 
 
 def sampled_softmax(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """-r+ + log(e^r+ + sum_j e^r_j), negatives uniform (Klenitskiy and Vasilev, RecSys 2023)."""
-    return (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive).mean()
+    return (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive).sum()
 
 
-def cross_entropy(
-    states: torch.Tensor, targets: torch.Tensor, table: torch.Tensor, bias: torch.Tensor | None, chunk: int = 2048
-) -> torch.Tensor:
-    """Softmax cross-entropy over all items, in chunks of positions so that memory stays bounded.
-
-    Args:
-        states: (n, d) float.
-        targets: (n,) int64 items 1..N.
-        table: (N + 1, d) float item embeddings; row 0, the padding, is not a candidate.
-        bias: (N + 1,) float or None.
-    """
-    total = states.new_zeros(())
-    for start in range(0, len(states), chunk):
-        logits = states[start : start + chunk] @ table[1:].T
-        if bias is not None:
-            logits = logits + bias[1:]
-        total = total + F.cross_entropy(logits, targets[start : start + chunk] - 1, reduction="sum")
-    return total / max(len(states), 1)
+# Losses over one positive and K sampled negatives; `infonce` is a sampled softmax of cosines over a temperature.
+SAMPLED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "bce": bce,
+    "bpr": bpr,
+    "sampled-softmax": sampled_softmax,
+    "infonce": sampled_softmax,
+}

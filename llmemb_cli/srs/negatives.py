@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from llmemb_cli.datasets.split import Ragged
 
@@ -20,25 +19,25 @@ class NegativeSampler:
         self._own = np.bincount(self._pairs // (n_items + 1), minlength=len(train))
         self.n_items = n_items
 
-    def draw(self, users: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> torch.Tensor:
-        """Negatives for each user.
+    def draw(self, owners: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """`count` negatives for each target.
 
         Args:
-            users: (batch,) int, row numbers of `train`.
-            shape: shape of the draw per user, for example (length, negatives).
+            owners: (n,) int, the row of `train` that each target belongs to.
+            count: negatives per target.
             rng: the stream to draw from.
 
         Returns:
-            (batch, *shape) int64, items 1..n_items. A user who has had every item gets any item.
+            (n, count) int64, items 1..n_items. A user who has had every item gets any item.
         """
-        drawn = rng.integers(1, self.n_items + 1, size=(len(users), *shape))
-        owner = np.broadcast_to(users.reshape(-1, *[1] * len(shape)), drawn.shape)
+        drawn = rng.integers(1, self.n_items + 1, size=(len(owners), count))
+        owner = np.broadcast_to(owners[:, None], drawn.shape)
         redraw = self._is_own(owner, drawn) & (self._own[owner] < self.n_items)
         while redraw.any():
             drawn[redraw] = rng.integers(1, self.n_items + 1, size=int(redraw.sum()))
             again = self._is_own(owner[redraw], drawn[redraw])
             redraw[redraw] = again
-        return torch.from_numpy(drawn)
+        return drawn
 
     def _is_own(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         keys = users * (self.n_items + 1) + items

@@ -1,18 +1,50 @@
-"""What a step minimises: the backbone's own loss on a batch of sequences, and the alignment of LLM embeddings."""
+"""What a step minimises: the backbone's own loss on a batch, plus what the method adds."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.srs import losses
-from llmemb_cli.srs.align import align_loss
-from llmemb_cli.srs.negatives import NegativeSampler
+from llmemb_cli.srs.batch import Batch, Share
+from llmemb_cli.srs.cross_entropy import cross_entropy
 from llmemb_cli.srs.recommender import Recommender
 
-# One in eleven sequences masks its last item alone, as BERT4Rec's ten random copies and one last-item copy.
-LAST_ONLY = 1 / 11
+
+@dataclass(frozen=True)
+class Step:
+    """One step of training, as the loss that a method adds sees it.
+
+    Attributes:
+        batch: the batch.
+        embedded: (m, d) float, the embeddings of `batch.items`.
+        epoch, number, steps: which epoch, which step of it, of how many.
+        rng: stream of this step; the same in all processes.
+        share: this process's part.
+    """
+
+    batch: Batch
+    embedded: torch.Tensor
+    epoch: int
+    number: int
+    steps: int
+    rng: np.random.Generator
+    share: Share
+
+
+class Extra(Protocol):
+    """What a method adds to training. Its losses are shares: their sum over processes is the loss of the batch."""
+
+    def start_epoch(self, model: Recommender, epoch: int) -> None:
+        """Called before the first step of an epoch."""
+
+    def loss(self, model: Recommender, step: Step) -> torch.Tensor:
+        """This process's share of the added loss."""
+        ...
 
 
 def loss_name(settings: RatSettings) -> str:
@@ -22,113 +54,58 @@ def loss_name(settings: RatSettings) -> str:
     return "ce" if settings.backbone == "bert4rec" else "bce"
 
 
-def next_item_pairs(sequences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of SASRec and GRU4Rec: position t reads items up to t and predicts item t + 1.
+def batch_loss(model: Recommender, settings: RatSettings, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """This process's share of the mean loss over the targets of a batch.
 
-    Args:
-        sequences: (batch, length + 1) int64, left-padded.
-
-    Returns:
-        inputs and targets, each (batch, length) int64; the target is 0 where there is nothing to learn.
-    """
-    inputs, targets = sequences[:, :-1], sequences[:, 1:]
-    return inputs, targets * (inputs > 0)
-
-
-def masked_pairs(
-    sequences: torch.Tensor, mask_item: int, ratio: float, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of BERT4Rec: max(1, round(ratio * length)) items of each sequence are masked.
-
-    Args:
-        sequences: (batch, length) int64, left-padded.
-        mask_item: the item number of [MASK].
-        ratio: share of items masked.
-        rng: the stream to draw from.
+    The item embeddings are made once for every distinct item that the loss needs, not once a position.
 
     Returns:
-        inputs with [MASK] and targets, each (batch, length) int64; the target is 0 where nothing is masked.
+        the loss, and (m, d) the embeddings of `batch.items`.
     """
-    real = (sequences > 0).cpu().numpy()
-    lengths = real.sum(axis=1, keepdims=True)
-    draw = np.where(real, rng.random(real.shape), 2.0)
-    place = np.argsort(np.argsort(draw, axis=1), axis=1)
-    masked = (place < np.maximum(1, np.round(ratio * lengths))) & real
-    last_only = rng.random(len(real)) < LAST_ONLY
-    masked[last_only] = False
-    masked[last_only, -1] = True
-    chosen = torch.from_numpy(masked).to(sequences.device)
-    return sequences.masked_fill(chosen, mask_item), sequences * chosen
-
-
-def batch_loss(
-    model: Recommender,
-    settings: RatSettings,
-    users: np.ndarray,
-    sequences: torch.Tensor,
-    sampler: NegativeSampler,
-    rng: np.random.Generator,
-    collaborative: torch.Tensor | None,
-) -> torch.Tensor:
-    """The loss of one batch.
-
-    Args:
-        model: the recommender.
-        settings: of `[rat]`.
-        users: (batch,) int, the rows the sequences belong to, for their negatives.
-        sequences: (batch, length) int64, training items, left-padded.
-        sampler: draws negatives.
-        rng: stream of this step.
-        collaborative: (n_items + 1, d) float to align to, or None.
-    """
-    if model.kind == "bert4rec":
-        inputs, targets = masked_pairs(sequences, model.mask_item, settings.mask_ratio, rng)
-    else:
-        inputs, targets = next_item_pairs(sequences)
-    wanted = targets > 0
     if loss_name(settings) == "ce":
-        table = model.item_table
-        known = inputs.clamp(max=model.n_items)
-        states = model.states(inputs, torch.nn.functional.embedding(known, table))[wanted]
-        loss = losses.cross_entropy(states, targets[wanted], table, model.item_bias)
-        present = torch.unique(sequences)
-        adapted = table[present]
-    else:
-        negatives = sampler.draw(users, (targets.shape[1], settings.negatives), rng).to(sequences.device)
-        every = torch.cat([inputs.clamp(max=model.n_items).flatten(), targets.flatten(), negatives.flatten()])
-        present, place = torch.unique(every, return_inverse=True)
-        adapted = model.embedding.rows(present)
-        count = inputs.numel()
-        states = model.states(inputs, adapted[place[:count].view(inputs.shape)])[wanted]
-        targets_at, negatives_at = place[count : 2 * count].view(targets.shape), place[2 * count :]
-        loss = _sampled_loss(model, settings, states, wanted, adapted, present, targets_at, negatives_at)
-    if collaborative is not None:
-        keep = present > 0
-        loss = loss + settings.alpha * align_loss(
-            settings.align_loss, adapted[keep], collaborative[present[keep]], settings.gamma
-        )
-    return loss
-
-
-def _sampled_loss(
-    model: Recommender,
-    settings: RatSettings,
-    states: torch.Tensor,
-    wanted: torch.Tensor,
-    adapted: torch.Tensor,
-    present: torch.Tensor,
-    targets_at: torch.Tensor,
-    negatives_at: torch.Tensor,
-) -> torch.Tensor:
-    """Losses with sampled negatives; `*_at` are places in `adapted` (distinct items of the batch)."""
-    positive_at = targets_at[wanted]
-    negative_at = negatives_at.view(*targets_at.shape, settings.negatives)[wanted]
-    positive = (states * adapted[positive_at]).sum(dim=1)
-    negative = torch.einsum("nd,nkd->nk", states, adapted[negative_at])
+        table = model.embedding.items()
+        states = _states(model, batch, table, None)
+        bias = None if model.bias is None else model.bias[1:]
+        loss = cross_entropy(states, _targets(batch) - 1, table, bias)
+        return loss / batch.targets, table[batch.items - 1]
+    embedded = model.embedding.rows(batch.items)
+    states = _states(model, batch, embedded, batch.items)
+    assert batch.negatives is not None
+    targets = _targets(batch)
+    scored = embedded
+    if model.temperature is not None:
+        states = torch.nn.functional.normalize(states, dim=1) / model.temperature
+        scored = torch.nn.functional.normalize(embedded, dim=1)
+    positive = (states * scored[torch.searchsorted(batch.items, targets)]).sum(dim=1)
+    negative_at = torch.searchsorted(batch.items, batch.negatives)
+    negative = torch.bmm(scored[negative_at], states[:, :, None])[:, :, 0]
     if model.bias is not None:
-        positive = positive + model.bias[present[positive_at]]
-        negative = negative + model.bias[present[negative_at]]
+        positive = positive + model.bias[targets]
+        negative = negative + model.bias[batch.negatives]
     name = loss_name(settings)
     if name == "gbce":
-        return losses.gbce(positive, negative, losses.gbce_beta(settings.negatives, model.n_items))
-    return {"bce": losses.bce, "bpr": losses.bpr, "sampled-softmax": losses.sampled_softmax}[name](positive, negative)
+        loss = losses.gbce(positive, negative, losses.gbce_beta(settings.negatives, model.n_items))
+    else:
+        loss = losses.SAMPLED[name](positive, negative)
+    return loss / batch.targets, embedded
+
+
+def _targets(batch: Batch) -> torch.Tensor:
+    """(targets,) int64, in the order of the groups."""
+    return torch.cat([group.targets[group.targets > 0] for group in batch.groups])
+
+
+def _states(model: Recommender, batch: Batch, table: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
+    """(targets, d): states at the positions of the targets.
+
+    Args:
+        table: embeddings, of items 1..N in order, or, with `items` given, of those.
+    """
+    found = []
+    for group in batch.groups:
+        # Padding and [MASK] may read any row: the backbone masks the one and replaces the other.
+        known = group.inputs.clamp(1, model.n_items)
+        place = known - 1 if items is None else torch.searchsorted(items, known).clamp(max=len(items) - 1)
+        states = model.states(group.inputs, torch.nn.functional.embedding(place, table))
+        found.append(states[group.targets > 0])
+    return torch.cat(found)

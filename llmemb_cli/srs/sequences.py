@@ -1,4 +1,4 @@
-"""User sequences as batches: gathered from one flat array, cut to the longest of the batch, padded on the left."""
+"""User sequences as batches: gathered from one flat array, cut to the longest, padded on the left."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import torch
 from llmemb_cli.datasets.split import PAD, Ragged
 from llmemb_cli.seeds import numpy_rng
 
+# Positions of padding that are worth one more call of the backbone.
+GROUP_SAVING = 512
+
 
 def left_padded(rows: Ragged, chosen: np.ndarray, max_length: int) -> torch.Tensor:
+    """`padded_rows` as a tensor."""
+    return torch.from_numpy(padded_rows(rows, chosen, max_length))
+
+
+def padded_rows(rows: Ragged, chosen: np.ndarray, max_length: int) -> np.ndarray:
     """The newest `max_length` items of the chosen rows.
 
     Args:
@@ -27,21 +35,41 @@ def left_padded(rows: Ragged, chosen: np.ndarray, max_length: int) -> torch.Tens
     inside = np.arange(width) >= width - lengths[:, None]
     # Rows of padding alone would read before the array: point them at 0, the mask removes them.
     values = rows.values[np.where(inside, place, 0)] if len(rows.values) else np.zeros_like(place)
-    return torch.from_numpy(np.where(inside, values, PAD).astype(np.int64))
+    return np.where(inside, values, PAD).astype(np.int64)
 
 
-def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Row numbers of each batch of an epoch: random, but rows of a batch have similar length.
+def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Row numbers of each batch of an epoch, drawn at random.
 
-    Rows are shuffled, sorted by length within pools of 16 batches, and the batches are shuffled again. The
+    Batches are not made of rows of like length: then some steps would see long histories alone, and a mean over a
+    batch's targets would weigh targets of short histories more. `length_groups` saves the padding instead. The
     order depends on seed and epoch alone, so an interrupted run meets the same batches.
     """
-    rng = numpy_rng(seed, "batches", epoch)
-    order = rng.permutation(len(lengths))
-    pool = batch_size * 16
-    batches: list[np.ndarray] = []
-    for start in range(0, len(order), pool):
-        part = order[start : start + pool]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[at : at + batch_size] for at in range(0, len(part), batch_size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
+    order = numpy_rng(seed, "batches", epoch).permutation(rows)
+    return [order[start : start + batch_size] for start in range(0, rows, batch_size)]
+
+
+def length_groups(lengths: np.ndarray, saving: int = GROUP_SAVING) -> list[np.ndarray]:
+    """Split the rows of a batch into groups of like length; each passes the backbone cut to its own longest row.
+
+    A group ends where the rows that follow are at most half as long and cutting them saves `saving` positions.
+
+    Args:
+        lengths: (batch,) int, length of every row.
+
+    Returns:
+        Row numbers of each group, together every row once; longest group first.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ordered = lengths[order]
+    groups, start = [], 0
+    while start < len(order):
+        width = int(ordered[start])
+        end = start + int(np.searchsorted(-ordered[start:], -(width // 2), side="left"))
+        rest = len(order) - end
+        if rest and (width - int(ordered[end])) * rest < saving:
+            end = len(order)
+        end = max(end, start + 1)
+        groups.append(order[start:end])
+        start = end
+    return groups

@@ -6,33 +6,49 @@ import numpy as np
 import torch
 
 from llmemb_cli.datasets.split import SplitData
-from llmemb_cli.ranking import rank_of_target
+from llmemb_cli.seeds import numpy_rng
+from llmemb_cli.srs.batch import Share
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import left_padded
 
 BLOCK = 512
 
 
+def validation_users(data: SplitData, most: int, seed: int) -> np.ndarray:
+    """Users with a validation item, in order of history length; at most `most` of them, drawn once, if not 0."""
+    users = np.flatnonzero((data.valid > 0) & (data.train.lengths() > 0))
+    if 0 < most < len(users):
+        users = numpy_rng(seed, "validation-users").choice(users, most, replace=False)
+    return users[np.argsort(data.train.lengths()[users], kind="stable")]
+
+
 @torch.no_grad()
-def validation_ranks(model: Recommender, data: SplitData, device: str) -> np.ndarray:
-    """1-based rank of every user's validation item, the user's own training items left out.
+def validation_ranks(
+    model: Recommender, data: SplitData, users: np.ndarray, device: str = "cpu", share: Share = Share()
+) -> np.ndarray:
+    """1-based rank of each user's validation item, the user's own training items left out.
+
+    Args:
+        users: (n,) int, as `validation_users` gives them.
+        share: which users are this process's.
 
     Returns:
-        (users with a validation item,) int64, users in order of history length.
+        (n / share.size,) int64.
     """
     model.train(False)
-    users = np.flatnonzero((data.valid > 0) & (data.train.lengths() > 0))
-    users = users[np.argsort(data.train.lengths()[users], kind="stable")]
+    mine = users[share.rank :: share.size]
     table, bias = model.item_table, model.item_bias
     ranks = []
-    for start in range(0, len(users), BLOCK):
-        block = users[start : start + BLOCK]
+    for start in range(0, len(mine), BLOCK):
+        block = mine[start : start + BLOCK]
         states = model.encode(left_padded(data.train, block, model.max_length).to(device))
-        scores = states @ table.T if bias is None else states @ table.T + bias
+        scores = states @ table.T if bias is None else torch.addmm(bias, states, table.T)
         target = torch.from_numpy(data.valid[block].astype(np.int64)).to(device)[:, None]
-        wanted = scores.gather(1, target)[:, 0]
-        every = left_padded(data.train, block, int(data.train.lengths()[block].max())).to(device)
-        scores = scores.scatter(1, every, -torch.inf).scatter(1, target, -torch.inf)
+        wanted = scores.gather(1, target)
+        every = left_padded(data.train, block, int(data.train.lengths()[block].max()))
+        scores.scatter_(1, every.to(device), -torch.inf).scatter_(1, target, -torch.inf)
         scores[:, 0] = -torch.inf
-        ranks.append(rank_of_target(wanted, scores).cpu().numpy())
+        # Ties count against the target, and a score that is not a number ranks it last.
+        ahead = (scores >= wanted).sum(dim=1) + torch.isnan(wanted[:, 0]) * data.n_items
+        ranks.append((1 + ahead).cpu().numpy())
     return np.concatenate(ranks) if ranks else np.empty(0, dtype=np.int64)

@@ -18,7 +18,7 @@ class BERT4Rec(nn.Module):
 
     def __init__(self, hidden_size: int, max_length: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.max_length = max_length
+        self.max_length, self.causal = max_length, False
         self.mask_vector = nn.Parameter(torch.randn(hidden_size) * 0.02)
         self.positions = nn.Parameter(torch.randn(max_length, hidden_size) * 0.02)
         self.norm, self.dropout = nn.LayerNorm(hidden_size), nn.Dropout(dropout)
@@ -27,9 +27,16 @@ class BERT4Rec(nn.Module):
 
     def forward(self, embedded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """As `SASRec.forward`; the states have passed the prediction head."""
-        length = embedded.shape[1]
+        return self.run(self.enter(embedded, real), real)
+
+    def enter(self, embedded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Positions, norm and dropout: what stands before the blocks."""
+        places = self.positions[self.max_length - embedded.shape[1] :]
+        return self.dropout(self.norm(embedded + places)) * real[:, :, None]
+
+    def run(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """The blocks and the prediction head."""
         mask = real[:, :, None]
-        x = self.dropout(self.norm(embedded + self.positions[self.max_length - length :])) * mask
         allowed = attention_mask(real, causal=False)
         for block in self.blocks:
             x = block(x, allowed) * mask

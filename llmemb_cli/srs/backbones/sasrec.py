@@ -16,6 +16,8 @@ class SASRec(nn.Module):
     With `causal=False` positions see their future, as in the LLMEmb authors' code.
     """
 
+    mask_vector = None
+
     def __init__(
         self, hidden_size: int, max_length: int, layers: int, heads: int, dropout: float, *, causal: bool = True
     ) -> None:
@@ -36,9 +38,16 @@ class SASRec(nn.Module):
         Returns:
             (batch, length, d) float; zero at padding.
         """
-        length = embedded.shape[1]
+        return self.run(self.enter(embedded, real), real)
+
+    def enter(self, embedded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Scale, positions and dropout: what stands before the blocks."""
+        places = self.positions[self.max_length - embedded.shape[1] :]
+        return self.dropout(embedded * self.scale + places) * real[:, :, None]
+
+    def run(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """The blocks and the last norm."""
         mask = real[:, :, None]
-        x = self.dropout(embedded * self.scale + self.positions[self.max_length - length :]) * mask
         allowed = attention_mask(real, self.causal)
         for block in self.blocks:
             x = block(x, allowed) * mask

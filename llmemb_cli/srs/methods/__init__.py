@@ -1,0 +1,1 @@
+"""What methods add to the backbone's own loss."""

@@ -1,0 +1,94 @@
+"""The methods as data: what the item embedding is, where it starts, what is frozen, what is added to the loss.
+
+Help, `llmemb run`, training and docs read this table; `srs/item_embedding.py` holds the embeddings it names and
+`srs/methods/` the extra losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MethodName = Literal["none", "llmemb", "llm2x", "melt", "llmesr", "alphafuse"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        help: one line for people, with the source.
+        embedding: `table` (a trainable row an item), `adapter` (LLM vectors through two linear layers), `dual` (a
+            table beside an adapter) or `fused` (LLM vectors plus a table in their weakest dimensions).
+        vectors: LLM vectors it reads, the name of a directory in `embeddings/`: `scft` (tuned on prompts), `base`
+            (the untouched LLM), `said`, `tslrec`; or none.
+        start: what a trainable table starts from: `random`, `pca` (of the vectors) or `trained` (the plain run).
+        frozen: what does not train, in words.
+        extra: loss added to the backbone's own, by its name in `srs/methods/`.
+        options: how the names of its own settings in `[rat]` begin.
+        freezable: whether `rat.freeze_vectors` may replace the table by frozen vectors and a linear layer.
+        stages: what is trained, in order, in words.
+    """
+
+    help: str
+    embedding: Literal["table", "adapter", "dual", "fused"]
+    vectors: Literal["", "scft", "base", "said", "tslrec"] = ""
+    start: Literal["random", "pca", "trained"] = "random"
+    frozen: str = "nothing"
+    extra: Literal["", "align", "melt", "distill"] = ""
+    options: str = ""
+    freezable: bool = False
+    stages: tuple[str, ...] = ("recommender",)
+
+
+METHODS: dict[MethodName, Method] = {
+    "none": Method("a trainable embedding an item, the backbone as published", "table"),
+    "llmemb": Method(
+        "frozen LLM vectors, tuned on item prompts, through a linear adapter, aligned to a collaborative model "
+        "(Liu et al., AAAI 2025)",
+        "adapter",
+        vectors="scft",
+        frozen="LLM vectors, collaborative embeddings",
+        extra="align",
+        stages=("SCFT", "LLM vectors", "collaborative model", "recommender"),
+    ),
+    "llm2x": Method(
+        "a trainable table that starts from the PCA of the untouched LLM's vectors (Harte et al., RecSys 2023)",
+        "table",
+        vectors="base",
+        start="pca",
+        stages=("LLM vectors", "recommender"),
+    ),
+    "melt": Method(
+        "trains on from the plain model with a branch for short histories and one for rare items "
+        "(Kim et al., SIGIR 2023)",
+        "table",
+        start="trained",
+        extra="melt",
+        options="melt_",
+        stages=("collaborative model", "recommender with both branches"),
+    ),
+    "llmesr": Method(
+        "an LLM view beside a collaborative one, with distillation from similar users (Liu et al., NeurIPS 2024)",
+        "dual",
+        vectors="base",
+        start="pca",
+        frozen="LLM vectors of the semantic view",
+        extra="distill",
+        options="esr_",
+        stages=("LLM vectors", "recommender"),
+    ),
+    "alphafuse": Method(
+        "frozen whitened LLM vectors, with a trainable table in their weakest dimensions (Hu et al., SIGIR 2025)",
+        "fused",
+        vectors="base",
+        frozen="LLM vectors",
+        options="alphafuse_",
+        stages=("LLM vectors", "recommender"),
+    ),
+}
+
+
+def methods_help() -> str:
+    """One line a method, as a Markdown list."""
+    return "\n".join(f"- `{name}`: {method.help}" for name, method in METHODS.items())

@@ -1,0 +1,167 @@
+"""The training loop of RAT: steps, validation, early stopping, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llmemb_cli.checkpoint import forget_checkpoint, load_checkpoint, save_checkpoint
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.split import SplitData
+from llmemb_cli.errors import InterruptedRunError, LlmembError
+from llmemb_cli.interrupt import StopRequest
+from llmemb_cli.progress import Reporter
+from llmemb_cli.ranking import hit_rate, ndcg
+from llmemb_cli.seeds import numpy_rng, stream_seed
+from llmemb_cli.srs.batch import make_batch
+from llmemb_cli.srs.negatives import NegativeSampler
+from llmemb_cli.srs.objective import Extra, Step, batch_loss, loss_name
+from llmemb_cli.srs.recommender import Recommender
+from llmemb_cli.srs.sequences import epoch_batches
+from llmemb_cli.srs.validate import validation_ranks, validation_users
+from llmemb_cli.srs.world import World
+from llmemb_cli.workspace.stage import keep_seconds
+from llmemb_cli.workspace.store import append_jsonl
+
+LOG = "log.jsonl"
+
+
+@dataclass
+class State:
+    """Everything a resumed training needs besides the weights. `best` is None until something was validated."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    targets: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    done: bool = False
+    losses: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Training:
+    """What the loop works on. Frozen LLM vectors are buffers that are not saved: a resumed run reads them anew."""
+
+    model: Recommender
+    settings: Settings
+    data: SplitData
+    extra: Extra | None
+    work: Path
+    report: Reporter
+    device: str
+    world: World
+    start: dict[str, float]
+
+
+def train(t: Training) -> tuple[State, float]:
+    """Train until validation NDCG@10 has not risen for `patience` epochs; the best weights are put back.
+
+    Without validation items all epochs are trained and the last weights stay.
+    """
+    model, rat, seed, data = t.model, t.settings.rat, t.settings.seed, t.data
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(
+        trained, lr=rat.learning_rate, betas=(0.9, 0.98), weight_decay=rat.weight_decay, fused=True
+    )
+    sampler = None if loss_name(rat) == "ce" else NegativeSampler(data.train, data.n_items)
+    # A sequence of one item has no next item to learn.
+    rows = np.flatnonzero(data.train.lengths() >= (1 if model.kind == "bert4rec" else 2))
+    validated = validation_users(data, rat.validation_users, seed)
+    state, best = _resume(t, optimizer)
+    loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=t.device)
+    started = saved = time.monotonic()
+    with (
+        StopRequest() as stop,
+        t.report.task(f"rat {rat.backbone} {rat.method}", rat.epochs, "epochs", done=state.epoch) as task,
+    ):
+        while not state.done and state.epoch < rat.epochs:
+            batches = epoch_batches(len(rows), rat.batch_size, seed, state.epoch)
+            if state.step == 0 and t.extra is not None:
+                t.extra.start_epoch(model, state.epoch)
+            model.train()
+            while state.step < len(batches):
+                # Streams depend on the step alone, so that a resumed run draws what an uninterrupted one draws.
+                torch.manual_seed(stream_seed(seed, "dropout", state.epoch, state.step, t.world.rank))
+                rng = numpy_rng(seed, "step", state.epoch, state.step)
+                users = rows[batches[state.step]]
+                batch = make_batch(data.train, users, rat, data.n_items, sampler, rng, t.device, t.world)
+                loss, embedded = batch_loss(model, rat, batch)
+                if t.extra is not None:
+                    step = Step(batch, embedded, state.epoch, state.step, len(batches), rng, t.world)
+                    loss = loss + t.extra.loss(model, step)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                t.world.sum_gradients(trained)
+                optimizer.step()
+                loss_sum += t.world.sum(loss.detach().double()) * batch.targets
+                state.targets += batch.targets
+                state.step += 1
+                stopping = t.world.any(stop.requested)
+                if t.world.writes and (stopping or time.monotonic() - saved > rat.checkpoint_minutes * 60):
+                    state.loss_sum = float(loss_sum)
+                    _save(t, optimizer, state, best)
+                    saved = time.monotonic()
+                if stopping:
+                    if t.world.writes:
+                        keep_seconds(t.work, time.monotonic() - started)
+                    raise InterruptedRunError("interrupted", hint="run the same command again to go on")
+            state.loss_sum = float(loss_sum)
+            best = _end_epoch(t, validated, state, best)
+            loss_sum.zero_()
+            figures = {} if state.best is None else {"best": state.best}
+            task.advance(1, loss=state.losses[-1], **figures)
+    model.load_state_dict(best)
+    if t.world.writes:
+        forget_checkpoint(t.work)
+    return state, time.monotonic() - started
+
+
+def _end_epoch(
+    t: Training, validated: np.ndarray, state: State, best: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Validate, log, and keep the best weights."""
+    mean_loss = state.loss_sum / max(state.targets, 1)
+    if not np.isfinite(mean_loss):
+        raise LlmembError(f"the loss of epoch {state.epoch + 1} is not finite", hint="lower rat.learning_rate")
+    ranks = t.world.gather(validation_ranks(t.model, t.data, validated, t.device, t.world), len(validated))
+    state.losses.append(mean_loss)
+    state.epoch, state.step, state.loss_sum, state.targets = state.epoch + 1, 0, 0.0, 0
+    score = float(ndcg(ranks, 10).mean()) if len(ranks) else None
+    record: dict[str, object] = {"epoch": state.epoch, "loss": mean_loss, "NDCG@10": score}
+    if len(ranks):
+        record["HR@10"] = float(hit_rate(ranks, 10).mean())
+    if state.epoch == 1:
+        record["table_at_start"] = t.start
+    if t.world.writes:
+        append_jsonl(t.work / LOG, record)
+    if score is None or state.best is None or score > state.best or not best:
+        state.best, state.best_epoch = score, state.epoch
+        best = {name: tensor.detach().clone() for name, tensor in t.model.state_dict().items()}
+    state.done = state.epoch - state.best_epoch >= t.settings.rat.patience
+    return best
+
+
+def _save(t: Training, optimizer: torch.optim.Optimizer, state: State, best: dict[str, torch.Tensor]) -> None:
+    groups = {"model": t.model.state_dict(), "best": best}
+    save_checkpoint(t.work, groups, optimizer, state.__dict__, t.work / LOG)
+
+
+def _resume(t: Training, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, torch.Tensor]]:
+    """The state of the last checkpoint, or a fresh one."""
+    found = load_checkpoint(t.work, optimizer, t.work / LOG) if t.world.writes else None
+    found = t.world.from_writer(found)
+    if found is None:
+        return State(), {}
+    if not t.world.writes:
+        load_checkpoint(t.work, optimizer, t.work / "unused")
+    groups, values = found
+    t.model.load_state_dict(groups["model"])
+    state = State(**values)
+    t.report.note(f"going on at epoch {state.epoch + 1}, step {state.step}")
+    return state, groups.get("best", {})

@@ -1,0 +1,35 @@
+"""The loss that a method adds, made from its entry in the table of methods."""
+
+from __future__ import annotations
+
+import torch
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.split import SplitData
+from llmemb_cli.pipeline import method_of
+from llmemb_cli.srs.item_embedding import DualTable
+from llmemb_cli.srs.methods.align import Align
+from llmemb_cli.srs.methods.distill import Distill, similar_users
+from llmemb_cli.srs.methods.melt import Melt
+from llmemb_cli.srs.objective import Extra
+from llmemb_cli.srs.recommender import Recommender
+
+
+def make_extra(
+    settings: Settings, model: Recommender, data: SplitData, collaborative: torch.Tensor | None, device: str
+) -> Extra | None:
+    """What is added to the backbone's own loss, or None.
+
+    Args:
+        collaborative: (n_items, d) float, item embeddings of the collaborative run, where the method reads one.
+    """
+    kind, rat = method_of(settings).extra, settings.rat
+    if kind == "melt":
+        return Melt(settings, data, model, device)
+    if kind == "distill":
+        assert isinstance(model.embedding, DualTable)
+        vectors = model.embedding.semantic.vectors.cpu().numpy()
+        return Distill(rat, data.train, similar_users(data.train, vectors, rat.esr_similar_users), device)
+    if kind == "align" and collaborative is not None:
+        return Align(rat, collaborative.to(device))
+    return None

@@ -1,0 +1,116 @@
+"""The item embedding of a method, made from its entry in the table of methods and the vectors that it names."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from llmemb_cli.config.methods import METHODS
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.split import SplitData
+from llmemb_cli.embeddings.pca import Pca, fit_pca, read_pca
+from llmemb_cli.embeddings.table import read_table, rows_for
+from llmemb_cli.errors import BadDataError
+from llmemb_cli.pipeline import vectors_needed
+from llmemb_cli.seeds import numpy_rng
+from llmemb_cli.srs.item_embedding import (
+    INIT_STD,
+    AdaptedTable,
+    DualTable,
+    FrozenTable,
+    FusedTable,
+    ItemEmbedding,
+    ItemTable,
+    LinearTable,
+)
+from llmemb_cli.workspace.locate import Workspace
+
+# Root mean square of vectors that stay frozen. LLM states differ in scale by orders of magnitude between models;
+# with this one the adapter's first output has a standard deviation of about 0.1 [choice].
+INPUT_RMS = 0.3
+
+_MADE_BY = {"scft": "llmemb embed", "base": "llmemb embed --without scft"}
+
+
+def make_embedding(
+    workspace: Workspace, settings: Settings, data: SplitData, trained: torch.Tensor | None
+) -> ItemEmbedding:
+    """The item embedding of the run that `[rat]` describes.
+
+    Args:
+        trained: (n_items, d) float item embeddings of the collaborative run, for methods that start from it.
+
+    Raises:
+        WrongUseError: the LLM vectors have not been made.
+        BadDataError: an item has none, or they are narrower than the hidden size.
+    """
+    rat, method = settings.rat, METHODS[settings.rat.method]
+    kind = vectors_needed(settings)
+    if kind is None:
+        return ItemTable(data.n_items, rat.hidden_size, trained if method.start == "trained" else None)
+    source = Source(workspace, settings, data, kind)
+    without = rat.without if rat.method == "llmemb" else []
+    if "adapter" in without:
+        return FrozenTable(with_rms(source.principal(rat.hidden_size), INPUT_RMS))
+    if rat.freeze_vectors and method.freezable:
+        return LinearTable(with_rms(source.reduced(rat.d_m), INPUT_RMS), rat.hidden_size)
+    if method.embedding == "adapter":
+        vectors = with_rms(source.reduced(rat.d_m), INPUT_RMS)
+        return AdaptedTable(vectors, rat.hidden_size, freeze="freeze" not in without)
+    if method.embedding == "fused":
+        vectors = with_rms(source.principal(rat.hidden_size, whiten=True), INPUT_RMS)
+        return FusedTable(vectors, min(rat.alphafuse_dims, rat.hidden_size))
+    reduced = source.principal(rat.hidden_size)
+    start = with_rms(reduced, INIT_STD) if rat.init_scale == "table" else torch.from_numpy(reduced)
+    if method.embedding == "dual":
+        return DualTable(start, with_rms(source.reduced(rat.d_m), INPUT_RMS))
+    return ItemTable(data.n_items, rat.hidden_size, start)
+
+
+class Source:
+    """LLM vectors of a directory in `embeddings/`, in the order of the items, under the run's control."""
+
+    def __init__(self, workspace: Workspace, settings: Settings, data: SplitData, kind: str) -> None:
+        self.directory = workspace.embeddings(kind)
+        table = read_table(self.directory, made_by=_MADE_BY.get(kind, f"llmemb rat --method {kind}"))
+        self.vectors = rows_for(table, data.item_ids, str(self.directory))
+        self.control, self.seed = settings.rat.control, settings.seed
+
+    def reduced(self, width: int) -> np.ndarray:
+        """(n, at most width) float32: the first principal components, by the PCA kept with the vectors."""
+        return self._controlled(self._pca().transform(self.vectors)[:, :width])
+
+    def principal(self, width: int, *, whiten: bool = False) -> np.ndarray:
+        """(n, width) float32 principal components of these items, each of variance one if `whiten`.
+
+        Raises:
+            BadDataError: the vectors have fewer components.
+        """
+        pca = fit_pca(self.vectors, width)
+        reduced = pca.transform(self.vectors)
+        if reduced.shape[1] < width:
+            raise BadDataError(
+                f"{reduced.shape[1]} principal components, {width} needed",
+                where=str(self.directory),
+                hint=f"--set rat.hidden_size={reduced.shape[1]}",
+            )
+        if whiten:
+            reduced = reduced / np.sqrt(np.maximum(pca.explained_variance, 1e-12))
+        return self._controlled(reduced)
+
+    def _pca(self) -> Pca:
+        return read_pca(self.directory)
+
+    def _controlled(self, vectors: np.ndarray) -> np.ndarray:
+        rng = numpy_rng(self.seed, "control")
+        if self.control == "permuted":
+            return vectors[rng.permutation(len(vectors))]
+        if self.control == "random":
+            return rng.normal(size=vectors.shape, scale=vectors.std()).astype(np.float32)
+        return vectors
+
+
+def with_rms(vectors: np.ndarray, rms: float) -> torch.Tensor:
+    """`vectors` times one number, so that their root mean square is `rms`; float32."""
+    scaled = vectors * (rms / np.sqrt(np.mean(vectors**2)))
+    return torch.from_numpy(np.ascontiguousarray(scaled, dtype=np.float32))

@@ -1,0 +1,171 @@
+"""Backbones against slow references on random weights; causality; masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.srs.item_embedding import ItemTable
+from llmemb_cli.srs.recommender import Recommender, make_backbone
+
+BACKBONES = ("sasrec", "gru4rec", "bert4rec")
+D = 8
+
+
+def backbone(name: str, **values: Any) -> torch.nn.Module:
+    torch.manual_seed(3)
+    chosen = RatSettings(backbone=name, hidden_size=D, max_length=7, layers=2, heads=2, dropout=0.3, **values)
+    model = make_backbone(chosen)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.train(False)
+
+
+def sequences(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded embeddings and mask for rows of item numbers."""
+    width = max(map(len, rows))
+    table = torch.randn(50, D, generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    return table[ids], ids > 0
+
+
+def norm(x: list[float], layer: Any) -> list[float]:
+    mean = sum(x) / len(x)
+    var = sum((v - mean) ** 2 for v in x) / len(x)
+    w, b = layer.weight.tolist(), layer.bias.tolist()
+    return [(v - mean) / math.sqrt(var + layer.eps) * w[i] + b[i] for i, v in enumerate(x)]
+
+
+def linear(x: list[float], layer: Any) -> list[float]:
+    return [
+        sum(a * b for a, b in zip(x, row, strict=True)) + c
+        for row, c in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+    ]
+
+
+def attention(
+    q: list[Any], k: list[Any], v: list[Any], heads: int, see: Callable[[int, int], bool]
+) -> list[list[float]]:
+    size = len(q[0]) // heads
+    out = []
+    for t in range(len(q)):
+        row: list[float] = []
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            keys = [s for s in range(len(k)) if see(t, s)]
+            scores = [sum(a * b for a, b in zip(q[t][part], k[s][part], strict=True)) / math.sqrt(size) for s in keys]
+            top = max(scores)
+            weights = [math.exp(score - top) for score in scores]
+            for i in range(size):
+                mixed = sum(w * v[s][part][i] for w, s in zip(weights, keys, strict=True))
+                row.append(mixed / sum(weights))
+        out.append(row)
+    return out
+
+
+def add(a: list[float], b: list[float]) -> list[float]:
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def slow_sasrec(model: Any, x: list[list[float]]) -> list[list[float]]:
+    positions = model.positions.tolist()[model.max_length - len(x) :]
+    x = [
+        [v * math.sqrt(D) + p for v, p in zip(row, position, strict=True)]
+        for row, position in zip(x, positions, strict=True)
+    ]
+    for block in model.blocks:
+        normed = [norm(row, block.query_norm) for row in x]
+        q, k, v = (
+            [linear(r, layer) for r in rows]
+            for rows, layer in ((normed, block.query), (x, block.key), (x, block.value))
+        )
+        attended = attention(q, k, v, block.heads, lambda t, s: s <= t)
+        fed = [norm(add(n, a), block.feed_norm) for n, a in zip(normed, attended, strict=True)]
+        x = [add(f, linear([max(u, 0.0) for u in linear(f, block.up)], block.down)) for f in fed]
+    return [norm(row, model.norm) for row in x]
+
+
+def gelu(x: float) -> float:
+    return x * 0.5 * (1 + math.erf(x / math.sqrt(2)))
+
+
+def slow_bert4rec(model: Any, x: list[list[float]]) -> list[list[float]]:
+    positions = model.positions.tolist()[model.max_length - len(x) :]
+    x = [norm(add(row, position), model.norm) for row, position in zip(x, positions, strict=True)]
+    for block in model.blocks:
+        q, k, v = ([linear(row, layer) for row in x] for layer in (block.query, block.key, block.value))
+        attended = attention(q, k, v, block.heads, lambda t, s: True)
+        x = [norm(add(row, linear(a, block.out)), block.norm1) for row, a in zip(x, attended, strict=True)]
+        x = [norm(add(row, linear([gelu(u) for u in linear(row, block.up)], block.down)), block.norm2) for row in x]
+    return [norm([gelu(u) for u in linear(row, model.head)], model.head_norm) for row in x]
+
+
+def slow_gru4rec(model: Any, x: list[list[float]]) -> list[list[float]]:
+    gru, h, out = model.gru, [0.0] * D, []
+    w_i, w_h = gru.weight_ih_l0.tolist(), gru.weight_hh_l0.tolist()
+    b_i, b_h = gru.bias_ih_l0.tolist(), gru.bias_hh_l0.tolist()
+    for row in x:
+        a = [sum(p * q for p, q in zip(w, row, strict=True)) + b for w, b in zip(w_i, b_i, strict=True)]
+        c = [sum(p * q for p, q in zip(w, h, strict=True)) + b for w, b in zip(w_h, b_h, strict=True)]
+        reset = [1 / (1 + math.exp(-(a[i] + c[i]))) for i in range(D)]
+        update = [1 / (1 + math.exp(-(a[D + i] + c[D + i]))) for i in range(D)]
+        new = [math.tanh(a[2 * D + i] + reset[i] * c[2 * D + i]) for i in range(D)]
+        h = [(1 - update[i]) * new[i] + update[i] * h[i] for i in range(D)]
+        out.append(h)
+    return out
+
+
+SLOW = {"sasrec": slow_sasrec, "gru4rec": slow_gru4rec, "bert4rec": slow_bert4rec}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.no_grad()
+def test_backbone_equals_a_slow_reference_and_padding_changes_nothing(name: str) -> None:
+    model = backbone(name)
+    rows = [[3, 7, 7, 12, 40], [9], [5, 6]]
+    embedded, real = sequences(rows)
+    states = model(embedded, real)
+    for number, row in enumerate(rows):
+        expected = torch.tensor(SLOW[name](model, embedded[number, -len(row) :].tolist()))
+        torch.testing.assert_close(states[number, -len(row) :], expected, atol=2e-5, rtol=1e-4)
+    assert (states[1, :-1] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+@torch.no_grad()
+def test_no_state_depends_on_a_later_item(name: str) -> None:
+    model = backbone(name)
+    embedded, real = sequences([[3, 7, 7, 12, 40]])
+    before = model(embedded, real)
+    for t in range(1, 5):
+        changed = embedded.clone()
+        changed[0, t] += 1.0
+        after = model(changed, real)
+        torch.testing.assert_close(after[0, :t], before[0, :t])
+        assert not torch.allclose(after[0, t:], before[0, t:])
+
+
+@torch.no_grad()
+def test_official_sasrec_sees_its_future_and_says_so_in_its_settings() -> None:
+    embedded, real = sequences([[3, 7, 12]])
+    changed = embedded.clone()
+    changed[0, 2] += 1.0
+    model = backbone("sasrec", compat="official")
+    assert not torch.allclose(model(embedded, real)[0, 0], model(changed, real)[0, 0])
+
+
+@torch.no_grad()
+def test_bert4rec_predicts_at_a_mask_appended_to_the_end() -> None:
+    torch.manual_seed(0)
+    chosen = RatSettings(backbone="bert4rec", hidden_size=D, max_length=4, heads=2)
+    model = Recommender(chosen, 20, ItemTable(20, D)).train(False)
+    got = model.encode(torch.tensor([[1, 2, 3, 4, 5]]))
+    assert isinstance(model.backbone.mask_vector, torch.nn.Parameter)
+    embedded = torch.cat([model.item_table[[3, 4, 5]], model.backbone.mask_vector[None]])
+    expected = model.backbone(embedded[None], torch.ones(1, 4, dtype=torch.bool))[:, -1]
+    torch.testing.assert_close(got, expected)

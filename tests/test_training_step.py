@@ -1,0 +1,236 @@
+"""The parts of a training step against slow references: losses, embeddings, batches, negatives, metrics."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.datasets.split import Ragged
+from llmemb_cli.ranking import hit_rate, ndcg, rank_of_target, reciprocal_rank
+from llmemb_cli.srs import losses
+from llmemb_cli.srs.batch import make_batch, masked_pairs, next_item_pairs
+from llmemb_cli.srs.cross_entropy import cross_entropy
+from llmemb_cli.srs.item_embedding import AdaptedTable, ItemTable
+from llmemb_cli.srs.negatives import NegativeSampler
+from llmemb_cli.srs.objective import batch_loss
+from llmemb_cli.srs.recommender import Recommender
+from llmemb_cli.srs.sequences import epoch_batches, left_padded, length_groups
+
+D = 8
+
+
+def test_adapter_is_two_linear_layers_worked_by_hand() -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(6, 5)
+    table = AdaptedTable(vectors, 3)
+    w2, b2, w1, b1 = table.inner.weight, table.inner.bias, table.outer.weight, table.outer.bias
+    expected = torch.stack([w1 @ (w2 @ e + b2) + b1 for e in vectors])
+    torch.testing.assert_close(table.table()[1:], expected)
+    torch.testing.assert_close(
+        table.rows(torch.tensor([0, 6, 2])), torch.stack([torch.zeros(3), expected[5], expected[1]])
+    )
+    table.rows(torch.tensor([1, 2])).sum().backward()
+    fused = [p.grad.clone() for p in table.parameters() if p.grad is not None]
+    table.zero_grad()
+    table.outer(table.inner(vectors[:2])).sum().backward()
+    for one, two in zip(fused, [p.grad for p in table.parameters()], strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_padding_row_is_zero_and_is_never_trained() -> None:
+    table = ItemTable(5, 3)
+    optimizer = torch.optim.Adam(table.parameters(), 0.1)
+    table.rows(torch.tensor([0, 1, 5])).pow(2).sum().backward()
+    optimizer.step()
+    assert (table.table()[0] == 0).all() and table.table().shape == (6, 3)
+
+
+def ragged(rows: list[list[int]]) -> Ragged:
+    values = np.array([item for row in rows for item in row], dtype=np.int32)
+    return Ragged(values, np.cumsum([0, *map(len, rows)]).astype(np.int64))
+
+
+def test_losses_equal_loops() -> None:
+    torch.manual_seed(0)
+    positive, negative = torch.randn(5), torch.randn(5, 3)
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    p, n = positive.tolist(), negative.tolist()
+    bce = sum(-(math.log(sigmoid(p[i])) + sum(math.log(1 - sigmoid(x)) for x in n[i])) / 4 for i in range(5))
+    sasrec = sum(-math.log(sigmoid(p[i])) - math.log(1 - sigmoid(n[i][0])) for i in range(5))
+    gbce = sum(-(0.4 * math.log(sigmoid(p[i])) + sum(math.log(1 - sigmoid(x)) for x in n[i])) / 4 for i in range(5))
+    bpr = sum(-math.log(sigmoid(p[i] - x)) for i in range(5) for x in n[i]) / 3
+    soft = sum(-p[i] + math.log(math.exp(p[i]) + sum(math.exp(x) for x in n[i])) for i in range(5))
+    assert losses.bce(positive, negative).item() == pytest.approx(bce, rel=1e-5)
+    assert losses.bce(positive, negative[:, :1]).item() == pytest.approx(sasrec, rel=1e-5)
+    assert losses.gbce(positive, negative, 0.4).item() == pytest.approx(gbce, rel=1e-5)
+    assert losses.bpr(positive, negative).item() == pytest.approx(bpr, rel=1e-5)
+    assert losses.sampled_softmax(positive, negative).item() == pytest.approx(soft, rel=1e-5)
+    assert losses.gbce_beta(3, 100, 0.0) == pytest.approx(1.0)
+    assert losses.gbce_beta(3, 100, 1.0) == pytest.approx(3 / 99)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("block", [2, 3, 100, None])
+def test_cross_entropy_and_its_gradients_equal_the_plain_formula(with_bias: bool, block: int | None) -> None:
+    torch.manual_seed(0)
+    values = [torch.randn(7, D), torch.randn(9, D) * 3, torch.randn(9)]
+    targets = torch.tensor([0, 8, 3, 3, 1, 0, 5])
+
+    def gradients(chunked: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        states, items, bias = (value.clone().requires_grad_() for value in values)
+        if chunked:
+            loss = cross_entropy(states, targets, items, bias if with_bias else None, block)
+        else:
+            logits = states @ items.T + (bias if with_bias else 0)
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        (loss / 7).backward()
+        return loss.detach(), [x.grad for x in (states, items, *([bias] if with_bias else [])) if x.grad is not None]
+
+    loss, got = gradients(True)
+    expected, wanted = gradients(False)
+    torch.testing.assert_close(loss, expected)
+    assert len(got) == len(wanted) == 2 + with_bias
+    for one, two in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_cross_entropy_never_holds_all_logits() -> None:
+    torch.manual_seed(0)
+    states, items = torch.randn(400, D, requires_grad=True), torch.randn(500, D, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        cross_entropy(states, torch.zeros(400, dtype=torch.int64), items, block=16).backward()
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < 400 * 500 * 4 / 4, "a quarter of the logits or more at one time"
+
+
+def test_cross_entropy_survives_scores_that_overflow_an_exponential() -> None:
+    states, items = torch.tensor([[300.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert cross_entropy(states, torch.tensor([1]), items).item() == pytest.approx(600.0)
+
+
+@given(rows=st.lists(st.lists(st.integers(1, 30), max_size=9), min_size=1, max_size=8), limit=st.integers(1, 10))
+def test_left_padding_keeps_the_newest_items(rows: list[list[int]], limit: int) -> None:
+    got = left_padded(ragged(rows), np.arange(len(rows)), limit)
+    width = max(1, min(limit, max(map(len, rows))))
+    expected = [[0] * (width - len(row[-limit:])) + row[-limit:] for row in rows]
+    assert got.tolist() == expected
+
+
+@given(count=st.integers(1, 200), size=st.integers(1, 17), epoch=st.integers(0, 5))
+@settings(max_examples=30)
+def test_every_row_is_in_one_batch_of_an_epoch(count: int, size: int, epoch: int) -> None:
+    batches = epoch_batches(count, size, 1, epoch)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(count))
+    assert max(map(len, batches)) <= size
+
+
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=60), saving=st.integers(0, 600))
+def test_length_groups_hold_every_row_once_and_little_padding(lengths: list[int], saving: int) -> None:
+    groups = length_groups(np.array(lengths), saving)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    padded = sum(len(g) * max(lengths[i] for i in g) for g in groups)
+    assert padded <= 2 * sum(lengths) + len(lengths) + saving
+
+
+@given(rows=st.lists(st.lists(st.integers(1, 12), max_size=12), min_size=1, max_size=6), seed=st.integers(0, 99))
+@settings(max_examples=50)
+def test_negatives_are_items_the_user_has_not_had(rows: list[list[int]], seed: int) -> None:
+    rows = [*rows, [1]]
+    owners = np.repeat(np.arange(len(rows)), 5)
+    drawn = NegativeSampler(ragged(rows), 12).draw(owners, 2, np.random.default_rng(seed))
+    assert drawn.shape == (len(owners), 2) and drawn.min() >= 1 and drawn.max() <= 12
+    for owner, items in zip(owners.tolist(), drawn.tolist(), strict=True):
+        if len(set(rows[owner])) < 12:
+            assert not set(items) & set(rows[owner])
+
+
+def test_next_item_pairs_and_masks() -> None:
+    batch = np.array([[0, 0, 4, 5], [1, 2, 3, 4]])
+    inputs, targets = next_item_pairs(batch)
+    assert inputs.tolist() == [[0, 0, 4], [1, 2, 3]] and targets.tolist() == [[0, 0, 5], [2, 3, 4]]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        inputs, targets = masked_pairs(batch, 99, 0.6, rng)
+        masked = targets > 0
+        assert (inputs[masked] == 99).all() and (targets[masked] == batch[masked]).all()
+        assert (inputs[~masked] == batch[~masked]).all() and masked.sum(axis=1)[0] == 1
+        assert masked.sum(axis=1)[1] in (1, 2)
+
+
+@given(scores=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=30), target=st.floats(-2, 3))
+def test_ties_count_against_the_target_and_metrics_equal_their_definition(scores: list[float], target: float) -> None:
+    rank = int(rank_of_target(torch.tensor([target]), torch.tensor([scores]))[0])
+    wanted = torch.tensor(target).item()
+    assert rank == 1 + sum(score >= wanted for score in scores)
+    ranks = np.array([rank])
+    assert hit_rate(ranks, 10)[0] == (rank <= 10)
+    assert ndcg(ranks, 10)[0] == (pytest.approx(1 / math.log2(1 + rank)) if rank <= 10 else 0)
+    assert reciprocal_rank(ranks)[0] == pytest.approx(1 / rank)
+
+
+ROWS = [[3, 7, 7, 12, 9, 4, 1], [9], [5, 6], [2, 8, 11], [10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "bert4rec"])
+@pytest.mark.parametrize("loss", ["bce", "bpr", "ce", "sampled-softmax", "gbce", "infonce"])
+def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(name: str, loss: str) -> None:
+    torch.manual_seed(1)
+    chosen = RatSettings(
+        backbone=name, hidden_size=D, max_length=7, negatives=3, loss=loss, dropout=0, method="none", mask_ratio=0.4
+    )
+    model = Recommender(chosen, 12, ItemTable(12, D, torch.randn(12, D)))
+    if model.bias is not None:
+        torch.nn.init.normal_(model.bias)
+    train, users = ragged(ROWS), np.array([4, 0, 2, 3])
+    sampler = None if loss == "ce" else NegativeSampler(train, 12)
+    batch = make_batch(train, users, chosen, 12, sampler, np.random.default_rng(0))
+    table = model.item_table
+    total, at = 0.0, 0
+    for group in batch.groups:
+        for inputs, targets in zip(group.inputs, group.targets, strict=True):
+            row = inputs[inputs > 0]
+            states = model.states(row[None], model.embedding.table()[row.clamp(max=12)][None])
+            for state, target in zip(states[0], targets[inputs > 0], strict=True):
+                if target == 0:
+                    continue
+                if loss == "infonce":
+                    state = torch.nn.functional.normalize(state, dim=0) / 0.07
+                scores = table @ state + (0 if model.bias is None else model.bias)
+                if loss == "ce":
+                    total += float(torch.logsumexp(scores[1:], 0) - scores[target])
+                    continue
+                assert batch.negatives is not None
+                drawn = scores[batch.negatives[at]][None]
+                if loss == "gbce":
+                    total += float(losses.gbce(scores[target][None], drawn, losses.gbce_beta(3, 12)))
+                else:
+                    total += float(losses.SAMPLED[loss](scores[target][None], drawn))
+                at += 1
+    assert batch.targets == sum(int((g.targets > 0).sum()) for g in batch.groups)
+    assert batch.negatives is None or at == len(batch.negatives) == batch.targets
+    got, embedded = batch_loss(model, chosen, batch)
+    assert got.item() == pytest.approx(total / batch.targets, rel=1e-4)
+    torch.testing.assert_close(embedded, model.embedding.table()[batch.items])
+
+
+def test_no_negative_is_drawn_at_padding() -> None:
+    drawn: list[int] = []
+
+    class Counting(NegativeSampler):
+        def draw(self, owners: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+            drawn.append(len(owners))
+            return super().draw(owners, count, rng)
+
+    train = ragged(ROWS)
+    make_batch(train, np.arange(5), RatSettings(max_length=7), 12, Counting(train, 12), np.random.default_rng(0))
+    assert drawn == [6 + 0 + 1 + 2 + 7]
