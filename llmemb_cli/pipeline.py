@@ -154,7 +154,8 @@ def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Sett
     if kind := vectors_needed(settings):
         inputs["embeddings"] = workspace.embeddings(kind)
     if collaborative := collaborative_settings(settings):
-        inputs["collaborative"] = workspace.run(run_name(collaborative, in_file))
+        role = "start" if method_of(settings).start == "trained" else "align"
+        inputs[role] = workspace.run(run_name(collaborative, in_file))
     return Stage("rat", workspace.run(name), 2, _rat_settings(settings), settings.seed, inputs)
 
 

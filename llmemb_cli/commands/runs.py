@@ -81,7 +81,7 @@ def show_list(console: Console, entries: list[dict[str, Any]]) -> None:
         [
             entry["run"],
             f"{entry['epochs']}",
-            f"{entry['best_validation']:.4f}",
+            "-" if entry["best_validation"] is None else f"{entry['best_validation']:.4f}",
             duration(entry["seconds"]),
             f"{entry['bytes'] / 1e6:,.1f}",
             entry["state"],

@@ -34,9 +34,11 @@ def describe_run(workspace: Workspace, name: str) -> dict[str, Any]:
 
 def _state(workspace: Workspace, manifest: dict[str, Any]) -> str:
     """`current`, or which of its inputs is another one now, or gone."""
+    runs: list[str | None] = [output_fingerprint(workspace.run(one)) for one in known_runs(workspace)]
     there: dict[str, list[str | None]] = {
         "data": [output_fingerprint(workspace.data)],
-        "align": [output_fingerprint(workspace.run(one)) for one in known_runs(workspace)],
+        "align": runs,
+        "start": runs,
     }
     embeddings = [output_fingerprint(path) for path in (workspace.root / "embeddings").glob("[!.]*")]
     for role, fingerprint in manifest["made_from"]["inputs"].items():
@@ -66,8 +68,9 @@ def needed_by(workspace: Workspace, name: str, besides: list[str] | None = None)
 
 
 def _use(place: Path, role: str) -> str:
-    if role == "align":
-        return f"{place.name} was aligned to it; that run stays usable, but training it again trains this one first"
+    if role in ("align", "start"):
+        how = "was aligned to it" if role == "align" else "started from it"
+        return f"{place.name} {how}; that run stays usable, but training it again trains this one first"
     if place.parts[0] == "reports":
         return "the report shows it, until it is made again"
     return f"{place.as_posix()} was made from it and stays as it is"
