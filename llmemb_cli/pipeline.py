@@ -40,7 +40,11 @@ def data_stage(workspace: Workspace, settings: Settings) -> Stage:
 
 def prompt_stage(workspace: Workspace, settings: Settings) -> Stage:
     """`prompts/`: the text of every item."""
-    return Stage("prompt", workspace.prompts, 1, _settings(settings.prompt), inputs={"data": workspace.data})
+    chosen = _settings(settings.prompt)
+    if not chosen["limits"]:
+        # Prompts made before there were limits are the same as without any.
+        del chosen["limits"]
+    return Stage("prompt", workspace.prompts, 1, chosen, inputs={"data": workspace.data})
 
 
 def scft_stage(workspace: Workspace, settings: Settings, run: str = "default") -> Stage:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from llmemb_cli.config.fields import Section, setting
 
 
@@ -12,3 +16,6 @@ class PromptSettings(Section):
     pattern: str = setting("{name} is {value}", "how one attribute reads", source="LLMEmb section 3.2")
     separator: str = setting("; ", "text between attributes")
     max_chars: int = setting(400, "longest attribute value; longer ones are cut at a word", unit="characters", ge=1)
+    limits: dict[str, Annotated[int, Field(ge=1)]] = setting(
+        {}, "longest value of single attributes, before max_chars; e.g. { description = 200 }", unit="characters"
+    )

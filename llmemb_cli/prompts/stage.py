@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from llmemb_cli.config.prompt import PromptSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.pipeline import prompt_stage
@@ -24,39 +25,63 @@ def make_prompts(workspace: Workspace, settings: Settings, report: Reporter, for
         WrongUseError: there is no data, or `[prompt]` names an attribute that items lack.
         BadDataError: an item has none of the attributes.
     """
-    card = require_stage(workspace.data, made_by="llmemb init")["summary"]
+    require_stage(workspace.data, made_by="llmemb init")
 
     def build(work: Path) -> dict[str, Any]:
-        items = pl.read_parquet(workspace.data / "items.parquet")
-        chosen = settings.prompt
-        instruction = chosen.instruction or card["instruction"]
-        parts = item_parts(items, card["attributes"], chosen)
-        empty = [row for row, texts in enumerate(parts) if not texts]
-        if empty:
-            raise BadDataError(
-                f"{len(empty)} of {len(items)} items have no text, for example {items['item_id'][empty[0]]}",
-                where=str(workspace.data / "items.parquet"),
-                hint="give items attributes (`llmemb init custom --items FILE`) or choose others in [prompt]",
-            )
-        prompts = [render(instruction, texts, chosen.separator) for texts in parts]
-        frame = pl.DataFrame(
-            {"item_id": items["item_id"], "parts": parts, "prompt": prompts},
-            schema={"item_id": pl.String, "parts": pl.List(pl.String), "prompt": pl.String},
-        )
+        frame, summary = preview_prompts(workspace, settings)
         write_parquet(work / "prompts.parquet", frame)
-        duplicates = len(frame) - frame["prompt"].n_unique()
-        if duplicates:
-            report.note(f"{duplicates} items share their prompt with another; they are no negatives of each other")
-        return {
-            "items": len(frame),
-            "instruction": instruction,
-            "separator": chosen.separator,
-            "duplicates": duplicates,
-            "mean_chars": sum(map(len, prompts)) / len(prompts),
-            "mean_attributes": sum(map(len, parts)) / len(parts),
-        }
+        if summary["duplicates"]:
+            report.note(
+                f"{summary['duplicates']} items share their prompt with another; they are no negatives of each other"
+            )
+        return summary
 
     return run_stage(prompt_stage(workspace, settings), build, force=force, report=report)
+
+
+def preview_prompts(workspace: Workspace, settings: Settings) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """What `make_prompts` would write under these settings, as `read_prompts` gives it; nothing is written.
+
+    Raises:
+        WrongUseError, BadDataError: as `make_prompts`.
+    """
+    card = require_stage(workspace.data, made_by="llmemb init")["summary"]
+    path = workspace.data / "items.parquet"
+    chosen = settings.prompt
+    instruction = chosen.instruction or card["instruction"]
+    frame = build_prompts(pl.read_parquet(path), card["attributes"], instruction, chosen, str(path))
+    return frame, {
+        "items": len(frame),
+        "instruction": instruction,
+        "separator": chosen.separator,
+        "duplicates": len(frame) - frame["prompt"].n_unique(),
+        "mean_chars": float(frame["prompt"].str.len_chars().mean() or 0.0),  # type: ignore[arg-type]
+        "mean_attributes": float(frame["parts"].list.len().mean() or 0.0),  # type: ignore[arg-type]
+    }
+
+
+def build_prompts(
+    items: pl.DataFrame, attributes: list[str], instruction: str, chosen: PromptSettings, where: str
+) -> pl.DataFrame:
+    """The prompts of `items` (`item_id` and attribute columns) as a table of `item_id`, `parts`, `prompt`.
+
+    Raises:
+        WrongUseError: `chosen` names an attribute that items lack.
+        BadDataError: an item has none of the attributes.
+    """
+    parts = item_parts(items, attributes, chosen)
+    empty = [row for row, texts in enumerate(parts) if not texts]
+    if empty:
+        raise BadDataError(
+            f"{len(empty)} of {len(items)} items have no text, for example {items['item_id'][empty[0]]}",
+            where=where,
+            hint="give items attributes (`llmemb init custom --items FILE`) or choose others in [prompt]",
+        )
+    prompts = [render(instruction, texts, chosen.separator) for texts in parts]
+    return pl.DataFrame(
+        {"item_id": items["item_id"], "parts": parts, "prompt": prompts},
+        schema={"item_id": pl.String, "parts": pl.List(pl.String), "prompt": pl.String},
+    )
 
 
 def read_prompts(workspace: Workspace) -> tuple[pl.DataFrame, dict[str, Any]]:

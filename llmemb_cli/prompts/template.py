@@ -19,21 +19,25 @@ def item_parts(items: pl.DataFrame, attributes: list[str], settings: PromptSetti
         WrongUseError: an attribute or pattern that is not there.
     """
     chosen = settings.attributes or attributes
-    for name in chosen:
-        if name not in items.columns:
-            close = near_match(name, items.columns)
-            raise WrongUseError(
-                f"prompt.attributes: items have no {name}", hint=f"did you mean {close}?" if close else None
-            )
+    for key, given in (("attributes", chosen), ("rename", settings.rename), ("limits", settings.limits)):
+        for name in given:
+            if name not in items.columns:
+                close = near_match(name, items.columns)
+                there = ", ".join(column for column in items.columns if column != "item_id")
+                raise WrongUseError(
+                    f"prompt.{key}: items have no {name}",
+                    hint=f"did you mean {close}?" if close else f"they have: {there}",
+                )
     names = [settings.rename.get(name, name) for name in chosen]
+    limits = [settings.limits.get(name, settings.max_chars) for name in chosen]
     try:
         settings.pattern.format(name="", value="")
     except (KeyError, IndexError, ValueError):
         raise WrongUseError("prompt.pattern must use {name} and {value} only", where=settings.pattern) from None
     return [
         [
-            settings.pattern.format(name=name, value=shorten(value, settings.max_chars))
-            for name, value in zip(names, row, strict=True)
+            settings.pattern.format(name=name, value=shorten(value, limit))
+            for name, limit, value in zip(names, limits, row, strict=True)
             if value
         ]
         for row in items.select(chosen).iter_rows()
