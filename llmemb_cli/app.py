@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("Stages", "Measure runs, overall and by group."),
     "compare": ("Stages", "Compare runs: seeds, gains, paired tests."),
     "report": ("Stages", "Write one self-contained HTML page."),
+    "reproduce": ("Stages", "A table or figure of the paper, as a grid of runs."),
     "export": ("Use", "Write the item table as parquet, npy, safetensors, word2vec or an index."),
     "similar": ("Use", "The items nearest to an item."),
     "recommend": ("Use", "The items a run would show to a user or after a history."),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.popularity import tail_items
@@ -50,8 +49,7 @@ def map_part(data: SplitData, spaces: dict[str, Space], settings: Settings) -> d
         return None
     rng = numpy_rng(settings.seed, "report-map")
     items = np.sort(rng.choice(data.n_items, size=min(TSNE_ITEMS, data.n_items), replace=False))
-    groups = np.searchsorted([low for low, _, _ in BINS], data.train_counts[1:], side="right") - 1
-    groups = groups[items]
+    groups = bins_of(data.train_counts[1:])[items]
     names = [name for _, _, name in BINS]
     panels, rows = [], []
     columns: dict[str, list[Any]] = {
@@ -78,6 +76,11 @@ def map_part(data: SplitData, spaces: dict[str, Space], settings: Settings) -> d
     chance = float(((sizes * (sizes - 1)).sum()) / max(len(items) * (len(items) - 1), 1))
     figure = Figure("item-map", "Item embeddings by popularity (t-SNE)", panels, columns)
     return {"figure": figure, "rows": rows, "chance": chance, "items": len(items), "neighbours": NEIGHBOURS}
+
+
+def bins_of(counts: np.ndarray) -> np.ndarray:
+    """(n,) int: the popularity bin (evaluation/groups.py) of each training count."""
+    return np.searchsorted([low for low, _, _ in BINS], counts, side="right") - 1
 
 
 def same_group_share(unit: np.ndarray, groups: np.ndarray) -> float:
@@ -164,9 +167,3 @@ def user_part(
             title = f"{BACKBONES[one.backbone]}, {one.method}"
             example["lists"].append({"space": title, "rank": int(ranking.ranks[place]), "items": found})
     return examples
-
-
-def titles_there(workspace: Workspace) -> bool:
-    """Whether any item has a title."""
-    items = pl.read_parquet(workspace.data / "items.parquet", columns=["title"])
-    return items["title"].null_count() < len(items)

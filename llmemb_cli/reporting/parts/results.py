@@ -11,7 +11,7 @@ from llmemb_cli.evaluation.compare import compare_runs
 from llmemb_cli.pipeline import protocol_name
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.figures import Figure
-from llmemb_cli.reporting.tables import caption, figure, protocol_label
+from llmemb_cli.reporting.tables import SIGNIFICANT, caption, figure, protocol_label
 from llmemb_cli.reporting.variants import (
     BACKBONES,
     Variant,
@@ -85,7 +85,9 @@ def _cell(cell: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     about = ""
     if entry["baseline"] is not None and gain is not None:
         about = f"{gain:+.1%} against {entry['baseline']}, p = {cell['p_corrected']:.3g}"
-    return {"text": figure(cell), "place": cell["place"], "gain": gain, "about": about}
+    mean, _, spread = figure(cell).removesuffix(SIGNIFICANT).partition(" ± ")
+    star = SIGNIFICANT if figure(cell).endswith(SIGNIFICANT) else ""
+    return {"mean": mean, "star": star, "spread": spread, "place": cell["place"], "gain": gain, "about": about}
 
 
 def _methods_table(workspace: Workspace, settings: Settings, mains: list[Variant]) -> dict[str, Any]:

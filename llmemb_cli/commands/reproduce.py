@@ -1,0 +1,175 @@
+"""`llmemb reproduce`: a table or figure of the paper as a grid of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llmemb_cli.commands.common import SetOption, command, option
+from llmemb_cli.console import Output, duration, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llmemb_cli.reporting.grid import Cell
+
+TargetArgument = Annotated[
+    Literal["table1", "table2", "fig4", "fig5", "fig6"], typer.Argument(help="Table or figure of the paper.")
+]
+Workspaces = Annotated[
+    list[Path] | None,
+    typer.Option("--workspace", "-w", help="Workspace; repeatable, one a data set.", show_default=False),
+]
+Names = list[str] | None
+
+
+def reproduce(
+    output: Output,
+    target: TargetArgument,
+    workspaces: Workspaces = None,
+    backbone: Annotated[Names, typer.Option(help="Backbone; repeatable [default: the paper's].")] = None,
+    method: Annotated[Names, typer.Option(help="Method; repeatable [default: all].")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas.")] = "42,43,44",
+    protocol: Annotated[str, option("eval.protocol")] = "sampled",
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs trained at once, a process each.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the runs and how long they may take.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Directory of the result [default: reproduce/ in the first workspace]."),
+    ] = None,
+    set: SetOption = None,
+) -> None:
+    """Train and measure what a table or figure of the paper needs, and put the result beside the paper's figures.
+
+    Runs that are up to date are kept; interrupted, it goes on when run again; a run that fails does not stop the
+    others. Ranking is sampled, as in the paper, unless --protocol full. The result says cell by cell how far ours is
+    from the paper's, and whether its claims, who beats whom, hold here.
+
+    Example: `llmemb reproduce table1 --seeds 42 --dry-run`
+    """
+    from llmemb_cli.commands.common import open_workspace
+    from llmemb_cli.config.settings import parse_assignments
+    from llmemb_cli.workspace.locate import Workspace
+
+    overrides: dict[str, Any] = {**parse_assignments(set or []), "eval.protocol": protocol}
+    located: list[Workspace] = []
+    paths: list[Path | None] = [*workspaces] if workspaces else [None]
+    for path in paths:
+        one, _ = open_workspace(output, path, overrides)
+        located.append(one)
+    from llmemb_cli.reporting.reproduce import grid_of, known, reproduce_document
+
+    _check(backbone, known("backbone"), "--backbone")
+    _check(method, known("method"), "--method")
+    cells = grid_of(target, located, _seeds(seeds), backbones=backbone, methods=method, overrides=overrides)
+    if dry_run:
+        document = _plan(target, cells, jobs)
+        output.result(document, lambda console: show_plan(console, document))
+        return
+    from llmemb_cli.reporting.grid import run_grid
+
+    run_grid(cells, output.reporter(), jobs)
+    document = reproduce_document(target, cells)
+    folder = out or located[0].root / "reproduce"
+    _write(folder, document)
+    output.result(document, lambda console: show(console, document, folder))
+    if document["failed"]:
+        raise typer.Exit(1)
+
+
+def _seeds(text: str) -> list[int]:
+    from llmemb_cli.errors import WrongUseError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise WrongUseError(f"--seeds {text}: numbers separated by commas are expected") from None
+
+
+def _check(given: Names, known: list[str], flag: str) -> None:
+    from llmemb_cli.errors import WrongUseError, near_match
+
+    for name in given or []:
+        if name not in known:
+            close = near_match(name, known)
+            raise WrongUseError(f"{flag} {name}", hint=f"did you mean {close}?" if close else ", ".join(known))
+
+
+def _write(folder: Path, document: dict[str, Any]) -> None:
+    from llmemb_cli.reporting.reproduce_text import markdown
+    from llmemb_cli.workspace.store import write_json, write_text
+
+    write_json(folder / f"{document['target']}.json", document)
+    write_text(folder / f"{document['target']}.md", markdown(document))
+
+
+def _plan(target: str, cells: list[Cell], jobs: int) -> dict[str, Any]:
+    from llmemb_cli.reporting.grid import estimate, is_done
+
+    entries = []
+    for cell, seconds in zip(cells, estimate(cells), strict=True):
+        done = is_done(cell)
+        entries.append(cell.describe() | {"status": "up-to-date" if done else "waiting", "estimate": seconds})
+    todo = [entry for entry in entries if entry["status"] == "waiting"]
+    known = [entry["estimate"] for entry in todo if entry["estimate"] is not None]
+    return {
+        "target": target,
+        "jobs": jobs,
+        "runs": entries,
+        "to_do": len(todo),
+        "unknown": len(todo) - len(known),
+        "estimate": sum(known) / jobs if known else None,
+    }
+
+
+def show_plan(console: Console, document: dict[str, Any]) -> None:
+    """The runs and what they may cost."""
+    rows = [
+        [
+            Path(entry["workspace"]).name,
+            entry["run"],
+            entry["status"],
+            ""
+            if entry["status"] == "up-to-date"
+            else "?"
+            if entry["estimate"] is None
+            else duration(entry["estimate"]),
+        ]
+        for entry in document["runs"]
+    ]
+    console.print(table(["workspace", "run", "state", "estimate"], rows, left=3))
+    known = document["estimate"]
+    time = "nothing to estimate from" if known is None else f"about {duration(known)} with {document['jobs']} at once"
+    unlike = f"; {document['unknown']} unlike any run so far" if known is not None and document["unknown"] else ""
+    before = "; the language model's stages, where missing, come on top" if document["to_do"] else ""
+    console.print(f"{document['to_do']} of {len(rows)} runs to do: {time}{unlike}{before}", soft_wrap=True)
+
+
+def show(console: Console, document: dict[str, Any], folder: Path) -> None:
+    """Figures by workspace and backbone, then the claims."""
+    from llmemb_cli.reporting.reproduce_text import blocks, cell_text, claim_rows, summary_line, variant_name
+
+    for title, rows in blocks(document).items():
+        columns = list(dict.fromkeys((row["part"], row["metric"]) for row in rows))
+        cells: dict[str, dict[tuple[str, str], str]] = {}
+        for row in rows:
+            cells.setdefault(variant_name(row), {})[row["part"], row["metric"]] = cell_text(row)
+        head = ["method", *(f"{part} {metric}" for part, metric in columns)]
+        body = [[name, *(found.get(column, "") for column in columns)] for name, found in cells.items()]
+        console.print(table(head, body, title=f"{title}; ours (paper's, ours / paper's)"))
+    claims = claim_rows(document)
+    if claims:
+        console.print(table(["where", "figure", "compared", "ours", "paper", "verdict"], claims, left=3))
+        console.print(summary_line(document), soft_wrap=True)
+    for entry in document["failed"]:
+        console.print(
+            f"failed: {entry['run']}: {(entry['error'] or {}).get('message')}", markup=False, soft_wrap=True
+        )
+    console.print(str(folder / f"{document['target']}.md"), markup=False, soft_wrap=True)
+
+
+app = command(reproduce)

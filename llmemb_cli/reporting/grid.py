@@ -1,0 +1,283 @@
+"""A grid of runs over workspaces, backbones, methods and seeds: resumable, and one failure does not stop the rest."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from llmemb_cli import pipeline
+from llmemb_cli.chain import Step, chain
+from llmemb_cli.config.settings import Settings, load_settings
+from llmemb_cli.errors import InterruptedRunError, LlmembError
+from llmemb_cli.interrupt import StopRequest
+from llmemb_cli.progress import Reporter
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.lock import write_lock
+from llmemb_cli.workspace.stage import read_manifest, stage_state
+
+Status = Literal["waiting", "up-to-date", "done", "failed"]
+
+
+@dataclass
+class Cell:
+    """One run of the grid and what became of it.
+
+    Attributes:
+        workspace: where it is trained.
+        settings: of the run, with backbone, method, seed and protocol.
+        filed: the settings of llmemb.toml; a run that differs from them has a name of its own.
+        error: message, place and hint, where it failed.
+    """
+
+    workspace: Workspace
+    settings: Settings
+    filed: Settings
+    status: Status = "waiting"
+    seconds: float = 0.0
+    error: dict[str, str | None] | None = None
+    locks: set[Path] = field(default_factory=set)
+
+    @property
+    def run(self) -> str:
+        return pipeline.run_name(self.settings, self.filed)
+
+    def describe(self) -> dict[str, Any]:
+        """The cell as `--json` shows it."""
+        rat = self.settings.rat
+        return {
+            "workspace": str(self.workspace.root),
+            "run": self.run,
+            "backbone": rat.backbone,
+            "method": rat.method,
+            "without": list(rat.without),
+            "seed": self.settings.seed,
+            "status": self.status,
+            "seconds": round(self.seconds, 3),
+            "error": self.error,
+        }
+
+
+def is_done(cell: Cell) -> bool:
+    """Whether the run and its evaluation are up to date."""
+    trained = pipeline.rat_stage(cell.workspace, cell.settings, cell.run, cell.filed)
+    measured = pipeline.eval_stage(cell.workspace, cell.settings, cell.run)
+    return all(stage_state(stage).state == "up-to-date" for stage in (trained, measured))
+
+
+def estimate(cells: Sequence[Cell]) -> list[float | None]:
+    """Seconds each cell is likely to take, from the runs there are; None where nothing like it has been run.
+
+    Like it: the same workspace, backbone and method; else the same workspace and backbone; else the same workspace.
+    """
+    known = {cell.workspace.root: _times(cell.workspace) for cell in cells}
+    result: list[float | None] = []
+    for cell in cells:
+        rat, times = cell.settings.rat, known[cell.workspace.root]
+        for key in ((rat.backbone, rat.method), (rat.backbone, None), (None, None)):
+            found = [s for (b, m), s in times if key[0] in (b, None) and key[1] in (m, None)]
+            if found:
+                break
+        result.append(sum(found) / len(found) if found else None)
+    return result
+
+
+def _times(workspace: Workspace) -> list[tuple[tuple[str, str], float]]:
+    times = []
+    for path in sorted((workspace.root / "runs").glob("[!.]*")):
+        manifest = read_manifest(path)
+        if manifest is not None:
+            summary = manifest["summary"]
+            times.append(((summary["backbone"], summary["method"]), float(manifest["seconds"])))
+    return times
+
+
+def run_grid(cells: list[Cell], report: Reporter, jobs: int = 1) -> None:
+    """Bring every cell up to date; each cell's `status` and `error` say what became of it.
+
+    Args:
+        jobs: processes that train at once; each has its share of the processor cores.
+
+    Raises:
+        InterruptedRunError: a signal came; finished cells stay, unfinished ones go on from their checkpoints.
+    """
+    with ExitStack() as locks:
+        for root in dict.fromkeys(cell.workspace.root for cell in cells):
+            locks.enter_context(write_lock(Workspace(root)))
+        for cell in cells:
+            cell.status = "up-to-date" if is_done(cell) else "waiting"
+        todo = [cell for cell in cells if cell.status == "waiting"]
+        # Plain runs first: others start from them or align to them.
+        todo.sort(key=lambda cell: cell.settings.rat.method != "none")
+        with report.task("grid", len(cells), "runs", done=len(cells) - len(todo)) as task:
+            _prepare(todo, report)
+            todo = [cell for cell in todo if cell.status == "waiting"]
+            for cell in _trained(todo, report, jobs):
+                if cell.status == "failed":
+                    report.warn(f"{cell.run}: {(cell.error or {}).get('message')}")
+                task.advance(1, run=cell.run)
+
+
+def _prepare(cells: list[Cell], report: Reporter) -> None:
+    """Make what comes before the recommenders, once a workspace; a cell whose inputs cannot be made has failed."""
+    made: dict[Path, LlmembError | None] = {}
+    for cell in cells:
+        rat = cell.settings.rat
+        plan = cell.settings.run.model_copy(
+            update={"backbones": [rat.backbone], "methods": [rat.method], "seeds": [cell.settings.seed]}
+        )
+        # The seed of llmemb.toml: data, prompts and LLM are shared by all seeds of the grid.
+        planned = cell.settings.model_copy(update={"seed": cell.filed.seed, "run": plan})
+        for step in _before(chain(cell.workspace, planned)):
+            if step.stage.path not in made:
+                made[step.stage.path] = _attempt(partial(step.make, report, False))
+            _blame(cell, made[step.stage.path])
+        if cell.settings.eval.protocol == "sampled" and cell.status == "waiting":
+            path = cell.workspace.candidates(pipeline.protocol_name(cell.settings))
+            if path not in made:
+                made[path] = _attempt(partial(_candidates, cell, report))
+            _blame(cell, made[path])
+
+
+def _before(steps: list[Step]) -> list[Step]:
+    """The steps that the recommenders depend on and that have to be made, in order.
+
+    One that is missing is left out where all that was made from it is up to date: embeddings serve without the
+    adapter they came from.
+    """
+    wanted = {path for step in steps if step.stage.name == "rat" for path in step.stage.inputs.values()}
+    earlier: list[Step] = []
+    fine: set[Path] = set()
+    for step in reversed([step for step in steps if step.stage.name not in ("rat", "eval", "report")]):
+        if step.stage.path not in wanted:
+            continue
+        wanted |= set(step.stage.inputs.values())
+        state = stage_state(step.stage).state
+        readers = {other.stage.path for other in earlier if step.stage.path in other.stage.inputs.values()}
+        if state == "up-to-date" or (state == "missing" and readers and fine >= readers):
+            fine.add(step.stage.path)
+        earlier.append(step)
+    return [step for step in reversed(earlier) if step.stage.path not in fine]
+
+
+def _candidates(cell: Cell, report: Reporter) -> None:
+    from llmemb_cli.evaluation.candidates import make_candidates
+
+    make_candidates(cell.workspace, cell.settings, report)
+
+
+def _attempt(action: Callable[[], object]) -> LlmembError | None:
+    try:
+        action()
+    except InterruptedRunError:
+        raise
+    except LlmembError as error:
+        return error
+    except Exception as error:
+        # Whatever went wrong in one run must not cost the others of a grid that takes days.
+        return LlmembError(f"{type(error).__name__}: {error}")
+    return None
+
+
+def _blame(cell: Cell, error: LlmembError | None) -> None:
+    if error is not None:
+        cell.status = "failed"
+        cell.error = {"message": error.message, "where": error.where, "hint": error.hint}
+
+
+def _trained(cells: list[Cell], report: Reporter, jobs: int) -> Iterator[Cell]:
+    """Yield the cells as they are finished."""
+    if jobs == 1:
+        for cell in cells:
+            _take(cell, _train(str(cell.workspace.root), cell.settings.model_dump_json(), cell.run, report))
+            yield cell
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (threads,))
+    waiting, running = list(cells), dict[Future, Cell]()
+    try:
+        with StopRequest() as stop:
+            while waiting or running:
+                if not stop.requested:
+                    _start(pool, waiting, running, jobs)
+                for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                    cell = running.pop(future)
+                    _take(cell, _outcome(future))
+                    yield cell
+                if stop.requested:
+                    raise InterruptedRunError("interrupted", hint="run the same command again to go on")
+    finally:
+        for child in multiprocessing.active_children() if running else []:
+            # They stand in process groups of their own, so that they get this one signal and save what they have.
+            os.kill(child.pid or 0, signal.SIGTERM)
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(pool: ProcessPoolExecutor, waiting: list[Cell], running: dict[Future, Cell], jobs: int) -> None:
+    """Start cells while there is room; two cells never make the same directory at once."""
+    for cell in list(waiting):
+        if len(running) >= jobs:
+            return
+        cell.locks = _directories(cell)
+        if any(cell.locks & other.locks for other in running.values()):
+            continue
+        waiting.remove(cell)
+        root, settings = str(cell.workspace.root), cell.settings.model_dump_json()
+        running[pool.submit(_train, root, settings, cell.run)] = cell
+
+
+def _directories(cell: Cell) -> set[Path]:
+    """What training the cell may write: its run, and inputs that are not there yet."""
+    stage = pipeline.rat_stage(cell.workspace, cell.settings, cell.run, cell.filed)
+    return {stage.path} | {path for path in stage.inputs.values() if read_manifest(path) is None}
+
+
+def _start_worker(threads: int) -> None:
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _train(root: str, settings: str, run: str, report: Reporter | None = None) -> dict[str, Any]:
+    """Train and evaluate one run, in whatever process; errors come back as data."""
+    workspace, chosen = Workspace(Path(root)), Settings.model_validate_json(settings)
+    in_file = load_settings(workspace.settings_file)
+    started = time.monotonic()
+
+    def work() -> None:
+        from llmemb_cli.evaluation.stage import run_eval
+        from llmemb_cli.srs.train import run_rat
+
+        run_rat(workspace, chosen, report or Reporter(), name=run, in_file=in_file)
+        run_eval(workspace, chosen, run, report or Reporter())
+
+    error = _attempt(work)
+    failure = None if error is None else {"message": error.message, "where": error.where, "hint": error.hint}
+    return {"seconds": time.monotonic() - started, "error": failure}
+
+
+def _outcome(future: Future) -> dict[str, Any]:
+    from concurrent.futures.process import BrokenProcessPool
+
+    try:
+        return dict(future.result())
+    except BrokenProcessPool:
+        raise LlmembError(
+            "a worker process was killed, perhaps for want of memory", hint="fewer --jobs; finished runs are kept"
+        ) from None
+
+
+def _take(cell: Cell, outcome: dict[str, Any]) -> None:
+    cell.seconds, cell.error = outcome["seconds"], outcome["error"]
+    cell.status = "done" if cell.error is None else "failed"

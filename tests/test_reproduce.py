@@ -1,0 +1,227 @@
+"""Reproduction: the grid holds what the paper compares and survives failures; verdicts follow from figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+from typer.testing import CliRunner
+
+from llmemb_cli.app import app
+from llmemb_cli.config.settings import Settings, load_settings
+from llmemb_cli.errors import BadDataError
+from llmemb_cli.progress import Reporter
+from llmemb_cli.reporting.grid import estimate, is_done, run_grid
+from llmemb_cli.reporting.reproduce import SWEEPS, grid_of, known, paper_figures, reproduce_document
+from llmemb_cli.reporting.reproduce_text import markdown
+from llmemb_cli.workspace.locate import Workspace
+from tests.make_workspace import make_workspace
+
+TINY: dict[str, Any] = {"rat__hidden_size": 8, "rat__epochs": 1, "eval__negatives": 10}
+SAMPLED = {"eval.protocol": "sampled"}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return make_workspace(tmp_path / "ws", **TINY)[0]
+
+
+def test_grids_hold_what_the_paper_compares(workspace: Workspace) -> None:
+    table1 = grid_of("table1", [workspace], [1, 2])
+    assert len(table1) == 2 * 3 * len(known("method")) == len({cell.run for cell in table1})
+    table2 = grid_of("table2", [workspace], [1])
+    assert [cell.settings.rat.without for cell in table2] == [[], ["scft"], ["adapter"], ["freeze"], ["align"]]
+    fig4 = grid_of("fig4", [workspace], [1])
+    for key, values in SWEEPS.items():
+        assert {getattr(cell.settings.rat, key) for cell in fig4} >= set(values)
+    assert len(fig4) == sum(map(len, SWEEPS.values())) - 1, "the run with both defaults is shared"
+
+
+def test_paper_figures_have_a_source_and_equal_those_known_elsewhere() -> None:
+    for target in ("table1", "table2", "fig4", "fig5", "fig6"):
+        paper = paper_figures(target)  # type: ignore[arg-type]
+        for figure in paper["figures"]:
+            assert figure["source"] in paper["sources"] and figure["dataset"] in paper["data"]
+            assert figure["backbone"] in known("backbone")
+            assert all(0 < figure[m] < 1 for m in ("HR@10", "NDCG@10") if m in figure)
+    found = {
+        (f["dataset"], f["method"], f["part"]): f
+        for f in paper_figures("table1")["figures"]
+        if f["backbone"] == "sasrec" and "NDCG@10" in f
+    }
+    assert len(found) == 12
+    gains = {d: found[d, "llmemb", "tail"]["HR@10"] / found[d, "none", "tail"]["HR@10"] for d in ("yelp", "beauty")}
+    assert gains == pytest.approx({"yelp": 2.584, "beauty": 4.821}, abs=1e-3)
+
+
+def test_ablation_is_run_measured_and_judged(workspace: Workspace) -> None:
+    cells = grid_of("table2", [workspace], [42, 43], overrides=SAMPLED)
+    assert estimate(cells) == [None] * len(cells) and not any(is_done(cell) for cell in cells)
+    run_grid(cells, Reporter())
+    assert [cell.status for cell in cells] == ["done"] * len(cells)
+    document = reproduce_document("table2", cells)
+    by = {(tuple(r["without"]), r["part"], r["metric"]): r for r in document["figures"]}
+    ranks = {
+        run: pl.read_parquet(workspace.evaluation(run, "sampled-10-uniform-42") / "ranks.parquet")
+        for run in (f"sasrec-llmemb{part}-{seed}" for part in ("", "-no-align") for seed in (42, 43))
+    }
+    row = by[("align",), "tail", "NDCG@10"]
+    tails = {run: one.filter(pl.col("popularity") == "tail")["NDCG@10"].to_numpy() for run, one in ranks.items()}
+    assert row["mean"] == pytest.approx(np.mean([tails[f"sasrec-llmemb-no-align-{s}"].mean() for s in (42, 43)]))
+    verdict = next(
+        one
+        for one in document["claims"]
+        if (one["part"], one["metric"], one["compared"]) == ("tail", "NDCG@10", "llmemb and without align")
+    )
+    ours = np.mean([tails[f"sasrec-llmemb-{s}"] for s in (42, 43)], axis=0)
+    theirs = np.mean([tails[f"sasrec-llmemb-no-align-{s}"] for s in (42, 43)], axis=0)
+    assert verdict["ours"] == pytest.approx([ours.mean(), theirs.mean()])
+    gap = ours.mean() - theirs.mean()
+    assert verdict["verdict"].startswith("no difference" if gap == 0 else "holds" if gap > 0 else "does not hold")
+    assert verdict["p"] >= stats.ttest_rel(ours, theirs).pvalue or gap == 0
+    made = {cell.run: (workspace.run(cell.run) / "manifest.json").read_text() for cell in cells}
+    again = grid_of("table2", [workspace], [42, 43], overrides=SAMPLED)
+    run_grid(again, Reporter())
+    assert [cell.status for cell in again] == ["up-to-date"] * len(cells)
+    assert made == {cell.run: (workspace.run(cell.run) / "manifest.json").read_text() for cell in again}
+    assert all(seconds is not None and seconds > 0 for seconds in estimate(again))
+
+
+def test_one_failure_does_not_stop_the_rest(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmemb_cli.srs import train
+
+    real = train.run_rat
+
+    def sometimes(workspace: Workspace, settings: Settings, *args: Any, **more: Any) -> Any:
+        if settings.rat.without == ["freeze"]:
+            raise BadDataError("the dog ate it", where="kitchen", hint="another dog")
+        if settings.rat.without == ["adapter"]:
+            raise KeyError("nobody thought of this")
+        return real(workspace, settings, *args, **more)
+
+    monkeypatch.setattr(train, "run_rat", sometimes)
+    args = ["reproduce", "table2", "--seeds", "42", "-w", str(workspace.root), "--json"]
+    done = CliRunner().invoke(app, args)
+    document = json.loads(done.stdout)
+    assert done.exit_code == 1
+    states = {"-".join(one["without"]): one["status"] for one in document["runs"]}
+    assert states == {"": "done", "scft": "done", "adapter": "failed", "freeze": "failed", "align": "done"}
+    assert "the dog ate it" in (workspace.root / "reproduce" / "table2.md").read_text()
+    monkeypatch.setattr(train, "run_rat", real)
+    done = CliRunner().invoke(app, args)
+    assert done.exit_code == 0
+    assert sorted(one["status"] for one in json.loads(done.stdout)["runs"]) == ["done"] * 2 + ["up-to-date"] * 3
+
+
+def test_processes_give_the_same_runs_as_one_after_the_other(workspace: Workspace, tmp_path: Path) -> None:
+    other = make_workspace(tmp_path / "other", **TINY)[0]
+    parallel = grid_of(
+        "table1", [workspace], [42], backbones=["gru4rec"], methods=["none", "llmemb"], overrides=SAMPLED
+    )
+    single = grid_of("table1", [other], [42], backbones=["gru4rec"], methods=["none", "llmemb"], overrides=SAMPLED)
+    run_grid(parallel, Reporter(), jobs=2)
+    run_grid(single, Reporter())
+    assert [cell.error for cell in parallel] == [None, None]
+    for cell in single:
+        mine, theirs = (
+            pl.read_parquet(w.evaluation(cell.run, "sampled-10-uniform-42") / "ranks.parquet")
+            for w in (workspace, other)
+        )
+        assert (mine["rank"] == theirs["rank"]).mean() > 0.95  # another number of threads rounds sums otherwise
+
+
+def test_interrupted_grid_keeps_what_is_finished_and_goes_on(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "ws", **{**TINY, "rat__epochs": 400, "rat__patience": 400})[0]
+    args = [sys.executable, "-m", "llmemb_cli", "reproduce", "fig5", "--method", "none", "--method", "llmemb"]
+    args += ["--seeds", "42", "-w", str(workspace.root), "--jobs", "2"]
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
+    partial = workspace.root / "runs" / ".sasrec-none-42.partial" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not partial.is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "interrupted" in said
+    kept = len(partial.read_text().splitlines())
+    assert 0 < kept < 400
+    cells = grid_of("fig5", [workspace], [42], methods=["none"], overrides={**SAMPLED})
+    run_grid(cells, Reporter())
+    assert cells[0].status == "done"
+    lines = (workspace.run("sasrec-none-42") / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 401))
+
+
+def test_dry_run_trains_nothing_and_bad_choices_are_named(workspace: Workspace) -> None:
+    def call(*args: str) -> Any:
+        return CliRunner().invoke(app, ["reproduce", *args, "-w", str(workspace.root)])
+
+    plan = json.loads(call("table1", "--dry-run", "--seeds", "1,2", "--json").stdout)
+    assert plan["to_do"] == len(plan["runs"]) == plan["unknown"] and plan["estimate"] is None
+    assert not (workspace.root / "runs").exists()
+    assert call("table1", "--method", "llmemd").exit_code == 2
+    assert "did you mean llmemb" in call("table1", "--method", "llmemd").stderr
+    assert call("table1", "--seeds", "one").exit_code == 2
+    assert call("table9").exit_code == 2
+
+
+@pytest.mark.parametrize("target", ["fig4", "fig5", "fig6"])
+def test_figures_are_made_with_their_claims(workspace: Workspace, target: Any) -> None:
+    cells = grid_of(
+        target, [workspace], [42], methods=None if target == "fig4" else ["none", "llmemb"], overrides=SAMPLED
+    )
+    run_grid(cells, Reporter())
+    document = reproduce_document(target, cells)
+    assert not document["failed"] and document["claims"]
+    for row in document["figures"]:
+        assert f"{row['mean']:.4f}" in markdown(document)
+    if target == "fig4":
+        (claim,) = document["claims"]
+        swept = {
+            r["alpha"]: r["mean"]
+            for r in document["figures"]
+            if r["gamma"] == 2.0 and r["part"] == "overall" and r["metric"] == "HR@10"
+        }
+        assert swept.keys() == set(SWEEPS["alpha"]) and swept[claim["ours"][0]] == max(swept.values())
+        assert (claim["verdict"] == "holds") == (claim["ours"] == [0.01])
+    if target == "fig6":
+        gaps = {one["metric"]: one["ours"][0] < one["ours"][1] for one in document["claims"]}
+        assert {one["metric"]: one["verdict"] == "holds" for one in document["claims"]} == gaps
+
+
+def test_figures_of_the_papers_data_stand_beside_ours(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = workspace.data / "manifest.json"
+    card = json.loads(manifest.read_text())
+    card["summary"]["dataset"] = "beauty"
+    manifest.write_text(json.dumps(card))
+    assert load_settings(workspace.settings_file).data.dataset == "custom"
+    cells = grid_of("table1", [workspace], [42], backbones=["sasrec"], methods=["none", "llmemb"], overrides=SAMPLED)
+    run_grid(cells, Reporter())
+    document = reproduce_document("table1", cells)
+    cell = next(
+        r for r in document["figures"] if (r["method"], r["part"], r["metric"]) == ("llmemb", "tail", "HR@10")
+    )
+    assert cell["paper"] == 0.4194 and cell["ratio"] == pytest.approx(cell["mean"] / 0.4194)
+    head = [r for r in document["figures"] if r["part"] == "head"]
+    assert head and all(r["paper"] is None and r["ratio"] is None for r in head)
+    text = markdown(document)
+    assert re.search(rf"\(0\.4194, ×{cell['ratio']:.2f}\)", text) and "52,204" in text and "absent" in text
+
+
+def test_verdicts_say_what_the_figures_say() -> None:
+    from llmemb_cli.reporting.reproduce import _verdict
+
+    assert _verdict(0.1, 0.01) == "holds, significantly"
+    assert _verdict(0.1, 0.2) == "holds, not significantly"
+    assert _verdict(-0.1, 0.01) == "does not hold, significantly"
+    assert _verdict(0.0, None) == "no difference" and _verdict(0.2, None) == "holds"
