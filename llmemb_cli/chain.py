@@ -46,7 +46,17 @@ def chain(workspace: Workspace, settings: Settings) -> list[Step]:
     if "base" in needs:
         stage = pipeline.embed_stage(workspace, settings, tuned=False)
         steps.append(Step("embed base", stage, _make_embed(workspace, settings, False)))
-    steps += [_rat_step(workspace, variant) for variant in recommenders]
+    if "said" in needs:
+        steps.append(
+            Step("said", pipeline.said_stage(workspace, settings), _make_vectors(workspace, settings, "said"))
+        )
+    if "tslrec" in needs:
+        steps.append(_rat_step(workspace, pipeline.tslrec_source(settings)))
+        stage = pipeline.tslrec_stage(workspace, settings)
+        steps.append(Step("tslrec", stage, _make_vectors(workspace, settings, "tslrec")))
+    made = {step.stage.path for step in steps}
+    trained = [_rat_step(workspace, variant) for variant in recommenders]
+    steps += [step for step in trained if step.stage.path not in made]
     steps += [_eval_step(workspace, variant) for variant in recommenders]
     return [*steps, _report_step(workspace, settings, steps)]
 
@@ -151,5 +161,14 @@ def _make_embed(workspace: Workspace, settings: Settings, tuned: bool) -> Make:
         from llmemb_cli.llm.encode import run_embed
 
         return run_embed(workspace, settings, report, force=force, tuned=tuned)
+
+    return make
+
+
+def _make_vectors(workspace: Workspace, settings: Settings, kind: str) -> Make:
+    def make(report: Reporter, force: bool) -> StageResult:
+        from llmemb_cli.srs.prepare import make_vectors
+
+        return make_vectors(workspace, settings, kind, report, force=force)
 
     return make

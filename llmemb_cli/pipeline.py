@@ -71,6 +71,35 @@ def embed_stage(workspace: Workspace, settings: Settings, *, tuned: bool = True,
     return Stage("embed", workspace.embeddings(name), 1, chosen, settings.seed, inputs, files)
 
 
+def _llm(settings: Settings) -> dict[str, Any]:
+    """The settings of `[scft]` that say which LLM is read."""
+    return {key: getattr(settings.scft, key) for key in ("model", "load_in_8bit", "load_in_4bit")}
+
+
+def said_stage(workspace: Workspace, settings: Settings) -> Stage:
+    """`embeddings/said/`: vectors that make the LLM write the item's text."""
+    chosen = _settings(settings.said) | _llm(settings) | {"pca": settings.embed.pca}
+    files = {"model": model_identity(settings.scft.model)}
+    inputs = {"prompts": workspace.prompts}
+    return Stage("said", workspace.embeddings("said"), 1, chosen, settings.seed, inputs, files)
+
+
+def tslrec_source(settings: Settings) -> Settings:
+    """The collaborative run that TSLRec's groups of items come from: always SASRec's [choice]."""
+    return plain_settings(settings, "sasrec")
+
+
+def tslrec_stage(workspace: Workspace, settings: Settings) -> Stage:
+    """`embeddings/tslrec/`: from the LLM that learnt users' tastes from identities."""
+    lora = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules")
+    chosen = _settings(settings.tslrec) | _llm(settings) | {"pca": settings.embed.pca}
+    chosen |= {key: getattr(settings.scft, key) for key in lora}
+    source = workspace.run(run_name(tslrec_source(settings), settings))
+    files = {"model": model_identity(settings.scft.model)}
+    inputs = {"data": workspace.data, "collaborative": source}
+    return Stage("tslrec", workspace.embeddings("tslrec"), 1, chosen, settings.seed, inputs, files)
+
+
 def method_of(settings: Settings) -> Method:
     """The entry of the run's method in the table of methods."""
     return METHODS[settings.rat.method]

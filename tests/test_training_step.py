@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.cross_entropy import cross_entropy
 from llmemb_cli.datasets.split import Ragged
 from llmemb_cli.ranking import hit_rate, ndcg, rank_of_target, reciprocal_rank
 from llmemb_cli.srs import losses
 from llmemb_cli.srs.batch import make_batch, masked_pairs, next_item_pairs
-from llmemb_cli.srs.cross_entropy import cross_entropy
 from llmemb_cli.srs.item_embedding import AdaptedTable, ItemTable
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import batch_loss

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-MethodName = Literal["none", "llmemb", "llm2x", "melt", "llmesr", "alphafuse"]
+MethodName = Literal["none", "llmemb", "llm2x", "said", "tslrec", "melt", "llmesr", "alphafuse"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,22 @@ METHODS: dict[MethodName, Method] = {
         vectors="base",
         start="pca",
         stages=("LLM vectors", "recommender"),
+    ),
+    "said": Method(
+        "starts from the PCA of vectors that make a frozen LLM write the item's text (Hu et al., WWW 2024)",
+        "table",
+        vectors="said",
+        start="pca",
+        freezable=True,
+        stages=("vectors that make the LLM write the text", "recommender"),
+    ),
+    "tslrec": Method(
+        "starts from the PCA of an LLM that learnt users' tastes from item identities alone "
+        "(Liu et al., arXiv 2406.00333)",
+        "table",
+        vectors="tslrec",
+        start="pca",
+        stages=("collaborative model", "LLM on identity sequences", "recommender"),
     ),
     "melt": Method(
         "trains on from the plain model with a branch for short histories and one for rare items "

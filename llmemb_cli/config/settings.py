@@ -15,7 +15,9 @@ from llmemb_cli.config.fields import Section, describe, setting
 from llmemb_cli.config.methods import MethodName
 from llmemb_cli.config.prompt import PromptSettings
 from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.config.said import SaidSettings
 from llmemb_cli.config.scft import ScftSettings
+from llmemb_cli.config.tslrec import TslrecSettings
 from llmemb_cli.errors import WrongUseError, near_match
 from llmemb_cli.workspace.store import write_text
 
@@ -36,6 +38,8 @@ class Settings(Section):
     prompt: PromptSettings = PromptSettings()
     scft: ScftSettings = ScftSettings()
     embed: EmbedSettings = EmbedSettings()
+    said: SaidSettings = SaidSettings()
+    tslrec: TslrecSettings = TslrecSettings()
     rat: RatSettings = RatSettings()
     eval: EvalSettings = EvalSettings()
     run: PlanSettings = PlanSettings()
@@ -46,6 +50,8 @@ SECTIONS: dict[str, type[Section]] = {
     "prompt": PromptSettings,
     "scft": ScftSettings,
     "embed": EmbedSettings,
+    "said": SaidSettings,
+    "tslrec": TslrecSettings,
     "rat": RatSettings,
     "eval": EvalSettings,
     "run": PlanSettings,

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.cross_entropy import cross_entropy
 from llmemb_cli.srs import losses
 from llmemb_cli.srs.batch import Batch, Share
-from llmemb_cli.srs.cross_entropy import cross_entropy
 from llmemb_cli.srs.recommender import Recommender
 
 

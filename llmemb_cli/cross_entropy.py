@@ -48,7 +48,8 @@ class _CrossEntropy(torch.autograd.Function):
         block: int,
     ) -> torch.Tensor:
         total = states.new_zeros(())
-        grad_states, grad_items = torch.empty_like(states), torch.zeros_like(items)
+        grad_states = torch.empty_like(states)
+        grad_items = torch.zeros_like(items) if ctx.needs_input_grad[2] else None
         grad_bias = torch.zeros_like(bias)
         for start in range(0, len(states), block):
             part, wanted = states[start : start + block], targets[start : start + block, None]
@@ -61,7 +62,8 @@ class _CrossEntropy(torch.autograd.Function):
             # From here on `logits` holds the derivative: softmax minus one at the target.
             logits.div_(mass).scatter_add_(1, wanted, -torch.ones_like(positive))
             torch.mm(logits, items, out=grad_states[start : start + block])
-            grad_items.addmm_(logits.T, part)
+            if grad_items is not None:
+                grad_items.addmm_(logits.T, part)
             if has_bias:
                 grad_bias += logits.sum(dim=0)
         ctx.save_for_backward(grad_states, grad_items, grad_bias)
@@ -73,4 +75,6 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *outer: torch.Tensor) -> Any:
         grad_states, grad_items, grad_bias = ctx.saved_tensors
         scale = outer[0]
-        return grad_states * scale, None, grad_items * scale, grad_bias * scale if ctx.has_bias else None, None, None
+        of_items = None if grad_items is None else grad_items * scale
+        of_bias = grad_bias * scale if ctx.has_bias else None
+        return grad_states * scale, None, of_items, of_bias, None, None

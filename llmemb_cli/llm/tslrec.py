@@ -1,0 +1,160 @@
+"""TSLRec (Liu et al., arXiv 2406.00333): an LLM learns users' tastes from item identities, without any text of items.
+
+The authors published no code. What is not public is marked [choice].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.split import Ragged, load_split
+from llmemb_cli.devices import pick_device
+from llmemb_cli.embeddings.pca import fit_pca, write_pca
+from llmemb_cli.embeddings.table import EmbeddingTable, write_table
+from llmemb_cli.llm.adapter import with_lora
+from llmemb_cli.llm.fit import fit
+from llmemb_cli.llm.load import LoadedModel, load_model
+from llmemb_cli.llm.pooling import pool
+from llmemb_cli.pipeline import run_name, tslrec_source, tslrec_stage
+from llmemb_cli.progress import Reporter
+from llmemb_cli.seeds import stream_seed
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import StageResult, run_stage
+from llmemb_cli.workspace.store import read_tensors
+
+BEFORE, AFTER = "The user has interacted with:", ". Predict the preference over categories."  # [choice]
+ITEMS_PER_GROUP = 20  # at least, on average
+BATCH = 64  # items that pass the tuned model at once
+
+
+def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force: bool = False) -> StageResult:
+    """Make `embeddings/tslrec` from the collaborative run that `tslrec_source` names, which must be there.
+
+    Raises:
+        InterruptedRunError: a signal came; a checkpoint is kept and the same call goes on.
+    """
+    device = pick_device(settings.scft.device)
+    source = run_name(tslrec_source(settings), settings)
+
+    def build(work: Path) -> dict[str, Any]:
+        data = load_split(workspace.data)
+        table = read_tensors(workspace.run(source) / "item_embeddings.safetensors")["item_embeddings"].numpy()
+        groups = item_groups(table, settings.tslrec.groups, settings.seed)
+        targets = taste(data.train, groups)
+        users = np.flatnonzero(data.train.lengths() > 0)
+        loaded = load_model(settings.scft, report, device=device)
+        torch.manual_seed(stream_seed(settings.seed, "tslrec-init"))
+        reader = Reader(loaded, settings, identity_rows(table, loaded, settings.seed), targets.shape[1])
+
+        def loss_of(rows: np.ndarray) -> torch.Tensor:
+            chosen = users[rows]
+            histories = [data.train.row(int(user))[-settings.tslrec.max_items :] for user in chosen]
+            guess = reader.head(reader.read(histories))
+            return nn.functional.mse_loss(guess, torch.from_numpy(targets[chosen]).to(guess))
+
+        tslrec = settings.tslrec
+        losses = fit(
+            "tslrec",
+            reader.trained(),
+            len(users),
+            loss_of,
+            epochs=tslrec.epochs,
+            batch_size=tslrec.batch_size,
+            learning_rate=tslrec.learning_rate,
+            checkpoint_minutes=tslrec.checkpoint_minutes,
+            seed=settings.seed,
+            work=work,
+            report=report,
+        )
+        vectors = reader.items(data.n_items)
+        write_table(work, EmbeddingTable(data.item_ids, vectors))
+        write_pca(work, fit_pca(vectors, settings.embed.pca, report, settings.seed))
+        return {
+            "items": data.n_items,
+            "width": vectors.shape[1],
+            "model": settings.scft.model,
+            "groups": targets.shape[1],
+            "groups_from": source,
+            "loss": losses,
+        }
+
+    return run_stage(tslrec_stage(workspace, settings), build, force=force, report=report, device=device)
+
+
+def item_groups(table: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(n_items,) int64: the k-means cluster of each item's collaborative embedding; its latent category."""
+    from sklearn.cluster import KMeans
+
+    possible = max(min(count, len(table) // ITEMS_PER_GROUP), 2)
+    return KMeans(possible, random_state=seed, n_init=4).fit_predict(table).astype(np.int64)
+
+
+def taste(train: Ragged, groups: np.ndarray) -> np.ndarray:
+    """(users, K) float32: which share of a user's training items is of each group."""
+    count = int(groups.max()) + 1
+    users = np.repeat(np.arange(len(train)), train.lengths())
+    met = np.bincount(users * count + groups[train.values - 1], minlength=len(train) * count).reshape(-1, count)
+    return (met / np.maximum(train.lengths(), 1)[:, None]).astype(np.float32)
+
+
+def identity_rows(table: np.ndarray, loaded: LoadedModel, seed: int) -> torch.Tensor:
+    """(n_items, d_t): what the LLM reads for an item, at the scale of its token embeddings.
+
+    An item is a token of its own. Its row is a random projection of the collaborative embedding, which keeps the
+    distances of items, and is not trained [choice].
+    """
+    tokens = loaded.model.get_input_embeddings().weight.detach().float()
+    generator = torch.Generator().manual_seed(stream_seed(seed, "tslrec-rows"))
+    rows = torch.from_numpy(table - table.mean(axis=0)) @ torch.randn(
+        table.shape[1], tokens.shape[1], generator=generator
+    )
+    return (rows * (tokens.std().cpu() / rows.std())).to(loaded.device)
+
+
+class Reader:
+    """Instruction and identities in, the state of the last token out; LoRA and a linear head are trained."""
+
+    def __init__(self, loaded: LoadedModel, settings: Settings, rows: torch.Tensor, groups: int) -> None:
+        self.loaded, self.rows = loaded, rows
+        self.table = loaded.model.get_input_embeddings()
+        self.model = with_lora(loaded, settings.scft)
+        self.head = nn.Linear(rows.shape[1], groups).to(loaded.device)
+        self.before = list(loaded.tokenizer(BEFORE)["input_ids"])
+        self.after = list(loaded.tokenizer(AFTER, add_special_tokens=False)["input_ids"])
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name."""
+        lora = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return lora | {f"head.{name}": p for name, p in self.head.named_parameters()}
+
+    def read(self, histories: list[np.ndarray]) -> torch.Tensor:
+        """(batch, d_t) float32 for item sequences (items 1..N), oldest first."""
+        device, dtype = self.loaded.device, self.loaded.dtype
+        kind = self.table.weight.dtype
+        before, after = (self.table(torch.tensor(ids, device=device)).to(kind) for ids in (self.before, self.after))
+        parts = [
+            torch.cat([before, self.rows[torch.from_numpy(items.astype(np.int64) - 1).to(device)].to(kind), after])
+            for items in histories
+        ]
+        embedded = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        lengths = torch.tensor([len(part) for part in parts], device=device)
+        mask = (torch.arange(embedded.shape[1], device=device) < lengths[:, None]).long()
+        with torch.autocast(device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
+            states = self.model(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
+        return pool(states, mask, "last")
+
+    @torch.no_grad()
+    def items(self, count: int) -> np.ndarray:
+        """(count, d_t) float32: each item as the only one of a user's history."""
+        self.model.train(False)
+        parts = [
+            self.read([np.array([item]) for item in range(at + 1, min(at + BATCH, count) + 1)])
+            for at in range(0, count, BATCH)
+        ]
+        return torch.cat(parts).float().cpu().numpy()

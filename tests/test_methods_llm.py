@@ -1,0 +1,177 @@
+"""SAID and TSLRec: their LLM stages on a tiny Llama, against examples worked by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmemb_cli.chain import chain, states
+from llmemb_cli.config.settings import Settings, load_settings
+from llmemb_cli.datasets.split import Ragged, load_split
+from llmemb_cli.embeddings.table import read_table
+from llmemb_cli.errors import BadDataError
+from llmemb_cli.llm.load import load_model
+from llmemb_cli.llm.said import ItemVectors, Writer, output_matrix
+from llmemb_cli.llm.tslrec import item_groups, taste
+from llmemb_cli.pipeline import run_name
+from llmemb_cli.progress import Reporter
+from llmemb_cli.srs.train import run_rat
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import read_manifest
+from llmemb_cli.workspace.store import read_tensors
+from tests.make_workspace import make_workspace
+from tests.test_recommenders import BACKBONES, SMALL
+from tests.tiny_model import word_tokenizer
+
+WORDS = ["title", "is", "Thing", "<", "b", ">", "</", *map(str, range(40)), "The", "user", "interacted", "with", ":"]
+
+
+def tiny(folder: Path, **config: Any) -> Path:
+    """A random Llama that reads the titles of the test workspace and shares its head with its embeddings."""
+    from transformers import LlamaConfig, LlamaModel
+
+    folder.mkdir(parents=True)
+    word_tokenizer(folder, WORDS)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    values = (
+        {"vocab_size": len(WORDS) + 2, "tie_word_embeddings": True, "pad_token_id": 1, "initializer_range": 0.3}
+        | sizes
+        | config
+    )
+    LlamaModel(LlamaConfig(**values)).save_pretrained(folder)
+    return folder
+
+
+def ready(tmp_path: Path, **values: Any) -> tuple[Workspace, Settings]:
+    chosen = {
+        "scft__model": str(tiny(tmp_path / "llm")),
+        "scft__precision": "fp32",
+        "scft__device": "cpu",
+        "said__batch_size": 10,
+        "said__learning_rate": 0.02,
+        "said__epochs": 30,
+        "tslrec__epochs": 1,
+    }
+    return make_workspace(tmp_path / "ws", **(SMALL | chosen | values))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("method", ["said", "tslrec"])
+def test_one_call_trains_the_llm_stage_and_a_recommender_that_learns_the_rule(
+    tmp_path: Path, name: str, method: str
+) -> None:
+    from llmemb_cli.evaluation.stage import run_eval
+
+    few = {"said__epochs": 2.0}
+    workspace, settings = ready(tmp_path, rat__method=method, rat__backbone=name, **few)
+    summary = run_rat(workspace, settings, Reporter()).manifest["summary"]
+    measured = run_eval(workspace, settings, run_name(settings), Reporter()).manifest["summary"]
+    assert measured["overall"]["HR@10"] > 0.95 and summary["vectors"] == method
+    made = read_manifest(workspace.embeddings(method))
+    run_rat(workspace, settings.model_copy(update={"seed": 7}), Reporter(), in_file=settings)
+    assert read_manifest(workspace.embeddings(method)) == made, "another seed reads the same vectors"
+
+
+def test_said_vectors_make_the_llm_write_their_own_items_text(tmp_path: Path) -> None:
+    workspace, settings = ready(tmp_path, rat__method="said", rat__epochs=1)
+    run_rat(workspace, settings, Reporter())
+    manifest = read_manifest(workspace.embeddings("said")) or {}
+    summary = manifest["summary"]
+    assert summary["loss"]["last"] < summary["loss"]["first"]
+    # The 30 titles differ in one token of nine: knowing which it is saves log(30) / 9 = 0.38 a token.
+    assert summary["loss_with_another_vector"] > 0.2 + summary["loss_with_own_vector"]
+    assert read_table(workspace.embeddings("said")).vectors.shape == (30, 32)
+
+
+@pytest.mark.parametrize("width", [0, 6])
+def test_said_loss_is_the_token_loss_of_the_text_after_instruction_and_vector(tmp_path: Path, width: int) -> None:
+    workspace, settings = ready(tmp_path, said__width=width)
+    loaded = load_model(settings.scft, Reporter())
+    texts = ["title is Thing 3", "Thing 7 b"]
+    torch.manual_seed(0)
+    writer = Writer(loaded, "The user :", texts, settings)
+    embed, expected, count = loaded.model.get_input_embeddings(), 0.0, 0
+    for item, text in enumerate(texts):
+        before = embed(torch.tensor(loaded.tokenizer("The user :")["input_ids"]))
+        ids = loaded.tokenizer(text)["input_ids"]
+        vector = writer.vectors(torch.tensor([item]))
+        if not width:
+            torch.testing.assert_close(vector[0], embed(torch.tensor(ids)).mean(dim=0))
+        for at, token in enumerate(ids):
+            read = torch.cat([before, vector, embed(torch.tensor(ids[:at], dtype=torch.int64))])
+            state = loaded.model(inputs_embeds=read[None]).last_hidden_state[0, -1]
+            expected -= float(torch.log_softmax(embed.weight @ state, dim=0)[token].detach())
+            count += 1
+    loss = writer.loss(np.array([0, 1]))
+    assert loss.item() == pytest.approx(expected / count, rel=1e-4)
+    loss.backward()
+    assert all(p.grad is not None for p in writer.vectors.parameters())
+    assert all(p.grad is None for p in loaded.model.parameters()), "the LLM is frozen"
+    assert len(list(ItemVectors(torch.randn(4, 5), width).parameters())) == (3 if width else 1)
+    assert workspace.root.exists()
+
+
+def test_said_says_when_a_model_cannot_write(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "headless", tie_word_embeddings=False)
+    settings = ready(tmp_path)[1]
+    scft = settings.scft.model_copy(update={"model": str(folder)})
+    with pytest.raises(BadDataError, match="no language-model head"):
+        output_matrix(load_model(scft, Reporter()))
+
+
+def test_tslrec_targets_are_shares_of_groups_worked_by_hand() -> None:
+    train = Ragged(np.array([1, 2, 3, 1, 4, 4], dtype=np.int32), np.array([0, 4, 4, 6]))
+    got = taste(train, np.array([0, 1, 0, 2]))  # items 1 and 3 are in group 0
+    np.testing.assert_allclose(got, [[0.75, 0.25, 0], [0, 0, 0], [0, 0, 1]])
+    points = np.concatenate([np.random.default_rng(0).normal(at, 0.1, size=(25, 3)) for at in (0, 5, 9)])
+    groups = item_groups(points, 64, 1)
+    assert groups.max() == 2, "at most one group for 20 items"
+    assert [len(set(groups[at : at + 25])) for at in (0, 25, 50)] == [1, 1, 1]
+
+
+def test_tslrec_reads_identities_of_training_items_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import llmemb_cli.llm.tslrec as module
+
+    read: list[list[int]] = []
+    original = module.Reader.read
+
+    def spy(self: Any, histories: list[np.ndarray]) -> torch.Tensor:
+        read.extend(items.tolist() for items in histories)
+        return original(self, histories)
+
+    monkeypatch.setattr(module.Reader, "read", spy)
+    workspace, settings = ready(tmp_path, rat__method="tslrec", rat__epochs=1, tslrec__max_items=4)
+    run_rat(workspace, settings, Reporter())
+    data = load_split(workspace.data)
+    users, items = read[: data.n_users], read[data.n_users :]
+    assert sorted(users) == sorted(data.train.row(user)[-4:].tolist() for user in range(data.n_users))
+    assert items == [[item] for item in range(1, data.n_items + 1)]
+    summary = (read_manifest(workspace.embeddings("tslrec")) or {})["summary"]
+    assert summary["groups_from"] == "sasrec-none-42" and math.isfinite(summary["loss"]["last"])
+
+
+def test_vectors_start_the_table_and_said_can_keep_them_frozen(tmp_path: Path) -> None:
+    workspace, settings = ready(tmp_path, rat__method="said", rat__epochs=1, said__epochs=1.0)
+    summary = run_rat(workspace, settings, Reporter()).manifest["summary"]
+    assert summary["embedding_scale"]["std"] == pytest.approx(0.02, rel=0.05) and summary["parameters"] == 3488
+    rat = settings.rat.model_copy(update={"freeze_vectors": True})
+    frozen = settings.model_copy(update={"rat": rat})
+    run_rat(workspace, frozen, Reporter(), name="frozen")
+    weights = read_tensors(workspace.run("frozen") / "model.safetensors")
+    assert weights["embedding.linear.weight"].shape == (16, 29) and "embedding.weight" not in weights
+
+
+def test_the_plan_makes_the_llm_stages_before_the_runs_that_read_them(tmp_path: Path) -> None:
+    workspace, _ = ready(tmp_path, run__methods=["tslrec", "said", "llm2x"])
+    settings = load_settings(workspace.settings_file)
+    names = [step.name for step in chain(workspace, settings)]
+    order = ["embed base", "said", "rat sasrec-none-42", "tslrec", "rat sasrec-tslrec-42"]
+    assert [name for name in names if name in order] == order
+    waiting = {entry.step.name: entry.state.state for entry in states(chain(workspace, settings))}
+    assert waiting["said"] == waiting["tslrec"] == "missing"
