@@ -14,30 +14,32 @@ from llmemb_cli.progress import Reporter
 GIB = 2**30
 
 
-def activation_bytes(config: Any, settings: ScftSettings, width: int) -> int:
+def activation_bytes(config: Any, settings: ScftSettings, width: int, length: int, *, lean: bool = True) -> int:
     """Bytes of activations a token leaves until its backward pass, from the model's sizes.
 
-    A layer keeps its normalised inputs (in float32 and as they are), queries, keys, values, what attention returns,
-    and gate, up and their product in the MLP; a LoRA module with dropout keeps its input once more and a byte mask.
-    With gradient checkpointing a layer keeps its input alone.
+    A layer of width d with h heads of d_h and an MLP of d_m keeps, in numbers of `width` bytes: the two inputs of its
+    projections (2 d), queries and what attention returns (2 h d_h), keys and values, the attention weights (h numbers
+    a token of the text), and gate, its activation, up and their product (4 d_m); and its two states in float32
+    before the norms (8 d bytes). PEFT's own LoRA layers, used in 8 and 4 bits, keep every input once more after
+    dropout, with its mask. With gradient checkpointing a layer keeps its input alone.
 
     Args:
         config: the model's configuration.
         width: bytes of a number of the model's precision.
+        length: tokens of a text.
+        lean: the LoRA layers are those of `fastlora`.
     """
     hidden = int(config.hidden_size)
     layers = int(config.num_hidden_layers)
-    if settings.gradient_checkpointing:
-        return layers * hidden * width
     inner = int(getattr(config, "intermediate_size", 4 * hidden))
     heads = int(config.num_attention_heads)
     head = int(getattr(config, "head_dim", None) or hidden // heads)
     groups = int(getattr(config, "num_key_value_heads", None) or heads)
-    plain = width * (4 * hidden + 3 * heads * head + 4 * groups * head + 4 * inner) + 4 * 4 * hidden
-    inputs = {"o_proj": heads * head, "down_proj": inner}  # others read the layer's width
-    dropped = sum(inputs.get(name, hidden) for name in settings.target_modules)
-    lora = dropped * (2 * width + 1) if settings.lora_dropout else 0
-    return layers * (plain + lora)
+    layer = width * (2 * hidden + 2 * heads * head + 2 * groups * head + heads * length + 4 * inner) + 8 * hidden
+    if not lean and settings.lora_dropout:
+        inputs = {"o_proj": heads * head, "down_proj": inner}  # others read the layer's width
+        layer += (width + 1) * sum(inputs.get(name, hidden) for name in settings.target_modules)
+    return layers * hidden * width + layer if settings.gradient_checkpointing else layers * layer
 
 
 def free_bytes(device: str) -> int:
@@ -49,16 +51,13 @@ def free_bytes(device: str) -> int:
     return int(psutil.virtual_memory().available / 2)
 
 
-def micro_batches(settings: ScftSettings, model: Any, device: str) -> MicroBatches:
+def micro_batches(settings: ScftSettings, bytes_per_token: int, device: str) -> MicroBatches:
     """What passes the model at once, and how many tokens' activations are kept, in the memory there is."""
-    config = model.config
-    width = 4 if model.dtype == torch.float32 else 2
     budget = settings.memory_gb * GIB if settings.memory_gb else free_bytes(device)
-    fitting = int(budget // max(activation_bytes(config, settings, width), 1))
+    fitting = int(budget // max(bytes_per_token, 1))
     if settings.micro_batch_size:
         return MicroBatches(settings.micro_batch_size, 0, fitting)
-    tokens = max(min(AUTO_TOKENS[device.split(":")[0]], fitting), LEAST_TOKENS)
-    return MicroBatches(0, tokens, fitting)
+    return MicroBatches(0, max(min(AUTO_TOKENS[device.split(":")[0]], fitting), LEAST_TOKENS), fitting)
 
 
 def make_room(micro: MicroBatches, lengths: list[int], report: Reporter) -> None:

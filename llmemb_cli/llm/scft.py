@@ -17,10 +17,12 @@ from llmemb_cli.contrastive import START_TEMPERATURE, contrastive_loss
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, WrongUseError
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.llm.adapter import save_adapter, trained_tensors, with_lora
+from llmemb_cli.llm.attention import use_short_attention
+from llmemb_cli.llm.fastlora import speed_up
 from llmemb_cli.llm.gradcache import OutOfMemoryAtError, cached_backward
 from llmemb_cli.llm.load import load_model
-from llmemb_cli.llm.memory import make_room, micro_batches
-from llmemb_cli.llm.plan import learning_rate, split_items, step_items, steps_per_epoch, total_steps
+from llmemb_cli.llm.memory import activation_bytes, make_room, micro_batches
+from llmemb_cli.llm.plan import MicroBatches, learning_rate, split_items, step_items, steps_per_epoch, total_steps
 from llmemb_cli.llm.trainer import Items, Trainer, draw_views, share_texts
 from llmemb_cli.llm.validate import validate
 from llmemb_cli.peers import Peers, join_peers, own_device
@@ -106,11 +108,24 @@ def make_trainer(items: Items, settings: Settings, report: Reporter, device: str
     loaded = load_model(scft, report, device=device)
     torch.manual_seed(stream_seed(settings.seed, "lora-init"))
     model = with_lora(loaded, scft)
+    dropout = speed_up(model, scft.lora_dropout, pooled=not scft.gradient_checkpointing)
+    if device == "cpu":
+        use_short_attention(loaded.model)
     start = torch.tensor(math.log(scft.temperature or START_TEMPERATURE[scft.loss]), device=device)
     log_temperature = torch.nn.Parameter(start, requires_grad=scft.train_temperature)
     trained = [p for p in model.parameters() if p.requires_grad]
-    micro = micro_batches(scft, model, device)
-    return Trainer(loaded, model, log_temperature, scft, settings.seed, items, micro, peers, trained)
+    trainer = Trainer(loaded, model, log_temperature, scft, settings.seed, items, MicroBatches(0, 0), peers, trained)
+    trainer.dropout = dropout
+    trainer.micro = micro_batches(scft, bytes_per_token(trainer), device)
+    return trainer
+
+
+def bytes_per_token(trainer: Trainer) -> int:
+    """Bytes of activations that a token of a typical prompt leaves until its backward pass."""
+    length = max(map(len, trainer.tokens(trainer.items.prompts[:256])))
+    width = torch.finfo(trainer.loaded.dtype).bits // 8
+    config = trainer.loaded.model.config
+    return activation_bytes(config, trainer.settings, width, length, lean=trainer.dropout is not None)
 
 
 @dataclass
@@ -145,7 +160,7 @@ class Run:
 def _build(trainer: Trainer, work: Path, report: Reporter) -> dict[str, Any]:
     scft = trainer.settings
     train, held_out = split_items(len(trainer.items.prompts), scft, trainer.seed)
-    run = _prepare(trainer, work, report)
+    run = prepare(trainer, work, report)
     _train(run, train, held_out, report)
     state, temperature = run.state, trainer.temperature()
     if run.best:
@@ -177,7 +192,7 @@ def _build(trainer: Trainer, work: Path, report: Reporter) -> dict[str, Any]:
     }
 
 
-def _prepare(trainer: Trainer, work: Path, report: Reporter) -> Run:
+def prepare(trainer: Trainer, work: Path, report: Reporter) -> Run:
     """Optimizer and gradient scaler, at the beginning or where the last checkpoint was written."""
     settings = trainer.settings
     groups = [{"params": trainer.trained, "weight_decay": settings.weight_decay}]
@@ -217,10 +232,10 @@ def _train(run: Run, train: np.ndarray, held_out: np.ndarray, report: Reporter) 
         while state.step < total:
             for group in run.optimizer.param_groups:
                 group["lr"] = learning_rate(settings, state.step, total)
-            loss = _step(
+            loss = contrast(
                 trainer, step_items(train, settings, trainer.seed, state.step), state.step, run.scaler, report
             )
-            updated = _update(run)
+            updated = update(run)
             state.step += 1
             state.skipped += not updated
             state.first_loss = loss if state.first_loss is None else state.first_loss
@@ -255,7 +270,7 @@ def _train(run: Run, train: np.ndarray, held_out: np.ndarray, report: Reporter) 
         )
 
 
-def _step(trainer: Trainer, items: np.ndarray, step: int, scaler: torch.amp.GradScaler, report: Reporter) -> float:
+def contrast(trainer: Trainer, items: np.ndarray, step: int, scaler: torch.amp.GradScaler, report: Reporter) -> float:
     """Two fresh views of every item, one contrastive loss over all of them, gradients on the parameters."""
     settings, device = trainer.settings, trainer.loaded.device
     views = draw_views(trainer.items, items, settings.drop_ratio, numpy_rng(trainer.seed, "views", step))
@@ -303,7 +318,7 @@ def _step(trainer: Trainer, items: np.ndarray, step: int, scaler: torch.amp.Grad
     return loss
 
 
-def _update(run: Run) -> bool:
+def update(run: Run) -> bool:
     """One optimizer step; False when fp16 gradients overflowed and it was left out."""
     run.scaler.unscale_(run.optimizer)
     if run.trainer.settings.clip_norm:

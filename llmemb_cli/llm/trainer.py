@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from llmemb_cli.config.scft import ScftSettings
+from llmemb_cli.llm.fastlora import DropoutPool
 from llmemb_cli.llm.load import LoadedModel
 from llmemb_cli.llm.plan import MicroBatches
 from llmemb_cli.llm.pooling import embed_batch, pad_tokens
@@ -70,6 +71,7 @@ class Trainer:
     micro: MicroBatches
     peers: Peers = ALONE
     trained: list[torch.nn.Parameter] = field(default_factory=list)
+    dropout: DropoutPool | None = None
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, cut at the longest allowed."""
@@ -80,9 +82,11 @@ class Trainer:
         """(n, d) float32 vectors of one micro-batch."""
         ids, mask = pad_tokens(token_lists, self.loaded.tokenizer.pad_token_id)
         device = self.loaded.device
-        with torch.autocast(
-            device.split(":")[0], dtype=self.loaded.dtype, enabled=self.loaded.dtype != torch.float32
-        ):
+        if self.dropout is not None:
+            self.dropout.refresh()
+        # PEFT's own layers leave their float32 matrices to autocast; ours compute in the model's precision.
+        mixed = self.dropout is None and self.loaded.dtype != torch.float32
+        with torch.autocast(device.split(":")[0], dtype=self.loaded.dtype, enabled=mixed):
             return embed_batch(self.model, ids.to(device), mask.to(device), self.settings.pooling)
 
     def temperature(self) -> float:
