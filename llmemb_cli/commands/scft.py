@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
 from llmemb_cli.console import Output, duration
 from llmemb_cli.peers import process_rank
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.lock import write_lock
+
+if TYPE_CHECKING:
+    from llmemb_cli.config.settings import Settings
+    from llmemb_cli.workspace.locate import Workspace
 
 
 def scft(
@@ -34,6 +40,9 @@ def scft(
     ] = None,
     load_in_8bit: Annotated[bool | None, option("scft.load_in_8bit", "--load-in-8bit")] = None,
     load_in_4bit: Annotated[bool | None, option("scft.load_in_4bit", "--load-in-4bit")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, read, needed and how long; train nothing.")
+    ] = False,
     workspace: WorkspaceOption = None,
     force: ForceOption = False,
     set: SetOption = None,
@@ -48,6 +57,9 @@ def scft(
         output.json, output.quiet = False, True
     given = {f"scft.{key}": value for key, value in locals().items() if key in _SETTINGS}
     located, settings = open_workspace(output, workspace, given, set)
+    if dry_run:
+        _dry_run(output, located, settings)
+        return
     from llmemb_cli.llm.scft import run_scft
 
     if process_rank():
@@ -73,6 +85,36 @@ def scft(
         console.print("\n".join(lines))  # type: ignore[attr-defined]
 
     output.result(document, show)
+
+
+def _dry_run(output: Output, located: Workspace, settings: Settings) -> None:
+    from llmemb_cli.llm.dryrun import dry_run
+
+    found = dry_run(located, settings, output.reporter())
+    memory, tokens, steps, seconds = (found[key] for key in ("memory_mb", "tokens", "steps", "seconds"))
+    more = "" if tokens["counted_steps"] == steps["per_epoch"] else f" (from {tokens['counted_steps']} steps)"
+    rows = [
+        ("model", f"{found['model']}, {found['precision']} on {found['device']}"),
+        ("trained", f"{found['parameters']['trained']:,} of {found['parameters']['all']:,} parameters"),
+        ("items", f"{found['items']['train']:,} to train on, {found['items']['held_out']:,} held out"),
+        (
+            "tokens an epoch",
+            f"{tokens['per_epoch']:,}{more}; a step {tokens['per_step']:,}, a text {tokens['longest']}",
+        ),
+        ("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch)"),
+        (
+            "memory",
+            f"{memory['total']:,} MB: weights {memory['weights']:,}, LoRA and optimizer {memory['lora']:,}, "
+            f"activations {memory['activations']:,}",
+        ),
+        ("time", f"{duration(seconds['total'])}, {duration(seconds['per_step'])} a step ({seconds['basis']})"),
+    ]
+    width = max(len(name) for name, _ in rows)
+
+    def show(console: object) -> None:
+        console.print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))  # type: ignore[attr-defined]
+
+    output.result(found, show)
 
 
 _SETTINGS = {
