@@ -214,7 +214,7 @@ def test_a_vector_that_is_not_finite_is_named_and_nothing_is_written(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llmemb_cli.errors import BadDataError
-    from llmemb_cli.llm import encode
+    from llmemb_cli.llm import vectors as encode
 
     workspace, settings = prepared(tmp_path / "ws", tiny)
     honest = encode.embed_batch

@@ -22,14 +22,16 @@ def word_tokenizer(folder: Path, words: list[str] = WORDS, *, pad: str | None = 
     PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", pad_token=pad).save_pretrained(folder)
 
 
-def tiny_llama(folder: Path, *, seed: int = 0, shard: str | None = None, **config: Any) -> Path:
+def tiny_llama(
+    folder: Path, *, seed: int = 0, shard: str | None = None, words: list[str] = WORDS, **config: Any
+) -> Path:
     """Save a random Llama of two layers; `shard` ("40KB") cuts its weights into several files."""
     from transformers import LlamaConfig, LlamaModel
 
     folder.mkdir(parents=True, exist_ok=True)
-    word_tokenizer(folder)
+    word_tokenizer(folder, words)
     torch.manual_seed(seed)
-    numbers = {"vocab_size": len(WORDS) + 2, "num_key_value_heads": 1, **SIZES} | config
+    numbers = {"vocab_size": len(words) + 2, "num_key_value_heads": 1, **SIZES} | config
     model = LlamaModel(LlamaConfig(**numbers))
     model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
     return folder

@@ -1,14 +1,21 @@
-"""`llmemb embed`: LLM embeddings of all items and their PCA."""
+"""`llmemb embed`: LLM embeddings of all items and their PCA, and of items that come later."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
 from llmemb_cli.console import Output, duration
+from llmemb_cli.errors import WrongUseError
 from llmemb_cli.workspace.lock import write_lock
+
+if TYPE_CHECKING:
+    from llmemb_cli.config.settings import Settings
+    from llmemb_cli.workspace.locate import Workspace
+    from llmemb_cli.workspace.stage import StageResult
 
 
 def embed(
@@ -17,6 +24,21 @@ def embed(
         Literal["scft"] | None,
         typer.Option("--without", help="scft: the untouched LLM's vectors, kept beside the tuned ones."),
     ] = None,
+    items: Annotated[
+        Path | None,
+        typer.Option("--items", help="Embed the items of this file instead, the workspace's own stay as they are."),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="With --items: also the item embeddings of this run's adapter.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="With --items: directory or .parquet file to write; default: new-items/NAME."),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Embed part I of N; the last one done merges all.")
+    ] = None,
+    pooling: Annotated[str | None, option("scft.pooling")] = None,
     pca: Annotated[int | None, option("embed.pca")] = None,
     batch_tokens: Annotated[int | None, option("embed.batch_tokens")] = None,
     precision: Annotated[str | None, option("embed.precision")] = None,
@@ -27,21 +49,111 @@ def embed(
 ) -> None:
     """Embed every item with the LLM, check the vectors, and fit their PCA.
 
-    Example: `llmemb embed` or `llmemb embed --without scft`
+    With --shard several processes or machines that share the workspace embed a part each. With --items vectors of
+    items that the workspace has never seen come out of the same prompt, LoRA and PCA, and with --run the adapter.
+
+    Example: `llmemb embed`, or `llmemb embed --items new.csv --run sasrec-llmemb-42`
     """
     given = {"embed.pca": pca, "embed.batch_tokens": batch_tokens, "embed.precision": precision}
-    located, settings = open_workspace(output, workspace, given | {"embed.device": device}, set)
-    from llmemb_cli.llm.encode import run_embed
+    located, settings = open_workspace(
+        output, workspace, given | {"embed.device": device, "scft.pooling": pooling}, set
+    )
+    tuned = without is None
+    if items is None and (run is not None or out is not None):
+        raise WrongUseError("--run and --out go with --items", hint="add --items FILE")
+    if pooling is not None and tuned:
+        _check_pooling(located, pooling)
+    if items is not None:
+        _embed_new(output, located, settings, items, out, run, tuned, force)
+    elif shard is not None:
+        _embed_shard(output, located, settings, _parse_shard(shard), tuned, force)
+    else:
+        from llmemb_cli.llm.encode import run_embed
 
-    with write_lock(located):
-        result = run_embed(located, settings, output.reporter(), force=force, tuned=without is None)
+        with write_lock(located):
+            result = run_embed(located, settings, output.reporter(), force=force, tuned=tuned)
+        _show(output, located, result, tuned)
+
+
+def _check_pooling(workspace: Workspace, pooling: str) -> None:
+    """The adapter decides how its vectors are pooled; another choice needs another adapter."""
+    from llmemb_cli.workspace.stage import require_stage
+
+    trained = require_stage(workspace.scft(), made_by="llmemb scft")["made_from"]["settings"]["pooling"]
+    if trained != pooling:
+        raise WrongUseError(
+            f"the LLM was fine-tuned with {trained} pooling, --pooling {pooling} does not fit it",
+            hint=f"`llmemb scft --pooling {pooling}` first, or --without scft",
+        )
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise WrongUseError(f"--shard {text}: expected I/N with 1 <= I <= N", hint="for example --shard 1/4")
+    return int(number), int(of)
+
+
+def _embed_shard(
+    output: Output, workspace: Workspace, settings: Settings, shard: tuple[int, int], tuned: bool, force: bool
+) -> None:
+    from llmemb_cli.llm.encode import run_part
+
+    number, of = shard
+    report = output.reporter()
+    merged, missing = (None, [number]) if force else _merge(workspace, settings, of, tuned, output)
+    if merged is None and number in missing:
+        with write_lock(workspace, f"embed-{number}-of-{of}"):
+            run_part(workspace, settings, report, number, of, force=force, tuned=tuned)
+        merged, missing = _merge(workspace, settings, of, tuned, output)
+    if merged is not None:
+        _show(output, workspace, merged, tuned)
+        return
+    waiting = ", ".join(f"{other}/{of}" for other in missing)
+    document = {"shard": f"{number}/{of}", "merged": False, "missing": missing}
+    output.result(document, lambda console: console.print(f"part {number}/{of} is done; not yet: {waiting}"))
+
+
+def _merge(
+    workspace: Workspace, settings: Settings, of: int, tuned: bool, output: Output
+) -> tuple[StageResult | None, list[int]]:
+    """`merge_parts` under the workspace's lock."""
+    from llmemb_cli.llm.encode import merge_parts
+
+    with write_lock(workspace):
+        return merge_parts(workspace, settings, output.reporter(), of, tuned)
+
+
+def _embed_new(
+    output: Output,
+    workspace: Workspace,
+    settings: Settings,
+    items: Path,
+    out: Path | None,
+    run: str | None,
+    tuned: bool,
+    force: bool,
+) -> None:
+    from llmemb_cli.new_items import embed_new_items
+
+    with write_lock(workspace):
+        result, path = embed_new_items(
+            workspace, settings, items, output.reporter(), out=out, run=run, tuned=tuned, force=force
+        )
     summary = result.manifest["summary"]
-    path = located.embeddings("scft" if without is None else "base")
-    document = {"path": str(path), "built": result.built, "seconds": result.manifest["seconds"]} | summary
+    document = {"path": str(path), "built": result.built} | summary
+    line = f"{summary['items']:,} items of {items.name}, {summary['known']:,} of them known to the workspace"
+    output.result(document, lambda console: console.print(f"{line}: {path}", soft_wrap=True))
+
+
+def _show(output: Output, workspace: Workspace, result: StageResult, tuned: bool) -> None:
+    summary = result.manifest["summary"]
+    path = workspace.embeddings("scft" if tuned else "base")
+    document: dict[str, Any] = {"path": str(path), "built": result.built, "seconds": result.manifest["seconds"]}
     how = f"embedded in {duration(result.seconds)}" if result.built else "up to date"
     line = f"{how}: {summary['items']:,} items, {summary['width']} numbers each; PCA to {summary['pca']} "
     line += f"keeps {summary['explained']:.1%} of the variance"
-    output.result(document, lambda console: console.print(line))
+    output.result(document | summary, lambda console: console.print(line))
 
 
 app = command(embed)

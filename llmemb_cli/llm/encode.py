@@ -1,35 +1,34 @@
-"""Embedding export: every item's prompt through the LLM to one checked vector, then PCA."""
+"""Embedding export: every item's prompt through the LLM to one checked vector, then PCA. Whole, or in parts."""
 
 from __future__ import annotations
 
-import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from llmemb_cli.assets.identity import model_identity
 from llmemb_cli.assets.models import local_model
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
-from llmemb_cli.embeddings.table import EmbeddingTable, write_table
-from llmemb_cli.errors import BadDataError, InterruptedRunError
-from llmemb_cli.interrupt import StopRequest
+from llmemb_cli.embeddings.table import EmbeddingTable, read_table, write_table
+from llmemb_cli.errors import BadDataError
 from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import LoadedModel, load_model
-from llmemb_cli.llm.pooling import embed_batch, pad_tokens
+from llmemb_cli.llm.vectors import SHARDS, encode, token_batches
 from llmemb_cli.pipeline import embed_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, require_stage, run_stage
-from llmemb_cli.workspace.store import read_tensors, write_json, write_tensors
+from llmemb_cli.workspace.stage import Stage, StageResult, require_stage, run_stage, stage_state
+from llmemb_cli.workspace.store import read_json, write_json
 
-SHARDS = "shards"
+__all__ = ["merge_parts", "open_llm", "run_embed", "run_part", "token_batches"]
+CUT = "cut.json"
 
 
 def run_embed(
@@ -42,6 +41,25 @@ def run_embed(
         BadDataError: a vector is not finite even in float32; names the item.
         InterruptedRunError: a signal came; finished shards are kept and the same call goes on.
     """
+    settings, adapter = resolve(workspace, settings, report, tuned)
+    stage = embed_stage(workspace, settings, tuned=tuned)
+    device = pick_device(settings.embed.device)
+
+    def build(work: Path) -> dict[str, Any]:
+        frame, _ = read_prompts(workspace)
+        vectors, summary = _embed(workspace, frame, settings, adapter, device, work, report)
+        return _with_pca(work, vectors, settings, report) | summary
+
+    return run_stage(stage, build, force=force, report=report, device=device)
+
+
+def resolve(workspace: Workspace, settings: Settings, report: Reporter, tuned: bool) -> tuple[Settings, Path | None]:
+    """The settings to embed with, and the adapter, if one is wanted; the model is fetched.
+
+    Raises:
+        WrongUseError: the tuned LLM has not been made.
+        BadDataError: the adapter was trained on other weights than the model has now.
+    """
     adapter = workspace.scft() if tuned else None
     if adapter is not None:
         manifest = require_stage(adapter, made_by="llmemb scft")
@@ -49,42 +67,11 @@ def run_embed(
     # Fetched before the stage is described: its manifest then says which weights it was made from.
     local_model(settings.scft.model, report)
     if adapter is not None:
-        _check_base(manifest, settings)
-    stage = embed_stage(workspace, settings, tuned=tuned)
-    device = pick_device(settings.embed.device)
-
-    def build(work: Path) -> dict[str, Any]:
-        frame, _ = read_prompts(workspace)
-        loaded = load_model(settings.scft, report, precision=settings.embed.precision, device=device)
-        if adapter is not None:
-            attach_adapter(loaded, adapter)
-        vectors, cut = encode(loaded, frame["prompt"].to_list(), frame["item_id"], settings, work, report)
-        table = EmbeddingTable(frame["item_id"], vectors)
-        write_table(work, table)
-        if cut:
-            write_json(work / "cut.json", [str(frame["item_id"][row]) for row in cut])
-            report.warn(
-                f"{len(cut)} prompts are longer than {settings.scft.max_tokens} tokens and were cut: cut.json"
-            )
-        pca = fit_pca(vectors, settings.embed.pca, report, settings.seed)
-        write_pca(work, pca)
-        shutil.rmtree(work / SHARDS)
-        return {
-            "items": len(frame),
-            "width": vectors.shape[1],
-            "pca": len(pca.components),
-            "explained": float(pca.explained_variance.sum() / max(pca.total_variance, 1e-30)),
-            "model": settings.scft.model,
-            "tuned": tuned,
-            "pooling": settings.scft.pooling,
-            "cut": len(cut),
-            "precision": str(loaded.dtype).removeprefix("torch."),
-        }
-
-    return run_stage(stage, build, force=force, report=report, device=device)
+        _check_weights(manifest, settings)
+    return settings, adapter
 
 
-def _check_base(manifest: dict[str, Any], settings: Settings) -> None:
+def _check_weights(manifest: dict[str, Any], settings: Settings) -> None:
     """Refuse an adapter whose base model has been replaced by other weights of the same shapes."""
     trained_on = manifest["made_from"]["files"].get("model", {}).get("sha256")
     now = model_identity(settings.scft.model).get("sha256")
@@ -105,99 +92,133 @@ def as_trained(settings: Settings, trained: dict[str, Any]) -> Settings:
     return settings.model_copy(update={"scft": scft})
 
 
-def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Row numbers of batches: sorted by length, at most `budget` tokens with padding (one row at least)."""
-    order = np.argsort(lengths, kind="stable")
-    batches, start = [], 0
-    for end in range(1, len(order) + 1):
-        if end == len(order) or lengths[order[end]] * (end + 1 - start) > budget:
-            batches.append(order[start:end])
-            start = end
-    return batches
+def open_llm(settings: Settings, adapter: Path | None, device: str, report: Reporter) -> LoadedModel:
+    """The LLM that embeds, with its adapter if there is one."""
+    loaded = load_model(settings.scft, report, precision=settings.embed.precision, device=device)
+    if adapter is not None:
+        attach_adapter(loaded, adapter)
+    return loaded
 
 
-def encode(
-    loaded: LoadedModel, prompts: list[str], item_ids: pl.Series, settings: Settings, work: Path, report: Reporter
-) -> tuple[np.ndarray, list[int]]:
-    """Vectors of all prompts, shard by shard so that a crash costs one shard.
+def _embed(
+    workspace: Workspace,
+    frame: pl.DataFrame,
+    settings: Settings,
+    adapter: Path | None,
+    device: str,
+    work: Path,
+    report: Reporter,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Write the table of the items in `frame` and give its vectors and what the manifest says of them."""
+    loaded = open_llm(settings, adapter, device, report)
+    done = encode(loaded, frame["prompt"].to_list(), frame["item_id"], settings, work, report)
+    write_table(work, EmbeddingTable(frame["item_id"], done.vectors))
+    cut = [str(frame["item_id"][row]) for row in done.cut]
+    _note_cut(work, cut, settings, report)
+    shutil.rmtree(work / SHARDS)
+    return done.vectors, {
+        "items": len(frame),
+        "width": done.vectors.shape[1],
+        "model": settings.scft.model,
+        "tuned": adapter is not None,
+        "pooling": settings.scft.pooling,
+        "cut": len(cut),
+        "tokens": done.tokens,
+        "shared_prefix": done.prefix,
+        "precision": str(loaded.dtype).removeprefix("torch."),
+    }
 
-    Returns:
-        (n, d) float32 and the rows whose prompt was cut.
-    """
-    limit = settings.scft.max_tokens
-    tokens = loaded.tokenizer(prompts, add_special_tokens=True)["input_ids"]
-    cut = [row for row, ids in enumerate(tokens) if len(ids) > limit]
+
+def _note_cut(work: Path, cut: list[str], settings: Settings, report: Reporter) -> None:
     if cut:
-        tokens = loaded.tokenizer(prompts, truncation=True, max_length=limit)["input_ids"]
-    order = np.argsort([len(ids) for ids in tokens], kind="stable")
-    (work / SHARDS).mkdir(exist_ok=True)
-    loaded.model.train(False)
-    vectors: np.ndarray | None = None
-    size = settings.embed.shard_items
-    with StopRequest() as stop, report.task("embed", len(prompts), "items") as task:
-        for number, at in enumerate(range(0, len(order), size)):
-            rows = order[at : at + size]
-            path = work / SHARDS / f"{number:06d}.safetensors"
-            if not path.is_file():
-                shard = _encode_shard(loaded, [tokens[r] for r in rows], settings, stop)
-                _mend(loaded, shard, [tokens[r] for r in rows], rows, item_ids, settings, report)
-                write_tensors(path, {"vectors": shard})
-            part = read_tensors(path)["vectors"].numpy()
-            if vectors is None:
-                vectors = np.empty((len(prompts), part.shape[1]), dtype=np.float32)
-            vectors[rows] = part
-            task.advance(len(rows))
-    assert vectors is not None
-    return vectors, cut
+        write_json(work / CUT, cut)
+        report.warn(f"{len(cut)} prompts are longer than {settings.scft.max_tokens} tokens and were cut: {CUT}")
 
 
-@torch.no_grad()
-def _encode_shard(
-    loaded: LoadedModel, tokens: list[list[int]], settings: Settings, stop: StopRequest
-) -> torch.Tensor:
-    lengths = np.array([len(ids) for ids in tokens])
-    parts: list[tuple[np.ndarray, torch.Tensor]] = []
-    for batch in token_batches(lengths, settings.embed.batch_tokens):
-        if stop.requested:
-            raise InterruptedRunError("interrupted", hint="run the same command again to go on")
-        ids, mask = pad_tokens([tokens[i] for i in batch], loaded.tokenizer.pad_token_id)
-        with torch.autocast(loaded.device.split(":")[0], dtype=loaded.dtype, enabled=loaded.dtype != torch.float32):
-            vectors = embed_batch(loaded.model, ids.to(loaded.device), mask.to(loaded.device), settings.scft.pooling)
-        parts.append((batch, vectors.cpu()))
-    shard = torch.empty(len(tokens), parts[0][1].shape[1])
-    for batch, vectors in parts:
-        shard[torch.from_numpy(batch)] = vectors
-    return shard
+def _with_pca(work: Path, vectors: np.ndarray, settings: Settings, report: Reporter) -> dict[str, Any]:
+    pca = fit_pca(vectors, settings.embed.pca, report, settings.seed)
+    write_pca(work, pca)
+    explained = float(pca.explained_variance.sum() / max(pca.total_variance, 1e-30))
+    return {"pca": len(pca.components), "explained": explained}
 
 
-def _mend(
-    loaded: LoadedModel,
-    shard: torch.Tensor,
-    tokens: list[list[int]],
-    rows: np.ndarray,
-    item_ids: pl.Series,
+def part_stage(workspace: Workspace, settings: Settings, tuned: bool, number: int, of: int) -> Stage:
+    """Part `number` of `of` of an export: its own directory, and the settings of the whole."""
+    whole = embed_stage(workspace, settings, tuned=tuned)
+    path = whole.path.parent / f"{whole.path.name}.parts" / f"{number}-of-{of}"
+    return replace(whole, name="embed part", path=path, settings=dict(whole.settings) | {"part": [number, of]})
+
+
+def run_part(
+    workspace: Workspace,
     settings: Settings,
     report: Reporter,
-) -> None:
-    """Compute vectors that are not finite again in float32; name the items of those that still are not."""
-    bad = torch.nonzero(~torch.isfinite(shard).all(dim=1))[:, 0].tolist()
-    if not bad:
-        return
-    report.warn(f"{len(bad)} vectors are not finite in {loaded.dtype}; computing them again in float32")
-    try:
-        # A copy: casting the model itself to float32 and back would round its rotary frequencies and LoRA weights.
-        model = copy.deepcopy(loaded.model).float()
-    except ValueError:
-        report.warn("a model in 8 or 4 bits cannot compute in float32")
-        model = loaded.model
-    for place in bad:
-        ids, mask = pad_tokens([tokens[place]], loaded.tokenizer.pad_token_id)
-        with torch.no_grad():
-            device = loaded.device
-            shard[place] = embed_batch(model, ids.to(device), mask.to(device), settings.scft.pooling)[0].cpu()
-    still = [str(item_ids[int(rows[place])]) for place in bad if not torch.isfinite(shard[place]).all()]
-    if still:
+    number: int,
+    of: int,
+    force: bool = False,
+    tuned: bool = True,
+) -> StageResult:
+    """Embed every `of`-th item, beginning with item `number` (1-based), for `merge_parts` to put together.
+
+    Raises:
+        as `run_embed`.
+    """
+    settings, adapter = resolve(workspace, settings, report, tuned)
+    device = pick_device(settings.embed.device)
+
+    def build(work: Path) -> dict[str, Any]:
+        frame = read_prompts(workspace)[0].gather_every(of, number - 1)
+        if frame.is_empty():
+            raise BadDataError(f"there are fewer items than {of} parts")
+        return _embed(workspace, frame, settings, adapter, device, work, report)[1]
+
+    stage = part_stage(workspace, settings, tuned, number, of)
+    return run_stage(stage, build, force=force, report=report, device=device)
+
+
+def merge_parts(
+    workspace: Workspace, settings: Settings, report: Reporter, of: int, tuned: bool = True
+) -> tuple[StageResult | None, list[int]]:
+    """Put the parts of an export together, if all are there and made from what the whole would be made from.
+
+    Returns:
+        The result, or None and the numbers of the parts that are missing.
+
+    Raises:
+        BadDataError: parts were computed in different precisions.
+    """
+    settings, _ = resolve(workspace, settings, report, tuned)
+    whole = embed_stage(workspace, settings, tuned=tuned)
+    stages = [part_stage(workspace, settings, tuned, number, of) for number in range(1, of + 1)]
+    if stage_state(whole).state == "up-to-date":
+        return run_stage(whole, lambda work: {}, report=report), []
+    missing = [number for number, stage in enumerate(stages, start=1) if stage_state(stage).state != "up-to-date"]
+    if missing:
+        return None, missing
+    summaries = [require_stage(stage.path, made_by="llmemb embed --shard")["summary"] for stage in stages]
+    if len({summary["precision"] for summary in summaries}) > 1:
+        found = ", ".join(sorted({summary["precision"] for summary in summaries}))
         raise BadDataError(
-            f"the LLM gives no finite vector for {len(still)} items, for example {still[0]}",
-            hint="another model, or `llmemb scft` with a lower learning rate",
+            f"the parts were computed in different precisions: {found}",
+            where=str(stages[0].path.parent),
+            hint="give every part the same --precision, and --force those that differ",
         )
+
+    def build(work: Path) -> dict[str, Any]:
+        frame, _ = read_prompts(workspace)
+        vectors = np.empty((len(frame), summaries[0]["width"]), dtype=np.float32)
+        cut: list[str] = []
+        for number, stage in enumerate(stages):
+            part = read_table(stage.path)
+            if part.item_ids.to_list() != frame["item_id"].gather_every(of, number).to_list():
+                raise BadDataError("a part has other items than it should", where=str(stage.path))
+            vectors[number::of] = part.vectors
+            cut += read_json(stage.path / CUT) if (stage.path / CUT).is_file() else []
+        write_table(work, EmbeddingTable(frame["item_id"], vectors))
+        _note_cut(work, cut, settings, report)
+        counts = {key: sum(summary[key] for summary in summaries) for key in ("items", "cut", "tokens")}
+        return summaries[0] | counts | _with_pca(work, vectors, settings, report) | {"parts": of}
+
+    result = run_stage(whole, build, report=report)
+    shutil.rmtree(stages[0].path.parent)
+    return result, []

@@ -18,19 +18,21 @@ _held: set[str] = set()
 
 
 @contextmanager
-def write_lock(workspace: Workspace) -> Iterator[None]:
-    """Hold the workspace's lock; the operating system frees it when the process ends, however it ends.
+def write_lock(workspace: Workspace, part: str = "") -> Iterator[None]:
+    """Hold the workspace's lock, or that of a `part` which may be written beside others.
 
+    The operating system frees it when the process ends, however it ends.
     Re-entrant within a process, so that `llmemb run` can call the stages' own commands.
 
     Raises:
         LlmembError: another process holds it; says which.
     """
-    path = workspace.root / ".llmemb.lock"
+    name = f".llmemb{'-' if part else ''}{part}.lock"
+    path = workspace.root / name
     if str(path) in _held:
         yield
         return
-    owner = workspace.root / ".llmemb.lock.json"
+    owner = workspace.root / f"{name}.json"
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -42,7 +44,7 @@ def write_lock(workspace: Workspace) -> Iterator[None]:
         except (OSError, ValueError, KeyError):
             holder = "another process"
         raise LlmembError(
-            f"the workspace is in use by {holder}",
+            f"{part or 'the workspace'} is in use by {holder}",
             where=str(workspace.root),
             hint="wait for it or end it; the lock goes with the process",
         ) from None

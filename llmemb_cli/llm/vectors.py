@@ -1,0 +1,198 @@
+"""Prompts through the LLM to vectors: batches of a token budget, shard by shard, each vector checked."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError
+from llmemb_cli.interrupt import StopRequest
+from llmemb_cli.llm.load import LoadedModel
+from llmemb_cli.llm.pooling import embed_batch, pad_tokens
+from llmemb_cli.llm.prefix import Prefix, compute_prefix, embed_after
+from llmemb_cli.progress import Reporter
+from llmemb_cli.workspace.store import read_tensors, write_tensors
+
+SHARDS = "shards"
+
+
+@dataclass
+class Encoder:
+    """A model made ready to export: what every batch needs."""
+
+    loaded: LoadedModel
+    pooling: str
+    budget: int
+    prefix: Prefix | None
+    report: Reporter
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of prompts.
+
+    Attributes:
+        vectors: (n, d) float32.
+        cut: rows whose prompt was longer than the limit.
+        tokens: real tokens of all prompts after the cut.
+        prefix: tokens at their beginning that were computed only once.
+    """
+
+    vectors: np.ndarray
+    cut: list[int]
+    tokens: int
+    prefix: int
+
+
+def encode(
+    loaded: LoadedModel, prompts: list[str], item_ids: pl.Series, settings: Settings, work: Path, report: Reporter
+) -> Encoded:
+    """Vectors of all prompts, shard by shard so that a crash costs one shard.
+
+    Raises:
+        BadDataError: a vector is not finite even in float32; names the item.
+        InterruptedRunError: a signal came; finished shards are in `work` and the same call goes on.
+    """
+    limit = settings.scft.max_tokens
+    tokens = tokenise(loaded, prompts)
+    cut = [row for row, ids in enumerate(tokens) if len(ids) > limit]
+    if cut:
+        tokens = loaded.tokenizer(prompts, truncation=True, max_length=limit)["input_ids"]
+    order = np.argsort([len(ids) for ids in tokens], kind="stable")
+    (work / SHARDS).mkdir(exist_ok=True)
+    encoder = make_encoder(loaded, tokens, settings, report)
+    vectors: np.ndarray | None = None
+    size = settings.embed.shard_items
+    with StopRequest() as stop, report.task("embed", len(prompts), "items") as task:
+        for number, at in enumerate(range(0, len(order), size)):
+            rows = order[at : at + size]
+            path = work / SHARDS / f"{number:06d}.safetensors"
+            if not path.is_file():
+                shard_tokens = [tokens[row] for row in rows]
+                shard = _encode_shard(encoder, shard_tokens, stop)
+                _mend(encoder, shard, shard_tokens, rows, item_ids)
+                write_tensors(path, {"vectors": shard})
+            part = read_tensors(path)["vectors"].numpy()
+            if vectors is None:
+                vectors = np.empty((len(prompts), part.shape[1]), dtype=np.float32)
+            vectors[rows] = part
+            task.advance(len(rows))
+    assert vectors is not None
+    prefix = 0 if encoder.prefix is None else encoder.prefix.length
+    return Encoded(vectors, cut, sum(map(len, tokens)), prefix)
+
+
+def tokenise(loaded: LoadedModel, prompts: list[str]) -> list[list[int]]:
+    """Token numbers of every prompt, special tokens included, nothing cut."""
+    return list(loaded.tokenizer(prompts, add_special_tokens=True, return_attention_mask=False)["input_ids"])
+
+
+def make_encoder(
+    loaded: LoadedModel, tokens: list[list[int]], settings: Settings, report: Reporter, *, use_prefix: bool = True
+) -> Encoder:
+    """Make a model ready to export `tokens`: no dropout, one precision, the shared beginning computed."""
+    loaded.model.train(False)
+    if loaded.dtype != torch.float32:
+        for name, parameter in loaded.model.named_parameters():
+            # What autocast would do at every call; LoRA matrices are float32 for training only.
+            if "lora_" in name:
+                parameter.data = parameter.data.to(loaded.dtype)
+    pooling = settings.scft.pooling
+    prefix = compute_prefix(loaded, tokens, pooling) if use_prefix else None
+    return Encoder(loaded, pooling, settings.embed.batch_tokens, prefix, report)
+
+
+def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Row numbers of batches: sorted by length, at most `budget` tokens with padding (one row at least)."""
+    order = np.argsort(lengths, kind="stable")
+    batches, start = [], 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or lengths[order[end]] * (end + 1 - start) > budget:
+            batches.append(order[start:end])
+            start = end
+    return batches
+
+
+@torch.no_grad()
+def _encode_shard(encoder: Encoder, tokens: list[list[int]], stop: StopRequest) -> torch.Tensor:
+    lengths = np.array([len(ids) for ids in tokens])
+    parts: list[tuple[np.ndarray, torch.Tensor]] = []
+    waiting = token_batches(lengths, encoder.budget)[::-1]
+    while waiting:
+        if stop.requested:
+            raise InterruptedRunError("interrupted", hint="run the same command again to go on")
+        batch = waiting.pop()
+        try:
+            vectors = embed_tokens(encoder, [tokens[i] for i in batch])
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            waiting += _halved(encoder, batch, error)
+            continue
+        parts.append((batch, vectors.cpu()))
+    shard = torch.empty(len(tokens), parts[0][1].shape[1])
+    for batch, vectors in parts:
+        shard[torch.from_numpy(batch)] = vectors
+    return shard
+
+
+def embed_tokens(encoder: Encoder, tokens: list[list[int]]) -> torch.Tensor:
+    """(n, d) float32 vectors of one batch, on the model's device."""
+    model, device, prefix = encoder.loaded.model, encoder.loaded.device, encoder.prefix
+    start = 0 if prefix is None else prefix.length
+    ids, mask = pad_tokens([row[start:] for row in tokens], encoder.loaded.tokenizer.pad_token_id)
+    if prefix is None:
+        return embed_batch(model, ids.to(device), mask.to(device), encoder.pooling)
+    return embed_after(model, prefix, ids.to(device), mask.to(device), encoder.pooling)
+
+
+def _halved(encoder: Encoder, batch: np.ndarray, error: Exception) -> list[np.ndarray]:
+    """The two halves of a batch that did not fit into memory.
+
+    Raises:
+        LlmembError: it is one prompt already.
+    """
+    # On a CPU torch raises a plain RuntimeError.
+    if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+        raise error
+    if encoder.loaded.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    if len(batch) == 1:
+        raise LlmembError(
+            "out of memory with a single prompt",
+            hint="a smaller model, --load-in-8bit or --load-in-4bit for SCFT, or a smaller scft.max_tokens",
+        ) from None
+    encoder.report.warn(f"out of memory with {len(batch)} prompts at once: going on with half of them")
+    return [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+
+
+def _mend(
+    encoder: Encoder, shard: torch.Tensor, tokens: list[list[int]], rows: np.ndarray, item_ids: pl.Series
+) -> None:
+    """Compute vectors that are not finite again in float32; name the items of those that still are not."""
+    bad = torch.nonzero(~torch.isfinite(shard).all(dim=1))[:, 0].tolist()
+    if not bad:
+        return
+    loaded = encoder.loaded
+    encoder.report.warn(f"{len(bad)} vectors are not finite in {loaded.dtype}; computing them again in float32")
+    try:
+        # A copy: casting the model itself to float32 and back would round its rotary frequencies.
+        model = copy.deepcopy(loaded.model).float()
+    except ValueError:
+        encoder.report.warn("a model in 8 or 4 bits cannot compute in float32")
+        model = loaded.model
+    for place in bad:
+        ids, mask = pad_tokens([tokens[place]], loaded.tokenizer.pad_token_id)
+        with torch.no_grad():
+            vector = embed_batch(model, ids.to(loaded.device), mask.to(loaded.device), encoder.pooling)
+            shard[place] = vector[0].cpu()
+    still = [str(item_ids[int(rows[place])]) for place in bad if not torch.isfinite(shard[place]).all()]
+    if still:
+        raise BadDataError(
+            f"the LLM gives no finite vector for {len(still)} items, for example {still[0]}",
+            hint="another model, or `llmemb scft` with a lower learning rate",
+        )

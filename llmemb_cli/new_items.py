@@ -1,0 +1,247 @@
+"""Items that come later: through the prompt, LoRA and PCA of the workspace's own, and through a run's adapter."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from llmemb_cli.config.prompt import PromptSettings
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.columns import guess_column
+from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table
+from llmemb_cli.devices import pick_device
+from llmemb_cli.embeddings.pca import fit_pca, read_pca
+from llmemb_cli.embeddings.table import check_vectors, rows_for
+from llmemb_cli.embeddings.table import read_table as read_vectors
+from llmemb_cli.errors import BadDataError, WrongUseError
+from llmemb_cli.llm.encode import open_llm, resolve
+from llmemb_cli.llm.vectors import SHARDS, encode
+from llmemb_cli.progress import Reporter
+from llmemb_cli.prompts.stage import build_prompts
+from llmemb_cli.srs.vectors import INPUT_RMS
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import Stage, StageResult, output_fingerprint, require_stage, run_stage
+from llmemb_cli.workspace.store import read_tensors, write_json, write_parquet, write_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def embed_new_items(
+    workspace: Workspace,
+    settings: Settings,
+    items: Path,
+    report: Reporter,
+    *,
+    out: Path | None = None,
+    run: str | None = None,
+    tuned: bool = True,
+    force: bool = False,
+) -> tuple[StageResult, Path]:
+    """Vectors of the items in a file: LLM vectors, their PCA, and with `run` the item embeddings of its adapter.
+
+    The prompt template, the LLM and its reading of prompts are those that the workspace's own vectors were made
+    with, whatever llmemb.toml says now. Items that the workspace has are computed again, not looked up.
+
+    Returns:
+        What was done, and the directory or Parquet file with the result.
+
+    Raises:
+        WrongUseError: the workspace has no vectors yet, or the run has no adapter.
+        BadDataError: columns are missing, ids are not distinct, or an input of the vectors has changed since.
+    """
+    kind = "scft" if tuned else "base"
+    directory = workspace.embeddings(kind)
+    manifest = require_stage(directory, made_by="llmemb embed" if tuned else "llmemb embed --without scft")
+    _check_inputs(workspace, manifest, tuned)
+    settings, adapter = resolve(workspace, _as_embedded(settings, manifest), report, tuned)
+    as_file = out is not None and out.suffix == ".parquet"
+    folder = workspace.root / "new-items" / items.stem if out is None or as_file else out
+    inputs = {"embeddings": directory} | ({"run": workspace.run(run)} if run is not None else {})
+    stage = Stage("embed items", folder.resolve(), 1, {"kind": kind}, inputs=inputs, files={"items": items.resolve()})
+    mapping = None if run is None else RunMapping(workspace, run, kind, report)
+    frame = read_items(workspace, items, settings)
+    device = pick_device(settings.embed.device)
+
+    def build(work: Path) -> dict[str, Any]:
+        loaded = open_llm(settings, adapter, device, report)
+        done = encode(loaded, frame["prompt"].to_list(), frame["item_id"], settings, work, report)
+        shutil.rmtree(work / SHARDS)
+        check_vectors(done.vectors, frame["item_id"], str(items))
+        tables = {"embeddings": done.vectors, "reduced": read_pca(directory).transform(done.vectors)}
+        if mapping is not None:
+            tables["item_embeddings"] = mapping(done.vectors)
+        write_parquet(work / "ids.parquet", frame.select("item_id"))
+        for name, table in tables.items():
+            write_tensors(work / f"{name}.safetensors", {name: torch.from_numpy(np.ascontiguousarray(table))})
+        if done.cut:
+            write_json(work / "cut.json", [str(frame["item_id"][row]) for row in done.cut])
+        known = set(read_vectors(directory).item_ids.to_list())
+        return {
+            "items": len(frame),
+            "known": sum(item in known for item in frame["item_id"].to_list()),
+            "tables": {name: table.shape[1] for name, table in tables.items()},
+            "run": run,
+            "cut": len(done.cut),
+        }
+
+    result = run_stage(stage, build, force=force, report=report, device=device)
+    if as_file and out is not None:
+        write_parquet(out, _as_frame(stage.path, result.manifest["summary"]["tables"]))
+        return result, out
+    return result, stage.path
+
+
+def _as_frame(folder: Path, tables: Mapping[str, int]) -> pl.DataFrame:
+    """The result as one table: `item_id` and a list of numbers for each kind of vector."""
+    frame = pl.read_parquet(folder / "ids.parquet")
+    for name, width in tables.items():
+        values = read_tensors(folder / f"{name}.safetensors")[name].numpy()
+        frame = frame.with_columns(pl.Series(name, values, dtype=pl.Array(pl.Float32, width)).arr.to_list())
+    return frame
+
+
+def _check_inputs(workspace: Workspace, manifest: dict[str, Any], tuned: bool) -> None:
+    """The prompts and the adapter must still be those that the workspace's vectors came from."""
+    inputs = manifest["made_from"]["inputs"]
+    for role, path in (("prompts", workspace.prompts), *((("scft", workspace.scft()),) if tuned else ())):
+        if output_fingerprint(path) != inputs[role]:
+            raise BadDataError(
+                f"{role} changed after the workspace's items were embedded: new vectors would not fit the old",
+                where=str(path),
+                hint="run `llmemb embed` first",
+            )
+
+
+def _as_embedded(settings: Settings, manifest: dict[str, Any]) -> Settings:
+    """`settings` with the LLM, its reading of prompts and its precision as the workspace's vectors were made."""
+    made = manifest["made_from"]["settings"]
+    names = ("model", "pooling", "max_tokens", "load_in_8bit", "load_in_4bit")
+    scft = settings.scft.model_copy(update={name: made[name] for name in names})
+    embed = settings.embed.model_copy(update={"precision": made["precision"]})
+    return settings.model_copy(update={"scft": scft, "embed": embed})
+
+
+def read_items(workspace: Workspace, path: Path, settings: Settings) -> pl.DataFrame:
+    """The items of a file as prompts (`item_id`, `parts`, `prompt`), by the template the workspace's were made with.
+
+    Raises:
+        BadDataError: a column of the template is missing, an id is empty or there twice; names them.
+    """
+    card = require_stage(workspace.data, made_by="llmemb init")["summary"]
+    made = require_stage(workspace.prompts, made_by="llmemb prompt")
+    template = PromptSettings.model_validate(made["made_from"]["settings"])
+    wanted = template.attributes or list(card["attributes"])
+    names = column_names(path)
+    key = _id_column(path, names, settings)
+    source = {name: _source_column(name, names, settings) for name in wanted}
+    missing = [name for name in wanted if source[name] not in names]
+    if missing:
+        raise BadDataError(
+            f"the items lack the columns {', '.join(missing)}; there are: {', '.join(names)}",
+            where=str(path),
+            hint=f"the prompts of this workspace are made of {', '.join(wanted)}; a column may be empty",
+        )
+    table = read_table(path, [key, *(source[name] for name in wanted)])
+    if table.rejects:
+        first = table.rejects[0]
+        raise BadDataError(f"{len(table.rejects)} lines: {first.reason}", where=f"{path}, line {first.line}")
+    items = table.frame.rename({key: "item_id"} | {old: name for name, old in source.items()})
+    for what, bad in (
+        ("no id", items["item_id"].is_null()),
+        ("an id that others have too", items["item_id"].is_duplicated()),
+    ):
+        if bad.any():
+            line = items.filter(bad)[LINE][0]
+            raise BadDataError(f"{bad.sum()} items have {what}", where=f"{path}, line {line}")
+    # Names of the template that these items need not have: what it renames or limits beyond what it shows.
+    shown = template.model_copy(
+        update={key: {n: v for n, v in getattr(template, key).items() if n in wanted} for key in ("rename", "limits")}
+    )
+    return build_prompts(items, wanted, made["summary"]["instruction"], shown, str(path))
+
+
+def _id_column(path: Path, names: list[str], settings: Settings) -> str:
+    for name in ("item_id", settings.data.item_column, guess_column("item_column", names)[0]):
+        if name and name in names:
+            return name
+    raise BadDataError(
+        f"which column is the item's id? there are: {', '.join(names)}", where=str(path), hint="call it item_id"
+    )
+
+
+def _source_column(name: str, names: list[str], settings: Settings) -> str:
+    """The file's column for an attribute: the title may still be called as in the user's first files."""
+    if name == "title" and name not in names:
+        for other in (settings.data.title_column, guess_column("title_column", names)[0]):
+            if other and other in names:
+                return other
+    return name
+
+
+class RunMapping:
+    """From LLM vectors to a run's item embeddings, as the run itself makes them: scaling and adapter."""
+
+    def __init__(self, workspace: Workspace, run: str, kind: str, report: Reporter) -> None:
+        self.run = workspace.run(run)
+        manifest = require_stage(self.run, made_by="llmemb rat")
+        made = manifest["made_from"]["settings"]
+        self._check(workspace, run, kind, manifest)
+        self.weights = {
+            name.removeprefix("embedding."): tensor.double().numpy()
+            for name, tensor in read_tensors(self.run / "model.safetensors").items()
+            if name.startswith("embedding.")
+        }
+        directory = workspace.embeddings(kind)
+        ids = pl.read_parquet(self.run / "ids.parquet")["item_id"]
+        vectors = rows_for(read_vectors(directory), ids, str(directory))
+        if "adapter" in made.get("without", []):
+            self.pca, self.width = fit_pca(vectors, made["hidden_size"]), made["hidden_size"]
+        elif {"inner.weight", "linear.weight"} & set(self.weights):
+            self.pca, self.width = read_pca(directory), made["d_m"]
+        else:
+            raise WrongUseError(
+                f"{run} has an embedding of its own for every item: it has none for new ones",
+                where=str(self.run),
+                hint="train a run with `llmemb rat --method llmemb`",
+            )
+        if "vectors" in self.weights:
+            report.warn(f"{run} trained the LLM vectors of its items; new items start from theirs untrained")
+        self.scale = INPUT_RMS / float(np.sqrt(np.mean(self._reduced(vectors) ** 2)))
+
+    def _check(self, workspace: Workspace, run: str, kind: str, manifest: dict[str, Any]) -> None:
+        summary, inputs = manifest["summary"], manifest["made_from"]["inputs"]
+        used = summary.get("vectors")
+        if used not in ("scft", "base"):
+            raise WrongUseError(
+                f"{run} was trained without vectors of the LLM that new items could get",
+                where=str(self.run),
+                hint="train a run with `llmemb rat --method llmemb`",
+            )
+        if used != kind:
+            flag = "with" if used == "base" else "without"
+            raise WrongUseError(
+                f"{run} was trained on the vectors in embeddings/{used}", hint=f"{flag} --without scft"
+            )
+        if output_fingerprint(workspace.embeddings(kind)) not in inputs.values():
+            raise BadDataError(
+                f"{run} was trained on other vectors than embeddings/{kind} has now",
+                where=str(self.run),
+                hint="run `llmemb rat` again",
+            )
+
+    def _reduced(self, vectors: np.ndarray) -> np.ndarray:
+        return self.pca.transform(vectors)[:, : self.width]
+
+    def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        """(n, d) LLM vectors -> (n, hidden_size) float32 item embeddings."""
+        states = self._reduced(vectors).astype(np.float64) * self.scale
+        for layer in ("inner", "outer", "linear"):
+            if f"{layer}.weight" in self.weights:
+                states = states @ self.weights[f"{layer}.weight"].T + self.weights[f"{layer}.bias"]
+        return states.astype(np.float32)

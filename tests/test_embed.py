@@ -1,0 +1,298 @@
+"""Embedding export: equal to independent loops, in parts, with the shared beginning computed once, nothing wrong kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from llmemb_cli.app import app
+from llmemb_cli.config.scft import ScftSettings
+from llmemb_cli.config.settings import Settings, make_settings
+from llmemb_cli.embeddings import pca as pca_module
+from llmemb_cli.embeddings.pca import fit_pca, read_pca
+from llmemb_cli.embeddings.table import read_table
+from llmemb_cli.errors import BadDataError, LlmembError
+from llmemb_cli.llm import vectors as vectors_module
+from llmemb_cli.llm.encode import merge_parts, run_embed, run_part
+from llmemb_cli.llm.load import load_model
+from llmemb_cli.llm.prefix import common_prefix
+from llmemb_cli.llm.scft import run_scft
+from llmemb_cli.llm.vectors import embed_tokens, make_encoder
+from llmemb_cli.pipeline import embed_stage
+from llmemb_cli.progress import Reporter
+from llmemb_cli.prompts.stage import read_prompts
+from llmemb_cli.workspace.stage import stage_state
+from tests.tiny_llm import with_prompts
+from tests.tiny_model import SIZES, WORDS, tiny_bert, tiny_llama, word_tokenizer
+
+
+class Notes(Reporter):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+
+    warn = note
+
+
+def tiny(folder: Path, family: str) -> Path:
+    """A random decoder of another family."""
+    from transformers import Gemma3TextConfig, Gemma3TextModel, MistralConfig, MistralModel, Qwen3Config, Qwen3Model
+
+    if family == "llama":
+        return tiny_llama(folder)
+    folder.mkdir(parents=True)
+    word_tokenizer(folder)
+    torch.manual_seed(0)
+    numbers = {"vocab_size": len(WORDS) + 2, "num_key_value_heads": 1, "head_dim": 32, **SIZES}
+    made = {
+        "qwen3": lambda: Qwen3Model(Qwen3Config(**numbers)),
+        # A window shorter than the prompts: its layers see less than the whole prefix.
+        "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**numbers, sliding_window=8)),
+        "mistral": lambda: MistralModel(MistralConfig(**numbers, sliding_window=8)),
+    }
+    made[family]().save_pretrained(folder)
+    return folder
+
+
+def plain_loop(folder: Path, prompts: list[str], pooling: str, side: str) -> np.ndarray:
+    """Vectors by transformers alone: one padded batch after another, padding on `side`, masked pooling."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=side)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).train(False)
+    result = []
+    for at in range(0, len(prompts), 7):
+        batch = tokenizer(prompts[at : at + 7], padding=True, return_tensors="pt")
+        mask = batch["attention_mask"]
+        with torch.no_grad():
+            states = model(
+                input_ids=batch["input_ids"],
+                attention_mask=mask,
+                position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            ).last_hidden_state
+        for row, kept in zip(states, mask.bool(), strict=True):
+            result.append(row[kept].mean(dim=0) if pooling == "mean" else row[kept][-1])
+    return torch.stack(result).numpy()
+
+
+def with_instruction(settings: Settings) -> Settings:
+    prompt = settings.prompt.model_copy(update={"instruction": "w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 w12"})
+    return settings.model_copy(update={"prompt": prompt})
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_vectors_are_those_of_a_plain_loop_with_padding_on_either_side(
+    tmp_path: Path, family: str, pooling: str, side: str
+) -> None:
+    folder = tiny_bert(tmp_path / "m", positions=64) if family == "bert" else tiny_llama(tmp_path / "m")
+    workspace, settings = with_prompts(tmp_path / "ws", folder, pooling=pooling, max_tokens=64)
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    prompts = read_prompts(workspace)[0]["prompt"].to_list()
+    ours = read_table(workspace.embeddings("base")).vectors
+    np.testing.assert_allclose(ours, plain_loop(folder, prompts, pooling, side), rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_are_those_of_sentence_transformers(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    folder = tiny_llama(tmp_path / "m")
+    workspace, settings = with_prompts(tmp_path / "ws", folder)
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    words = Transformer(str(folder))
+    theirs = SentenceTransformer(modules=[words, Pooling(SIZES["hidden_size"], "mean")], device="cpu").encode(
+        read_prompts(workspace)[0]["prompt"].to_list(), show_progress_bar=False
+    )
+    np.testing.assert_allclose(read_table(workspace.embeddings("base")).vectors, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "mistral"])
+def test_the_shared_beginning_computed_once_changes_no_vector(tmp_path: Path, family: str, pooling: str) -> None:
+    folder = tiny(tmp_path / "m", family)
+    chosen = ScftSettings(model=str(folder), precision="fp32", device="cpu", pooling=pooling)
+    loaded = load_model(chosen, Reporter())
+    start = list(range(3, 15))
+    tokens = [start + list(range(5, 5 + length)) for length in (1, 2, 9, 17, 4)]
+    settings = make_settings({"scft.pooling": pooling})
+    ahead = make_encoder(loaded, tokens, settings, Reporter())
+    plain = make_encoder(loaded, tokens, settings, Reporter(), use_prefix=False)
+    assert ahead.prefix is not None and ahead.prefix.length == 12 and plain.prefix is None
+    with torch.no_grad():
+        torch.testing.assert_close(embed_tokens(ahead, tokens), embed_tokens(plain, tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_is_never_read_with_a_beginning_computed_ahead(tmp_path: Path) -> None:
+    chosen = ScftSettings(model=str(tiny_bert(tmp_path / "m")), precision="fp32", device="cpu", max_tokens=40)
+    tokens = [[*range(3, 15), 20], [*range(3, 15), 21, 22]]
+    assert make_encoder(load_model(chosen, Reporter()), tokens, make_settings(), Reporter()).prefix is None
+
+
+def test_common_prefix_leaves_a_token_of_every_prompt() -> None:
+    assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]]) == 2
+    assert common_prefix([[1, 2], [1, 2, 3]]) == 1
+    assert common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
+    assert common_prefix([[4], [5]]) == 0
+
+
+def test_parts_in_any_order_are_the_whole(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "m")
+    whole, settings = with_prompts(tmp_path / "whole", folder)
+    run_embed(whole, settings, Reporter(), tuned=False)
+    parted, settings = with_prompts(tmp_path / "parted", folder)
+    for number, missing in ((3, [1, 2]), (1, [2])):
+        run_part(parted, settings, Reporter(), number, 3, tuned=False)
+        assert merge_parts(parted, settings, Reporter(), 3, tuned=False) == (None, missing)
+    assert not parted.embeddings("base").exists()
+    run_part(parted, settings, Reporter(), 2, 3, tuned=False)
+    result, missing = merge_parts(parted, settings, Reporter(), 3, tuned=False)
+    assert result is not None and result.built and missing == []
+    one, other = (read_table(w.embeddings("base")) for w in (whole, parted))
+    assert one.item_ids.to_list() == other.item_ids.to_list()
+    np.testing.assert_allclose(one.vectors, other.vectors, rtol=1e-4, atol=1e-5)
+    assert result.manifest["summary"]["items"] == 30
+    assert stage_state(embed_stage(parted, settings, tuned=False)).state == "up-to-date"
+    assert not run_embed(parted, settings, Reporter(), tuned=False).built
+    assert sorted(path.name for path in (parted.root / "embeddings").iterdir()) == ["base"]
+
+
+def test_parts_of_different_settings_are_never_mixed(tmp_path: Path) -> None:
+    workspace, settings = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"))
+    last = settings.model_copy(update={"scft": settings.scft.model_copy(update={"pooling": "last"})})
+    run_part(workspace, settings, Reporter(), 1, 2, tuned=False)
+    run_part(workspace, last, Reporter(), 2, 2, tuned=False)
+    assert merge_parts(workspace, settings, Reporter(), 2, tuned=False) == (None, [2])
+    assert merge_parts(workspace, last, Reporter(), 2, tuned=False) == (None, [1])
+    run_part(workspace, settings, Reporter(), 2, 2, tuned=False)
+    manifest = workspace.root / "embeddings" / "base.parts" / "1-of-2" / "manifest.json"
+    text = json.loads(manifest.read_text())
+    text["summary"]["precision"] = "bfloat16"
+    manifest.write_text(json.dumps(text))
+    with pytest.raises(BadDataError, match="different precisions: bfloat16, float32"):
+        merge_parts(workspace, settings, Reporter(), 2, tuned=False)
+
+
+def test_shards_on_the_command_line(tmp_path: Path) -> None:
+    workspace, _ = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"))
+
+    def call(*args: str) -> Any:
+        done = CliRunner().invoke(app, ["embed", "--without", "scft", "-w", str(workspace.root), "--json", *args])
+        return done.exit_code, json.loads(done.stdout)
+
+    assert call("--shard", "3/2")[0] == 2
+    assert call("--shard", "2/2") == (0, {"shard": "2/2", "merged": False, "missing": [1]})
+    code, document = call("--shard", "1/2")
+    assert code == 0 and document["items"] == 30 and document["parts"] == 2 and document["built"]
+    code, document = call("--shard", "1/2")
+    assert code == 0 and not document["built"]
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, settings = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"))
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    expected = read_table(workspace.embeddings("base")).vectors
+    honest = vectors_module.embed_tokens
+
+    def little_memory(encoder: Any, tokens: list[list[int]]) -> torch.Tensor:
+        if len(tokens) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(encoder, tokens)
+
+    monkeypatch.setattr(vectors_module, "embed_tokens", little_memory)
+    fits, notes = 4, Notes()
+    run_embed(workspace, settings, notes, tuned=False, force=True)
+    np.testing.assert_allclose(read_table(workspace.embeddings("base")).vectors, expected, rtol=1e-4, atol=1e-5)
+    assert any("out of memory with 30 prompts" in line for line in notes.said)
+    fits = 0
+    with pytest.raises(LlmembError, match="out of memory with a single prompt"):
+        run_embed(workspace, settings, Reporter(), tuned=False, force=True)
+
+
+def test_prompts_over_the_limit_are_cut_counted_and_listed(tmp_path: Path) -> None:
+    workspace, settings = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"), max_tokens=16)
+    summary = run_embed(workspace, settings, Reporter(), tuned=False).manifest["summary"]
+    frame, _ = read_prompts(workspace)
+    too_long = [i for i, text in zip(frame["item_id"], frame["prompt"], strict=True) if len(text.split()) > 16]
+    listed = json.loads((workspace.embeddings("base") / "cut.json").read_text())
+    assert summary["cut"] == len(listed) > 0
+    assert set(listed) >= set(too_long)
+
+
+def test_other_weights_in_the_same_folder_make_the_export_stale_and_do_not_fit_the_adapter(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "m")
+    workspace, settings = with_prompts(tmp_path / "ws", folder, steps=1)
+    run_scft(workspace, settings, Reporter())
+    run_embed(workspace, settings, Reporter())
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    shutil.rmtree(folder)
+    tiny_llama(folder, seed=1)
+    for tuned in (True, False):
+        assert stage_state(embed_stage(workspace, settings, tuned=tuned)).reason == "file model changed"
+    with pytest.raises(BadDataError, match="trained on other weights"):
+        run_embed(workspace, settings, Reporter())
+    assert run_embed(workspace, settings, Reporter(), tuned=False).built
+
+
+def test_pooling_other_than_the_adapters_is_wrong_use(tmp_path: Path) -> None:
+    workspace, settings = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"), steps=1)
+    run_scft(workspace, settings, Reporter())
+    args = ["embed", "-w", str(workspace.root), "--pooling", "last"]
+    done = CliRunner().invoke(app, [*args, "--json"])
+    assert done.exit_code == 2 and "--without scft" in json.loads(done.stdout)["error"]["hint"]
+    done = CliRunner().invoke(app, [*args, "--without", "scft", "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["pooling"] == "last"
+
+
+def test_randomised_pca_finds_the_components_of_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    scales = np.array([30.0, 10.0, 5.0, *np.full(57, 0.1)])
+    vectors = (rng.normal(size=(400, 60)) * scales @ np.linalg.qr(rng.normal(size=(60, 60)))[0]).astype(np.float32)
+    exact = fit_pca(vectors, 3)
+    monkeypatch.setattr(pca_module, "EXACT_UP_TO", 1)
+    fast = fit_pca(vectors, 3, seed=1)
+    np.testing.assert_allclose(fast.components, exact.components, atol=1e-3)
+    np.testing.assert_allclose(fast.explained_variance, exact.explained_variance, rtol=1e-3)
+    assert fast.total_variance == exact.total_variance
+
+
+BLOCKED = """
+import socket, sys
+def refuse(*args, **kwargs):
+    raise SystemExit(f"reached for the network: {args}")
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+from llmemb_cli.__main__ import main
+sys.argv = ["llmemb", *sys.argv[1:]]
+main()
+"""
+
+
+def test_nothing_touches_the_network_once_the_model_is_here(tmp_path: Path) -> None:
+    workspace, _ = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"), steps=1)
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    variables["HF_HOME"] = str(tmp_path / "hf")
+    for command in ("prompt", "scft", "embed"):
+        done = subprocess.run(
+            [sys.executable, "-c", BLOCKED, command, "-w", str(workspace.root)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=variables,
+        )
+        assert done.returncode == 0, done.stderr
+    assert read_pca(workspace.embeddings()).components.shape[0] == 29
