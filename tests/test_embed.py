@@ -1,4 +1,4 @@
-"""Embedding export: equal to independent loops, in parts, with the shared beginning computed once, nothing wrong kept."""
+"""Embedding export: equal to independent loops, in parts, with the shared beginning computed once, offline."""
 
 from __future__ import annotations
 
