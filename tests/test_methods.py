@@ -15,9 +15,10 @@ from llmemb_cli.app import app
 from llmemb_cli.config.methods import METHODS, MethodName
 from llmemb_cli.config.settings import Settings, make_settings
 from llmemb_cli.datasets.split import Ragged, load_split
+from llmemb_cli.peers import ALONE
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
-from llmemb_cli.srs.batch import Share, make_batch
+from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.item_embedding import AdaptedTable, DualTable, FusedTable, ItemTable
 from llmemb_cli.srs.methods.distill import Distill, similar_users
 from llmemb_cli.srs.methods.melt import Melt, item_weights, make_contexts, user_weights
@@ -222,7 +223,7 @@ def test_melt_losses_equal_a_loop_and_every_head_is_met_once_an_epoch(tmp_path: 
     rng = np.random.default_rng(0)
     batch = make_batch(data.train, np.arange(4), settings.rat, data.n_items, None, rng)
     for number in range(6):
-        step = Step(batch, torch.empty(0), 3, number, 6, np.random.default_rng(number), Share())
+        step = Step(batch, torch.empty(0), 3, number, 6, np.random.default_rng(number), ALONE)
         users, items = melt._part(melt.head_users, step, "users"), melt._part(melt.head_items, step, "items")
         met += users.tolist()
         with torch.no_grad():
@@ -289,7 +290,7 @@ def test_distillation_equals_a_loop_and_gives_the_teacher_no_gradient() -> None:
     train, similar = ragged([[1, 2], [3, 4, 5], [6], [7, 8, 9, 1]]), np.array([[1, 3], [0, 2], [3, 0], [1, 2]])
     batch = make_batch(train, np.array([3, 0, 1]), chosen, 9, None, np.random.default_rng(0))
     embedded = model.embedding.rows(batch.items)
-    step = Step(batch, embedded, 0, 0, 1, np.random.default_rng(0), Share())
+    step = Step(batch, embedded, 0, 0, 1, np.random.default_rng(0), ALONE)
     got = Distill(chosen, train, similar, "cpu").loss(model, step)
 
     def f(user: int) -> torch.Tensor:

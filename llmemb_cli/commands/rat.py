@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +13,8 @@ from llmemb_cli.config.methods import methods_help
 from llmemb_cli.config.settings import load_settings
 from llmemb_cli.console import Output, table
 from llmemb_cli.errors import WrongUseError
+from llmemb_cli.peers import process_rank
+from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.lock import write_lock
 
 
@@ -50,6 +54,8 @@ def rat(
     Methods:
 
     """
+    if process_rank():  # process 0 speaks for all
+        output.json, output.quiet = False, True
     given = {f"rat.{key}": value for key, value in locals().items() if key in _SETTINGS}
     located, settings = open_workspace(output, workspace, given, set)
     in_file = load_settings(located.settings_file)
@@ -58,13 +64,16 @@ def rat(
     if settings.rat.compat == "official" and settings.rat.backbone == "sasrec":
         output.message("[yellow]compat official: positions of SASRec see their future[/yellow]")
     chosen = _seeds(seeds) or [settings.seed]
+    if process_rank():
+        _train_along(located, settings, chosen, force, name, in_file)
+        return
     if name and len(chosen) > 1:
         raise WrongUseError("--name holds one run, --seeds makes several", hint="leave --name out")
     runs: list[dict[str, Any]] = []
-    with write_lock(located):
+    with write_lock(located), joined(settings) as peers:
         for seed in chosen:
             one = settings.model_copy(update={"seed": seed})
-            result = run_rat(located, one, output.reporter(), force=force, name=name, in_file=in_file)
+            result = run_rat(located, one, output.reporter(), force=force, name=name, in_file=in_file, peers=peers)
             run = name or _name(one, in_file)
             runs.append(
                 {"run": run, "path": str(located.run(run)), "built": result.built} | result.manifest["summary"]
@@ -81,6 +90,28 @@ def rat(
     ]
     columns = ["run", "", "epochs (best)", "validation NDCG@10", "parameters"]
     output.result({"runs": runs}, lambda console: console.print(table(columns, rows)))
+
+
+@contextmanager
+def joined(settings: Any) -> Iterator[Any]:
+    """The processes that were started together, as long as they train."""
+    from llmemb_cli.peers import join_peers, own_device
+
+    peers = join_peers(own_device(settings.rat.device))
+    try:
+        yield peers
+    finally:
+        peers.leave()
+
+
+def _train_along(located: Any, settings: Any, seeds: list[int], force: bool, name: str | None, in_file: Any) -> None:
+    """The part of the other processes: train, and leave writing and speaking to process 0."""
+    from llmemb_cli.srs.train import run_rat
+
+    with joined(settings) as peers:
+        for seed in seeds:
+            one = settings.model_copy(update={"seed": seed})
+            run_rat(located, one, Reporter(), force=force, name=name, in_file=in_file, peers=peers)
 
 
 def _name(settings: Any, in_file: Any) -> str:

@@ -25,7 +25,7 @@ from llmemb_cli.pipeline import run_name, tslrec_source, tslrec_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, run_stage
+from llmemb_cli.workspace.stage import StageResult, require_stage, run_stage
 from llmemb_cli.workspace.store import read_tensors
 
 BEFORE, AFTER = "The user has interacted with:", ". Predict the preference over categories."  # [choice]
@@ -43,6 +43,7 @@ def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force
     source = run_name(tslrec_source(settings), settings)
 
     def build(work: Path) -> dict[str, Any]:
+        require_stage(workspace.run(source), made_by="llmemb rat --method none")
         data = load_split(workspace.data)
         table = read_tensors(workspace.run(source) / "item_embeddings.safetensors")["item_embeddings"].numpy()
         groups = item_groups(table, settings.tslrec.groups, settings.seed)

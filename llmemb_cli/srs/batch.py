@@ -9,19 +9,12 @@ import torch
 
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.datasets.split import Ragged
+from llmemb_cli.peers import ALONE, Peers
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.sequences import length_groups, padded_rows
 
 # One in eleven sequences masks its last item alone, as BERT4Rec's ten random copies and one last-item copy.
 LAST_ONLY = 1 / 11
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of every batch this process works on."""
-
-    rank: int = 0
-    size: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,7 @@ def make_batch(
     sampler: NegativeSampler | None,
     rng: np.random.Generator,
     device: str = "cpu",
-    share: Share = Share(),
+    peers: Peers = ALONE,
 ) -> Batch:
     """Gather, mask and draw negatives for `users`.
 
@@ -118,7 +111,7 @@ def make_batch(
         n_items: number of items; `n_items + 1` is [MASK].
         sampler: draws negatives; None with a softmax over all items.
         rng: stream of this step.
-        share: which rows become groups here.
+        peers: the processes that share the rows; those of this one become groups.
     """
     sequences = padded_rows(train, users, window(settings))
     if settings.backbone == "bert4rec":
@@ -134,7 +127,7 @@ def make_batch(
         parts.append(drawn.ravel())
         negatives = np.zeros((*targets.shape, settings.negatives), dtype=np.int64)
         negatives[wanted] = drawn
-    mine = np.arange(share.rank, len(users), share.size)
+    mine = np.arange(peers.rank, len(users), peers.size)
     groups, kept = [], []
     for rows in length_groups((inputs[mine] > 0).sum(axis=1)):
         chosen = mine[rows]

@@ -14,6 +14,7 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.errors import InterruptedRunError, LlmembError
 from llmemb_cli.interrupt import StopRequest
+from llmemb_cli.peers import Peers
 from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import hit_rate, ndcg
 from llmemb_cli.seeds import numpy_rng, stream_seed
@@ -23,7 +24,6 @@ from llmemb_cli.srs.objective import Extra, Step, batch_loss, loss_name
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import epoch_batches
 from llmemb_cli.srs.validate import validation_ranks, validation_users
-from llmemb_cli.srs.world import World
 from llmemb_cli.workspace.stage import keep_seconds
 from llmemb_cli.workspace.store import append_jsonl
 
@@ -55,8 +55,13 @@ class Training:
     work: Path
     report: Reporter
     device: str
-    world: World
+    peers: Peers
     start: dict[str, float]
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files."""
+        return self.peers.rank == 0
 
 
 def train(t: Training) -> tuple[State, float]:
@@ -87,28 +92,30 @@ def train(t: Training) -> tuple[State, float]:
             model.train()
             while state.step < len(batches):
                 # Streams depend on the step alone, so that a resumed run draws what an uninterrupted one draws.
-                torch.manual_seed(stream_seed(seed, "dropout", state.epoch, state.step, t.world.rank))
+                torch.manual_seed(stream_seed(seed, "dropout", state.epoch, state.step, t.peers.rank))
                 rng = numpy_rng(seed, "step", state.epoch, state.step)
                 users = rows[batches[state.step]]
-                batch = make_batch(data.train, users, rat, data.n_items, sampler, rng, t.device, t.world)
+                batch = make_batch(data.train, users, rat, data.n_items, sampler, rng, t.device, t.peers)
                 loss, embedded = batch_loss(model, rat, batch)
                 if t.extra is not None:
-                    step = Step(batch, embedded, state.epoch, state.step, len(batches), rng, t.world)
+                    step = Step(batch, embedded, state.epoch, state.step, len(batches), rng, t.peers)
                     loss = loss + t.extra.loss(model, step)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                t.world.sum_gradients(trained)
+                _complete_gradients(trained)
+                t.peers.sum_gradients(trained)
                 optimizer.step()
-                loss_sum += t.world.sum(loss.detach().double()) * batch.targets
+                shares = t.peers.gather(loss.detach().double()[None], [1] * t.peers.size)
+                loss_sum += shares.sum() * batch.targets
                 state.targets += batch.targets
                 state.step += 1
-                stopping = t.world.any(stop.requested)
-                if t.world.writes and (stopping or time.monotonic() - saved > rat.checkpoint_minutes * 60):
+                stopping = t.peers.any(stop.requested)
+                if t.writes and (stopping or time.monotonic() - saved > rat.checkpoint_minutes * 60):
                     state.loss_sum = float(loss_sum)
                     _save(t, optimizer, state, best)
                     saved = time.monotonic()
                 if stopping:
-                    if t.world.writes:
+                    if t.writes:
                         keep_seconds(t.work, time.monotonic() - started)
                     raise InterruptedRunError("interrupted", hint="run the same command again to go on")
             state.loss_sum = float(loss_sum)
@@ -117,9 +124,16 @@ def train(t: Training) -> tuple[State, float]:
             figures = {} if state.best is None else {"best": state.best}
             task.advance(1, loss=state.losses[-1], **figures)
     model.load_state_dict(best)
-    if t.world.writes:
+    if t.writes:
         forget_checkpoint(t.work)
     return state, time.monotonic() - started
+
+
+def _complete_gradients(trained: list[torch.nn.Parameter]) -> None:
+    """A parameter that a step does not touch gets a zero, as it does with several processes."""
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _end_epoch(
@@ -129,7 +143,7 @@ def _end_epoch(
     mean_loss = state.loss_sum / max(state.targets, 1)
     if not np.isfinite(mean_loss):
         raise LlmembError(f"the loss of epoch {state.epoch + 1} is not finite", hint="lower rat.learning_rate")
-    ranks = t.world.gather(validation_ranks(t.model, t.data, validated, t.device, t.world), len(validated))
+    ranks = validation_ranks(t.model, t.data, validated, t.device, t.peers)
     state.losses.append(mean_loss)
     state.epoch, state.step, state.loss_sum, state.targets = state.epoch + 1, 0, 0.0, 0
     score = float(ndcg(ranks, 10).mean()) if len(ranks) else None
@@ -138,7 +152,7 @@ def _end_epoch(
         record["HR@10"] = float(hit_rate(ranks, 10).mean())
     if state.epoch == 1:
         record["table_at_start"] = t.start
-    if t.world.writes:
+    if t.writes:
         append_jsonl(t.work / LOG, record)
     if score is None or state.best is None or score > state.best or not best:
         state.best, state.best_epoch = score, state.epoch
@@ -154,12 +168,10 @@ def _save(t: Training, optimizer: torch.optim.Optimizer, state: State, best: dic
 
 def _resume(t: Training, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, torch.Tensor]]:
     """The state of the last checkpoint, or a fresh one."""
-    found = load_checkpoint(t.work, optimizer, t.work / LOG) if t.world.writes else None
-    found = t.world.from_writer(found)
+    # Only process 0 may cut the log back to the checkpoint.
+    found = load_checkpoint(t.work, optimizer, t.work / (LOG if t.writes else ".none"))
     if found is None:
         return State(), {}
-    if not t.world.writes:
-        load_checkpoint(t.work, optimizer, t.work / "unused")
     groups, values = found
     t.model.load_state_dict(groups["model"])
     state = State(**values)

@@ -10,8 +10,9 @@ import torch
 
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.cross_entropy import cross_entropy
+from llmemb_cli.peers import Peers
 from llmemb_cli.srs import losses
-from llmemb_cli.srs.batch import Batch, Share
+from llmemb_cli.srs.batch import Batch
 from llmemb_cli.srs.recommender import Recommender
 
 
@@ -24,7 +25,7 @@ class Step:
         embedded: (m, d) float, the embeddings of `batch.items`.
         epoch, number, steps: which epoch, which step of it, of how many.
         rng: stream of this step; the same in all processes.
-        share: this process's part.
+        peers: the processes that share the batch.
     """
 
     batch: Batch
@@ -33,7 +34,7 @@ class Step:
     number: int
     steps: int
     rng: np.random.Generator
-    share: Share
+    peers: Peers
 
 
 class Extra(Protocol):

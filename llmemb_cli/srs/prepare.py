@@ -5,37 +5,32 @@ from __future__ import annotations
 from llmemb_cli import pipeline
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.progress import Reporter
-from llmemb_cli.srs.world import World
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, read_manifest, stage_state
 
 
-def prepare_vectors(
-    workspace: Workspace, settings: Settings, in_file: Settings | None, report: Reporter, world: World
-) -> None:
-    """Make the LLM vectors of the run's method, unless they are up to date.
+def vectors_settings(settings: Settings, in_file: Settings | None) -> Settings:
+    """What LLM vectors are made with: the seed and the `[rat]` of llmemb.toml, which runs of all seeds share."""
+    return settings if in_file is None else settings.model_copy(update={"rat": in_file.rat, "seed": in_file.seed})
 
-    They are made with the seed and the `[rat]` of llmemb.toml, so that runs of several seeds share them. Those of
-    SCFT are not made here: fine-tuning is a decision of its own.
+
+def prepare_vectors(workspace: Workspace, settings: Settings, base: Settings, report: Reporter) -> None:
+    """Make the LLM vectors of the run's method with the settings `base`, unless they are up to date.
+
+    Those of SCFT are not made here: fine-tuning is a decision of its own.
     """
     kind = pipeline.vectors_needed(settings)
-    if kind is not None and kind != "scft" and world.writes:
-        base = settings
-        if in_file is not None:
-            base = settings.model_copy(update={"rat": in_file.rat, "seed": in_file.seed})
+    if kind is not None and kind != "scft":
         make_vectors(workspace, base, kind, report)
-    world.from_writer(None)
 
 
 def make_vectors(
     workspace: Workspace, settings: Settings, kind: str, report: Reporter, force: bool = False
 ) -> StageResult:
-    """Make `embeddings/<kind>/` and what it is made from, as far as they are not up to date."""
+    """Make `embeddings/<kind>/` up to date, and the prompts where it reads them."""
     if kind == "tslrec":
         from llmemb_cli.llm.tslrec import run_tslrec
-        from llmemb_cli.srs.train import run_rat
 
-        run_rat(workspace, pipeline.tslrec_source(settings), report, in_file=settings)
         return run_tslrec(workspace, settings, report, force=force)
     from llmemb_cli.llm.encode import run_embed
     from llmemb_cli.llm.said import run_said

@@ -10,19 +10,18 @@ import torch
 from llmemb_cli import pipeline
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData, load_split
-from llmemb_cli.devices import pick_device
 from llmemb_cli.errors import BadDataError, LlmembError
+from llmemb_cli.peers import ALONE, Peers, own_device
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
 from llmemb_cli.srs.loop import Training, train
 from llmemb_cli.srs.methods.extras import make_extra
 from llmemb_cli.srs.objective import loss_name
-from llmemb_cli.srs.prepare import prepare_vectors
+from llmemb_cli.srs.prepare import prepare_vectors, vectors_settings
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.vectors import make_embedding
-from llmemb_cli.srs.world import World, this_world
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, partial_path, read_manifest, run_stage, stage_state
+from llmemb_cli.workspace.stage import StageResult, partial_path, require_stage, run_stage
 from llmemb_cli.workspace.store import read_tensors, write_parquet, write_tensors
 
 
@@ -33,36 +32,49 @@ def run_rat(
     force: bool = False,
     name: str | None = None,
     in_file: Settings | None = None,
+    peers: Peers = ALONE,
 ) -> StageResult:
     """Train the run that `[rat]` and the seed describe, and first what its method needs, where that is not there.
 
     Args:
         name: the run's directory; default: from backbone, method and seed.
         in_file: the settings of llmemb.toml without flags; runs whose flags differ from them get a name of their own.
+        peers: the processes that train together, all of which make this call; process 0 writes.
 
     Raises:
         WrongUseError: an input has not been made.
         InterruptedRunError: a signal came; a checkpoint is kept and the same call goes on.
     """
-    device = pick_device(settings.rat.device)
-    world = this_world(device)
     collaborative = pipeline.collaborative_settings(settings)
     if collaborative is not None:
-        run_rat(workspace, collaborative, report, in_file=in_file)
-    prepare_vectors(workspace, settings, in_file, report, world)
+        run_rat(workspace, collaborative, report, in_file=in_file, peers=peers)
+    base = vectors_settings(settings, in_file)
+    if pipeline.vectors_needed(settings) == "tslrec":
+        run_rat(workspace, pipeline.tslrec_source(base), report, in_file=base, peers=peers)
+    if peers.rank == 0:
+        prepare_vectors(workspace, settings, base, report)
+    peers.any(False)  # the others wait for the vectors
     run = name or pipeline.run_name(settings, in_file)
     source = pipeline.run_name(collaborative, in_file) if collaborative is not None else None
     stage = pipeline.rat_stage(workspace, settings, run, in_file)
+    device = own_device(settings.rat.device)
+    begun = False
 
     def build(work: Path) -> dict[str, Any]:
-        world.from_writer(None)  # the others wait until the directory of unfinished work is ready
-        return _build(workspace, settings, work, source, report, world, device)
+        nonlocal begun
+        begun = True
+        peers.any(True)
+        return _build(workspace, settings, work, source, report, peers, device)
 
-    if world.from_writer(force or stage_state(stage).state != "up-to-date") and not world.writes:
-        build(partial_path(stage))
-    result = run_stage(stage, build, force=force, report=report, device=device) if world.writes else None
-    world.from_writer(None)
-    return result or StageResult(False, 0.0, read_manifest(stage.path) or {})
+    result = None
+    if peers.rank == 0:
+        result = run_stage(stage, build, force=force, report=report, device=device)
+        if not begun:
+            peers.any(False)
+    elif peers.any(False):
+        _build(workspace, settings, partial_path(stage), source, report, peers, device)
+    peers.any(False)  # process 0 has written everything
+    return result or StageResult(False, 0.0, require_stage(stage.path, made_by="llmemb rat"))
 
 
 def _build(
@@ -71,7 +83,7 @@ def _build(
     work: Path,
     source: str | None,
     report: Reporter,
-    world: World,
+    peers: Peers,
     device: str,
 ) -> dict[str, Any]:
     import polars as pl
@@ -87,13 +99,13 @@ def _build(
     extra = make_extra(settings, model, data, collaborative, device)
     scale = table_scale(model)
     report.note(f"item embeddings at the start: std {scale['std']:.3g}, mean norm {scale['mean_norm']:.3g}")
-    state, seconds = train(Training(model, settings, data, extra, work, report, device, world, scale))
+    state, seconds = train(Training(model, settings, data, extra, work, report, device, peers, scale))
     model.train(False)
     with torch.no_grad():
         table = model.embedding.items().float().cpu()
     if not torch.isfinite(table).all():
         raise LlmembError("the item embeddings are not finite", hint="lower rat.learning_rate")
-    if world.writes:
+    if peers.rank == 0:
         write_tensors(work / "model.safetensors", model.state_dict())
         write_tensors(work / "item_embeddings.safetensors", {"item_embeddings": table})
         write_parquet(work / "ids.parquet", pl.DataFrame({"item_id": data.item_ids}))
@@ -116,7 +128,7 @@ def _build(
         "started_from": source if pipeline.method_of(settings).start == "trained" else None,
         "vectors": pipeline.vectors_needed(settings),
         "control": rat.control,
-        "processes": world.size,
+        "processes": peers.size,
     }
 
 

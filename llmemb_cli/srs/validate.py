@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from llmemb_cli.datasets.split import SplitData
+from llmemb_cli.peers import ALONE, Peers
 from llmemb_cli.seeds import numpy_rng
-from llmemb_cli.srs.batch import Share
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import left_padded
 
@@ -24,19 +24,19 @@ def validation_users(data: SplitData, most: int, seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def validation_ranks(
-    model: Recommender, data: SplitData, users: np.ndarray, device: str = "cpu", share: Share = Share()
+    model: Recommender, data: SplitData, users: np.ndarray, device: str = "cpu", peers: Peers = ALONE
 ) -> np.ndarray:
     """1-based rank of each user's validation item, the user's own training items left out.
 
     Args:
         users: (n,) int, as `validation_users` gives them.
-        share: which users are this process's.
+        peers: the processes that share the users.
 
     Returns:
-        (n / share.size,) int64.
+        (n,) int64 in the order of `users`, in every process.
     """
     model.train(False)
-    mine = users[share.rank :: share.size]
+    mine = users[peers.rank :: peers.size]
     table, bias = model.item_table, model.item_bias
     ranks = []
     for start in range(0, len(mine), BLOCK):
@@ -50,5 +50,11 @@ def validation_ranks(
         scores[:, 0] = -torch.inf
         # Ties count against the target, and a score that is not a number ranks it last.
         ahead = (scores >= wanted).sum(dim=1) + torch.isnan(wanted[:, 0]) * data.n_items
-        ranks.append((1 + ahead).cpu().numpy())
-    return np.concatenate(ranks) if ranks else np.empty(0, dtype=np.int64)
+        ranks.append(1 + ahead)
+    found = torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64, device=device)
+    counts = peers.share(len(users))
+    parts = peers.gather(found, counts).cpu().split(counts)
+    whole = np.empty(len(users), dtype=np.int64)
+    for rank, part in enumerate(parts):
+        whole[rank :: peers.size] = part.numpy()
+    return whole

@@ -25,4 +25,4 @@ class Align:
         temperature = step.embedded.new_tensor(self.settings.gamma)
         known = self.collaborative[step.batch.items - 1]
         loss = contrastive_loss(self.settings.align_loss, step.embedded, known, temperature)
-        return self.settings.alpha * loss / step.share.size
+        return self.settings.alpha * loss / step.peers.size

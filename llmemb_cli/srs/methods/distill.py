@@ -56,7 +56,7 @@ class Distill:
         collaborative, semantic = step.embedded.chunk(2, dim=1)
         temperature = step.embedded.new_tensor(ALIGN_TEMPERATURE)
         views = contrastive_loss("infonce", semantic, collaborative, temperature)
-        total = self.settings.esr_align_weight * views / step.share.size
+        total = self.settings.esr_align_weight * views / step.peers.size
         users = step.batch.users
         if len(users):
             gap = self._states(model, users) - self._teacher(model, users)

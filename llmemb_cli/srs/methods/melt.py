@@ -141,7 +141,7 @@ class Melt:
         self, model: Recommender, users: np.ndarray, few: np.ndarray, progress: float, step: Step
     ) -> torch.Tensor:
         """Mean over users and dimensions of w_u (W_U f(last R items) - f(S_u))^2."""
-        mine = np.arange(step.share.rank, len(users), step.share.size)
+        mine = np.arange(step.peers.rank, len(users), step.peers.size)
         if not len(mine):
             return next(model.parameters()).new_zeros(())
         users, few, count = users[mine], few[mine], len(users)
@@ -157,7 +157,7 @@ class Melt:
         self, model: Recommender, items: np.ndarray, chosen: list[np.ndarray], progress: float, step: Step
     ) -> torch.Tensor:
         """Mean over items and dimensions of w_i (W_I mean(c + W_U c) - E_i)^2, c = f(context)."""
-        mine = range(step.share.rank, len(items), step.share.size)
+        mine = range(step.peers.rank, len(items), step.peers.size)
         if not len(mine):
             return next(model.parameters()).new_zeros(())
         own = items[list(mine)]
