@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from llmemb_cli.config.settings import Settings
@@ -16,7 +17,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, run_stage
-from llmemb_cli.workspace.store import read_tensors, write_tensors
+from llmemb_cli.workspace.store import read_tensors, write_parquet, write_tensors
 
 FILE = "candidates.safetensors"
 USERS_AT_ONCE = 20_000  # part of what the seed means: each block has a random stream of its own
@@ -31,6 +32,10 @@ def make_candidates(workspace: Workspace, settings: Settings, report: Reporter) 
         chosen = settings.eval
         drawn = draw_candidates(data, chosen.negatives, chosen.candidates, chosen.candidate_seed)
         write_tensors(work / FILE, {"items": torch.from_numpy(drawn)})
+        # What the numbers of the matrix mean: row r is the user of row r, item i that of number i.
+        write_parquet(work / "users.parquet", pl.DataFrame({"user_id": data.user_ids.gather(test_users(data))}))
+        numbers = np.arange(1, data.n_items + 1, dtype=np.int32)
+        write_parquet(work / "items.parquet", pl.DataFrame({"number": numbers, "item_id": data.item_ids}))
         return {"users": len(drawn), "negatives": chosen.negatives}
 
     return run_stage(candidates_stage(workspace, settings), build, report=report)

@@ -1,0 +1,135 @@
+"""The protocol is the same for all: candidates over methods and processes, bytes over repeats, tests by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.prepare import prepare
+from llmemb_cli.errors import BadDataError
+from llmemb_cli.evaluation.candidates import read_candidates
+from llmemb_cli.evaluation.compare import compare_runs
+from llmemb_cli.evaluation.significance import paired_test
+from llmemb_cli.evaluation.stage import run_eval
+from llmemb_cli.progress import Reporter
+from llmemb_cli.srs.train import run_rat
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import output_fingerprint
+from tests.make_workspace import make_workspace
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Settings]:
+    """Two methods, barely trained."""
+    workspace, settings = make_workspace(
+        tmp_path_factory.mktemp("protocol") / "ws", users=200, items=140, length=6, rat__hidden_size=8, rat__epochs=1
+    )
+    run_rat(workspace, settings, Reporter())
+    return workspace, settings
+
+
+def sampled(settings: Settings) -> Settings:
+    return settings.model_copy(update={"eval": settings.eval.model_copy(update={"protocol": "sampled"})})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
+
+
+def test_all_methods_meet_the_same_candidates_and_they_are_named(trained: tuple[Workspace, Settings]) -> None:
+    workspace, settings = trained
+    folder = workspace.candidates("sampled-100-uniform-42")
+    run_eval(workspace, sampled(settings), "sasrec-none-42", Reporter())
+    first, fingerprint = files(folder), output_fingerprint(folder)
+    run_eval(workspace, sampled(settings), "sasrec-llmemb-42", Reporter())
+    assert files(folder) == first and output_fingerprint(folder) == fingerprint
+    users = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
+    items = dict(pl.read_parquet(folder / "items.parquet").select("number", "item_id").iter_rows())
+    ranks = pl.read_parquet(workspace.evaluation("sasrec-none-42", "sampled-100-uniform-42") / "ranks.parquet")
+    assert ranks["user_id"].to_list() == users
+    log = pl.read_parquet(workspace.data / "interactions.parquet")
+    own = dict(log.group_by("user_id").agg("item_id").iter_rows())
+    catalogue = set(pl.read_parquet(workspace.data / "items.parquet")["item_id"])
+    for user, row in zip(users, read_candidates(folder), strict=True):
+        names = {items[number] for number in row}
+        assert len(names) == 100 and names <= catalogue - set(own[user])
+
+
+def test_another_process_draws_the_same_candidates(trained: tuple[Workspace, Settings]) -> None:
+    workspace, settings = trained
+    run_eval(workspace, sampled(settings), "sasrec-none-42", Reporter())
+    code = """
+import sys
+from pathlib import Path
+from llmemb_cli.datasets.split import load_split
+from llmemb_cli.evaluation.candidates import draw_candidates
+sys.stdout.buffer.write(draw_candidates(load_split(Path(sys.argv[1])), 100, "uniform", 42).tobytes())
+"""
+    here = read_candidates(workspace.candidates("sampled-100-uniform-42"))
+    for seed, threads in (("0", "1"), ("77", "2")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(workspace.data)],
+            capture_output=True,
+            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads},
+        )
+        assert done.stdout == here.tobytes(), done.stderr
+
+
+@pytest.mark.parametrize("protocol", ["full", "sampled"])
+def test_two_evaluations_of_a_run_give_the_same_files(trained: tuple[Workspace, Settings], protocol: str) -> None:
+    workspace, settings = trained
+    chosen = sampled(settings) if protocol == "sampled" else settings
+    folder = workspace.evaluation("sasrec-llmemb-42", "full" if protocol == "full" else "sampled-100-uniform-42")
+    run_eval(workspace, chosen, "sasrec-llmemb-42", Reporter())
+    first = files(folder)
+    other_blocks = chosen.model_copy(update={"eval": chosen.eval.model_copy(update={"batch_users": 37})})
+    run_eval(workspace, other_blocks, "sasrec-llmemb-42", Reporter(), force=True)
+    assert files(folder) == first and {"ranks.parquet", "metrics.json"} <= first.keys()
+
+
+def test_another_split_of_the_same_data_is_refused(trained: tuple[Workspace, Settings], tmp_path: Path) -> None:
+    workspace, settings = trained
+    run_eval(workspace, settings, "sasrec-none-42", Reporter())
+    other, chosen = make_workspace(
+        tmp_path / "other", users=200, items=140, length=6, rat__hidden_size=8, rat__epochs=1, rat__method="none"
+    )
+    data = chosen.data.model_copy(update={"repeats": "last"})
+    prepare(other, chosen.model_copy(update={"data": data}), Reporter(), force=True)
+    run_rat(other, chosen, Reporter())
+    run_eval(other, chosen, "sasrec-none-42", Reporter())
+    with pytest.raises(BadDataError, match="other data"):
+        compare_runs(workspace, settings, ["sasrec-none-42", str(other.run("sasrec-none-42"))])
+
+
+def test_student_and_wilcoxon_by_hand() -> None:
+    ours = np.array([0.62, 0.51, 0.70, 0.33, 0.48, 0.81, 0.55, 0.64])
+    theirs = np.array([0.58, 0.53, 0.61, 0.30, 0.49, 0.70, 0.50, 0.58])
+    gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
+    count = len(gaps)
+    mean = sum(gaps) / count
+    error = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (count - 1) / count)
+    p = 2 * stats.t.sf(abs(mean / error), count - 1)
+    reach = stats.t.ppf(0.975, count - 1) * error
+    found = paired_test(ours, theirs, "t")
+    assert found.p == pytest.approx(p) and found.interval == pytest.approx((mean - reach, mean + reach))
+    assert found.effect == pytest.approx(mean / error / math.sqrt(count))
+    order = sorted(range(count), key=lambda i: abs(gaps[i]))
+    rank = {i: place + 1 for place, i in enumerate(order)}
+    positive = sum(rank[i] for i in range(count) if gaps[i] > 0)
+    total = count * (count + 1) // 2
+    sums = [
+        sum(place for place, up in enumerate(signs, 1) if up) for signs in itertools.product([0, 1], repeat=count)
+    ]
+    extreme = min(positive, total - positive)
+    exact = sum(one <= extreme or one >= total - extreme for one in sums) / len(sums)
+    assert paired_test(ours, theirs, "wilcoxon").p == pytest.approx(exact)
