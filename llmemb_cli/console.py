@@ -103,6 +103,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
     return made
 
 
+def titled(console: Console, title: str, made: Table) -> None:
+    """Print a table below its title; a title inside the table would be broken at the table's own width."""
+    from rich.text import Text
+
+    console.print(Text(title, style="italic"))
+    console.print(made)
+
+
 def duration(seconds: float) -> str:
     """4.2 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 60:

@@ -176,6 +176,7 @@ def test_variants_are_sorted_into_methods_ablations_and_sweeps(made: tuple[Works
     assert [[one.label for one in family] for family in ablations(variants)] == [
         ["sasrec-llmemb", "sasrec-llmemb-no-align"]
     ]
+    assert {"sasrec-llmemb alpha=0.1", "sasrec-llmemb alpha=1.0"} <= {one.label for one in variants}
     ((key, members),) = sweeps(variants)
     assert key == "alpha" and [one.settings["alpha"] for one in members] == [0.01, 0.1, 1.0]
 

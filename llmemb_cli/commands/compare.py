@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, option
-from llmemb_cli.console import Output, table
+from llmemb_cli.console import Output, table, titled
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 Runs = Annotated[list[str] | None, typer.Argument(help="Runs, or run directories of other workspaces; default: all.")]
@@ -97,28 +98,43 @@ def _text(document: dict[str, Any], format: str) -> str:
 
 
 def show(console: Console, document: dict[str, Any]) -> None:
-    """One table for each part of the users: figure, gain and p-value of every metric."""
-    from rich.text import Text
+    """One table for each part of the users; one for each metric too, where the terminal is narrow."""
+    from llmemb_cli.reporting.tables import caption
 
-    from llmemb_cli.reporting.tables import caption, figure
-
-    styles = {1: "bold", 2: "underline", None: ""}
-    columns = ["variant", *(name for metric in document["metrics"] for name in (metric, "gain", "p"))]
     for part, first in document["variants"][0]["parts"].items():
-        made = table(columns, [], title=f"{part}, {first['n']:,} users")
-        for entry in document["variants"]:
-            cells = []
-            for metric in document["metrics"]:
-                cell = entry["parts"][part][metric]
-                cells.append(Text(figure(cell), styles[cell["place"]]))
-                gain, p = cell.get("gain"), cell.get("p_corrected")
-                cells += [Text("" if gain is None else f"{gain:+.1%}"), Text("" if p is None else _p(p))]
-            made.add_row(Text(entry["variant"]), *cells)
-        console.print(made)
+        title = f"{part}, {first['n']:,} users"
+        made = _part_table(document, part, document["metrics"])
+        if console.measure(made, options=console.options.update(width=10_000)).maximum <= console.width:
+            titled(console, title, made)
+            continue
+        for metric in document["metrics"]:
+            titled(console, title, _part_table(document, part, [metric]))
     console.print(caption(document), style="dim", markup=False)
+    against: dict[str, list[str]] = {}
     for entry in document["variants"]:
         if entry["baseline"]:
-            console.print(f"{entry['variant']}: against {entry['baseline']}", style="dim", markup=False)
+            against.setdefault(entry["baseline"], []).append(entry["variant"])
+    for baseline, variants in against.items():
+        console.print(f"against {baseline}: {', '.join(variants)}", style="dim", markup=False)
+
+
+def _part_table(document: dict[str, Any], part: str, metrics: list[str]) -> Table:
+    """Figure, gain and p-value of some metrics for one part of the users."""
+    from rich.text import Text
+
+    from llmemb_cli.reporting.tables import figure
+
+    styles = {1: "bold", 2: "underline", None: ""}
+    made = table(["variant", *(name for metric in metrics for name in (metric, "gain", "p"))], [])
+    for entry in document["variants"]:
+        cells = []
+        for metric in metrics:
+            cell = entry["parts"][part][metric]
+            cells.append(Text(figure(cell), styles[cell["place"]]))
+            gain, p = cell.get("gain"), cell.get("p_corrected")
+            cells += [Text("" if gain is None else f"{gain:+.1%}"), Text("" if p is None else _p(p))]
+        made.add_row(Text(entry["variant"]), *cells)
+    return made
 
 
 def _p(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
-from llmemb_cli.console import Output, table
+from llmemb_cli.console import Output, table, titled
 from llmemb_cli.workspace.lock import write_lock
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ def show_eval(console: Console, document: dict[str, Any]) -> None:
     label = protocol_label(first["protocol"])
     metrics = [name for name in first["overall"] if name != "n"]
     rows = [[run["run"], *(_number(run["overall"][m]) for m in metrics)] for run in document["runs"]]
-    console.print(table(["run", *metrics], rows, title=f"All {first['overall']['n']:,} test users, {label}"))
+    titled(console, f"All {first['overall']['n']:,} test users, {label}", table(["run", *metrics], rows))
     if first["beyond"]:
-        console.print(beyond_table(document))
+        titled(console, f"The {first['beyond']['k']} items shown to each user", beyond_table(document))
     for name in first["groups"]:
         title = f"By {name.replace('_', ' ')}, {label}\n{first['definitions'][name]}"
-        made = table(["group", "run", "users", *metrics], [], title=title, left=2)
+        made = table(["group", "run", "users", *metrics], [], left=2)
         for place, group in enumerate(first["groups"][name]):
             if not group["n"]:
                 continue
@@ -87,7 +87,7 @@ def show_eval(console: Console, document: dict[str, Any]) -> None:
                 name_once = group["name"] if number == 0 else ""
                 made.add_row(*(Text(cell) for cell in [name_once, run["run"], f"{group['n']:,}", *figures]))
             made.add_section()
-        console.print(made)
+        titled(console, title, made)
 
 
 def beyond_table(document: dict[str, Any]) -> Table:
@@ -98,8 +98,7 @@ def beyond_table(document: dict[str, Any]) -> Table:
         for run in document["runs"]
         if run["beyond"]
     ]
-    cut = document["runs"][0]["beyond"]["k"]
-    return table(["run", *columns], rows, title=f"The {cut} items shown to each user")
+    return table(["run", *columns], rows)
 
 
 def _number(value: float | None, how: str = ".4f") -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmemb_cli.commands.common import ForceOption, WorkspaceOption, command, open_workspace
-from llmemb_cli.console import Output, table
+from llmemb_cli.console import Output, table, titled
 from llmemb_cli.workspace.lock import write_lock
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def show(console: Console, document: dict[str, Any]) -> None:
     """What was written, and where."""
     rows = [[entry["name"], f"{entry['bytes']:,}", entry["sha256"][:12]] for entry in document["files"]]
     title = f"{document['source']}: {document['items']:,} items of {document['width']} numbers, {document['format']}"
-    console.print(table(["file", "bytes", "sha256"], rows, title=title))
+    titled(console, title, table(["file", "bytes", "sha256"], rows))
     console.print(f"{document['checked']}", markup=False)
     console.print(document["export"], markup=False, soft_wrap=True)
 

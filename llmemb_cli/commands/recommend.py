@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, option
-from llmemb_cli.console import Output, table
+from llmemb_cli.console import Output, table, titled
 
 if TYPE_CHECKING:
     import polars as pl
@@ -175,7 +175,7 @@ def show(console: Console, document: dict[str, Any]) -> None:
         whom = f"for user {entry['user_id']}" if entry["user_id"] else "after the history given"
         rows = [[str(one["rank"]), one["item_id"], one["title"], f"{one['score']:.3f}"] for one in entry["items"]]
         title = f"{document['run']} {whom}" if rows else f"nothing {whom}: no history"
-        console.print(table(["", "item", "title", "score"], rows, title=title, left=3))
+        titled(console, title, table(["", "item", "title", "score"], rows, left=3))
     more = len(document["users"]) - USERS_SHOWN
     if more > 0:
         console.print(f"and {more:,} more users: --output FILE.parquet, or --json", style="dim")

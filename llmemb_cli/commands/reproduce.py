@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmemb_cli.commands.common import SetOption, command, option
-from llmemb_cli.console import Output, duration, table
+from llmemb_cli.console import Output, duration, table, titled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,11 +108,15 @@ def _write(folder: Path, document: dict[str, Any]) -> None:
 
 
 def _plan(target: str, cells: list[Cell], jobs: int) -> dict[str, Any]:
-    from llmemb_cli.reporting.grid import estimate, is_done
+    from llmemb_cli.reporting.grid import estimate, is_done, steps_before
 
     entries = []
+    first: dict[str, list[str]] = {}
     for cell, seconds in zip(cells, estimate(cells), strict=True):
         done = is_done(cell)
+        for step in [] if done else steps_before(cell):
+            names = first.setdefault(str(cell.workspace.root), [])
+            names += [step.name] if step.name not in names else []
         entries.append(cell.describe() | {"status": "up-to-date" if done else "waiting", "estimate": seconds})
     todo = [entry for entry in entries if entry["status"] == "waiting"]
     known = [entry["estimate"] for entry in todo if entry["estimate"] is not None]
@@ -120,6 +124,7 @@ def _plan(target: str, cells: list[Cell], jobs: int) -> dict[str, Any]:
         "target": target,
         "jobs": jobs,
         "runs": entries,
+        "first": first,
         "to_do": len(todo),
         "unknown": len(todo) - len(known),
         "estimate": sum(known) / jobs if known else None,
@@ -145,8 +150,9 @@ def show_plan(console: Console, document: dict[str, Any]) -> None:
     known = document["estimate"]
     time = "nothing to estimate from" if known is None else f"about {duration(known)} with {document['jobs']} at once"
     unlike = f"; {document['unknown']} unlike any run so far" if known is not None and document["unknown"] else ""
-    before = "; the language model's stages, where missing, come on top" if document["to_do"] else ""
-    console.print(f"{document['to_do']} of {len(rows)} runs to do: {time}{unlike}{before}", soft_wrap=True)
+    console.print(f"{document['to_do']} of {len(rows)} runs to do: {time}{unlike}", soft_wrap=True)
+    for root, names in document["first"].items():
+        console.print(f"before them, not in the estimate: {', '.join(names)} in {Path(root).name}", soft_wrap=True)
 
 
 def show(console: Console, document: dict[str, Any], folder: Path) -> None:
@@ -160,7 +166,7 @@ def show(console: Console, document: dict[str, Any], folder: Path) -> None:
             cells.setdefault(variant_name(row), {})[row["part"], row["metric"]] = cell_text(row)
         head = ["method", *(f"{part} {metric}" for part, metric in columns)]
         body = [[name, *(found.get(column, "") for column in columns)] for name, found in cells.items()]
-        console.print(table(head, body, title=f"{title}; ours (paper's, ours / paper's)"))
+        titled(console, f"{title}: ours, and in brackets the paper's and ours / the paper's", table(head, body))
     claims = claim_rows(document)
     if claims:
         console.print(table(["where", "figure", "compared", "ours", "paper", "verdict"], claims, left=3))

@@ -80,19 +80,19 @@ def show_list(console: Console, entries: list[dict[str, Any]]) -> None:
     rows = [
         [
             entry["run"],
-            f"{entry['epochs']}",
-            "-" if entry["best_validation"] is None else f"{entry['best_validation']:.4f}",
+            f"{entry['best_validation']:.4f}",
             duration(entry["seconds"]),
             f"{entry['bytes'] / 1e6:,.1f}",
-            entry["state"],
-            ", ".join(entry["evaluated"]) or "-",
+            " ".join(dict.fromkeys(name.split("-")[0] for name in entry["evaluated"])) or "-",
+            "" if entry["state"] == "current" else entry["state"],
         ]
         for entry in entries
     ]
-    made = table(["run", "epochs", "valid NDCG@10", "time", "MB", "state", "evaluated"], rows)
-    for number in (5, 6):
+    made = table(["run", "valid", "time", "MB", "evaluated", ""], rows)
+    for number in (4, 5):
         made.columns[number].justify = "left"
     console.print(made)
+    console.print("valid: best NDCG@10 on validation items", style="dim")
 
 
 def show_runs(console: Console, entries: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmemb_cli.commands.common import WorkspaceOption, command, open_workspace
-from llmemb_cli.console import Output, table
+from llmemb_cli.console import Output, table, titled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +64,7 @@ def show(console: Console, document: dict[str, Any]) -> None:
         for one in document["neighbours"]
     ]
     title = f"Nearest to {document['title']} ({document['item_id']}) in {where}"
-    console.print(table(["", "item", "title", "cosine"], rows, title=title, left=3))
+    titled(console, title, table(["", "item", "title", "cosine"], rows, left=3))
     how = "centred cosine" if document["centred"] else "cosine"
     console.print(
         f"{how}; random pairs: mean {level['mean']:.3f}, one in twenty above {level['high']:.3f}"

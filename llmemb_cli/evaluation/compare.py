@@ -82,8 +82,11 @@ def compare_runs(
     variants: dict[str, list[Evaluated]] = {}
     for one in found:
         variants.setdefault(one.variant, []).append(one)
-    entries = [_entry(members, metrics, settings) for members in variants.values()]
-    _set_labels(entries, list(variants.values()))
+    # Backbones stand together, in the order in which they come up.
+    places = list(dict.fromkeys(one.summary["backbone"] for one in found))
+    families = sorted(variants.values(), key=lambda members: places.index(members[0].summary["backbone"]))
+    entries = [_entry(members, metrics, settings) for members in families]
+    _set_labels(entries, families)
     _set_baselines(entries, baseline)
     made = [
         _compare(entry, entries, part, metric, test, settings.seed)
@@ -205,13 +208,29 @@ def _parts(table: pl.DataFrame, summary: dict[str, Any], settings: Settings) -> 
 
 
 def _set_labels(entries: list[dict[str, Any]], variants: list[list[Evaluated]]) -> None:
-    """Tell variants of several workspaces, or with names that say too little, apart."""
+    """Tell variants of several workspaces, or with names that say too little, apart.
+
+    Where flags changed settings, a run's name ends in a digest of them; the label says which they are.
+    """
     homes = {one.place.parent for members in variants for one in members}
-    labels = [members[0].label for members in variants]
-    for entry, members in zip(entries, variants, strict=True):
+    labels = [_changed(members[0], variants) or members[0].label for members in variants]
+    for entry, members, own in zip(entries, variants, labels, strict=True):
         first = members[0]
-        label = first.label if labels.count(first.label) == 1 or len(homes) > 1 else first.run
+        label = own if labels.count(own) == 1 or len(homes) > 1 else first.run
         entry["variant"] = f"{first.place.parent.parent.name}/{label}" if len(homes) > 1 else label
+
+
+def _changed(one: Evaluated, variants: list[list[Evaluated]]) -> str | None:
+    """`sasrec-llmemb alpha=0.1` for a run whose name ends in a digest, if the run without one is there to tell."""
+    plain = re.sub(r"-[0-9a-f]{6}$", "", one.label)
+    settings = one.trained["made_from"]["settings"]
+    for members in variants:
+        other = members[0]
+        if other.label == plain != one.label and other.place.parent == one.place.parent:
+            theirs = other.trained["made_from"]["settings"]
+            keys = sorted(key for key in settings if settings[key] != theirs.get(key))
+            return " ".join([plain, *(f"{key}={settings[key]}" for key in keys)])
+    return None
 
 
 def _set_baselines(entries: list[dict[str, Any]], wanted: str | None) -> None:

@@ -126,17 +126,21 @@ def run_grid(cells: list[Cell], report: Reporter, jobs: int = 1) -> None:
                 task.advance(1, run=cell.run)
 
 
+def steps_before(cell: Cell) -> list[Step]:
+    """What has to be made before the cell's recommender, in order."""
+    rat = cell.settings.rat
+    plan = cell.settings.run.model_copy(
+        update={"backbones": [rat.backbone], "methods": [rat.method], "seeds": [cell.settings.seed]}
+    )
+    # The seed of llmemb.toml: data, prompts and LLM are shared by all seeds of the grid.
+    return _before(chain(cell.workspace, cell.settings.model_copy(update={"seed": cell.filed.seed, "run": plan})))
+
+
 def _prepare(cells: list[Cell], report: Reporter) -> None:
     """Make what comes before the recommenders, once a workspace; a cell whose inputs cannot be made has failed."""
     made: dict[Path, LlmembError | None] = {}
     for cell in cells:
-        rat = cell.settings.rat
-        plan = cell.settings.run.model_copy(
-            update={"backbones": [rat.backbone], "methods": [rat.method], "seeds": [cell.settings.seed]}
-        )
-        # The seed of llmemb.toml: data, prompts and LLM are shared by all seeds of the grid.
-        planned = cell.settings.model_copy(update={"seed": cell.filed.seed, "run": plan})
-        for step in _before(chain(cell.workspace, planned)):
+        for step in steps_before(cell):
             if step.stage.path not in made:
                 made[step.stage.path] = _attempt(partial(step.make, report, False))
             _blame(cell, made[step.stage.path])
