@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,8 +16,11 @@ from llmemb_cli.llm.fastlora import DropoutPool, _LoraLinear, random_mask, speed
 from llmemb_cli.llm.load import LoadedModel, load_model
 from llmemb_cli.llm.memory import activation_bytes
 from llmemb_cli.llm.pooling import embed_batch
+from llmemb_cli.llm.scft import contrast, make_trainer, read_items
+from llmemb_cli.llm.validate import validate
+from llmemb_cli.peers import ALONE
 from llmemb_cli.progress import Reporter
-from tests.tiny_llm import make_tiny
+from tests.tiny_llm import make_tiny, with_prompts
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +154,20 @@ def test_memory_formula_is_what_a_pass_keeps(tmp_path: Path, checkpointing: bool
         assert measured < formula
     else:
         assert formula == pytest.approx(measured, rel=0.25)
+
+
+@pytest.mark.parametrize("flag", ["load_in_4bit", "load_in_8bit"])
+def test_gradients_of_quantised_models_are_the_same_after_measuring(tmp_path: Path, tiny: Path, flag: str) -> None:
+    workspace, settings = with_prompts(tmp_path / "w", tiny, **{flag: True, "lora_dropout": 0.0, "precision": "bf16"})
+    trainer = make_trainer(read_items(workspace), settings, Reporter(), "cpu", ALONE)
+    trainer.model.train()
+    for parameter in trainer.trained:
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    found = []
+    for _ in range(2):
+        contrast(trainer, np.arange(8), 1, torch.amp.GradScaler("cpu", enabled=False), Reporter())
+        found.append([p.grad.clone() for p in trainer.trained if p.grad is not None])
+        validate(trainer, np.arange(8, 20), Reporter())
+    assert len(found[0]) == len(trainer.trained)
+    for before, after in zip(*found, strict=True):
+        assert torch.equal(before, after)

@@ -94,6 +94,18 @@ class Trainer:
         return float(self.log_temperature.detach().exp())
 
 
+def set_training(model: Any, training: bool) -> None:
+    """Dropout on or off.
+
+    4-bit layers stay in training mode: without it, on a CPU, bitsandbytes packs their weights for good into a form
+    that no gradient passes.
+    """
+    model.train(training)
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.training = True
+
+
 @dataclass(frozen=True)
 class Share:
     """This process's part of some texts: every size-th in order of length, so that all have as much to do.

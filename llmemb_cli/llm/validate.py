@@ -8,7 +8,7 @@ import torch
 from llmemb_cli.contrastive import contrastive_loss
 from llmemb_cli.llm.gradcache import OutOfMemoryAtError, embed_all
 from llmemb_cli.llm.memory import make_room
-from llmemb_cli.llm.trainer import Share, Trainer, draw_views, share_texts
+from llmemb_cli.llm.trainer import Share, Trainer, draw_views, set_training, share_texts
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.views import not_negatives
 from llmemb_cli.seeds import numpy_rng
@@ -30,9 +30,9 @@ def validate(trainer: Trainer, held_out: np.ndarray, report: Reporter) -> dict[s
     rng = numpy_rng(trainer.seed, "validation-views")
     views = draw_views(trainer.items, held_out, trainer.settings.drop_ratio, rng, unlike=True)
     share = share_texts(trainer.tokens(views.texts), trainer.peers, trainer.loaded.device)
-    trainer.model.train(False)
+    set_training(trainer.model, False)
     parts = _embed(trainer, share, report)
-    trainer.model.train()
+    set_training(trainer.model, True)
     vectors = trainer.peers.gather(torch.cat(parts), share.counts)[share.place]
     same = torch.from_numpy(not_negatives(views.first, views.second, views.prompts)).to(vectors.device)
     left, right = vectors.chunk(2)
