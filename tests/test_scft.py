@@ -290,8 +290,7 @@ def test_no_gradient_at_lora_is_an_error(tmp_path: Path, tiny: Path, monkeypatch
 def test_a_full_disk_leaves_the_earlier_checkpoint(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-
+    from safetensors import SafetensorError
     from safetensors import torch as storage
 
     whole, settings = with_prompts(tmp_path / "whole", tiny, checkpoint_steps=2)
@@ -301,7 +300,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
     def full(*args: Any) -> None:
         written.append(1)
         if len(written) > 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         honest(*args)
 
     workspace, settings = with_prompts(tmp_path / "w", tiny, checkpoint_steps=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,8 +77,12 @@ def read_json(path: Path) -> Any:
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Append one line to a log; a line is written by one call, so a crash cannot cut two records."""
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line)
+    except OSError as error:
+        raise _explain(error, path) from error
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
@@ -88,10 +93,16 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors; `metadata` is kept in the file's header."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic_path(path) as part:
-        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, part, metadata)
+        try:
+            save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, part, metadata)
+        except SafetensorError as error:
+            # The system's error stands in the text alone.
+            found = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(found[1]) if found else None, str(error)) from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
