@@ -19,6 +19,7 @@ ORDERED = ("#999999", "#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2")  # 
 INK = "#8a8f98"  # readable on white and on near-black; the page's style sheet sets text darker or lighter
 SMALL = (4.4, 2.9)
 WIDE = (8.6, 3.1)
+NARROW_SERIES = 3  # with more, bars need a wide drawing
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _legend(axis: Any, count: int) -> None:
 
 def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y: str, x: str = "") -> str:
     """Grouped bars: one cluster a group, one colour a series."""
-    figure, axis = _axis(WIDE if len(series) > 1 else SMALL)
+    figure, axis = _axis(WIDE if len(series) > NARROW_SERIES else SMALL)
     width = 0.8 / max(len(series), 1)
     for number, (name, values) in enumerate(series.items()):
         places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width

@@ -51,9 +51,9 @@ def _content(workspace: Workspace, settings: Settings, report: Reporter, stages:
         task.advance(1)
         content["scft"] = scft_part(workspace)
         content["similarity"] = similarity_part(workspace, settings)
-        content["training"] = recommender_part(workspace)
-        task.advance(1)
         mains = content["results"][0]["mains"] if content["results"] else []
+        content["training"] = recommender_part(workspace, [one.runs[0] for one in mains])
+        task.advance(1)
         spaces = item_spaces(workspace, mains)
         content["map"] = map_part(data, spaces, settings)
         task.advance(1)

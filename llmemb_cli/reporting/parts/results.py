@@ -142,14 +142,14 @@ def _bars(workspace: Workspace, settings: Settings, mains: list[Variant]) -> lis
         used = [at for at, n in enumerate(sizes) if n]
         names = [bins[0][at]["name"] for at in used]
         shown = {name: [values[at] for at in used] for name, values in series.items()}
-        ticks = [f"{name}\n{sizes[at]:,} users" for name, at in zip(names, used, strict=True)]
+        ticks = [f"{name}\nn={sizes[at]:,}" for name, at in zip(names, used, strict=True)]
         made.append(
             Figure(
                 f"{protocol_name(settings)}-groups-{backbone}",
                 f"{BACKBONES[backbone]}: HR@10 by training interactions of the target",
                 [figures.bars(ticks, shown, "HR@10")],
                 {"bin": names, "users": [sizes[at] for at in used], **shown},
-                wide=True,
+                wide=len(shown) > figures.NARROW_SERIES,
             )
         )
     return made

@@ -124,9 +124,10 @@ def uniformity(cosines: np.ndarray) -> float:
     return float(np.log(np.mean(np.exp(-2 * (2 - 2 * cosines)))))
 
 
-def recommender_part(workspace: Workspace) -> Figure | None:
+def recommender_part(workspace: Workspace, first_shown: list[str]) -> Figure | None:
     """Validation curves of the runs, the first of them if there are many."""
-    names = known_runs(workspace)
+    known = known_runs(workspace)
+    names = [name for name in first_shown if name in known] + [name for name in known if name not in first_shown]
     curves = {name: series_of(read_log(workspace.run(name) / "log.jsonl"), "epoch") for name in names}
     shown = {name: found["NDCG@10"] for name, found in curves.items() if "NDCG@10" in found}
     if not shown:
@@ -134,7 +135,7 @@ def recommender_part(workspace: Workspace) -> Figure | None:
     first = dict(list(shown.items())[:MOST_RUNS])
     svg = figures.lines(first, "epoch", "validation NDCG@10", wide=True)
     left = len(shown) - len(first)
-    note = f"The first {len(first)} of {len(shown)} runs; the download has all." if left else ""
+    note = f"{len(first)} of {len(shown)} runs; the download has all." if left else ""
     return Figure(
         "validation-curves", "Training of the recommenders", [svg], _long(shown, "run", "epoch"), note, wide=True
     )
