@@ -20,6 +20,11 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.store import read_tensors, write_tensors
 
 SHARDS = "shards"
+# Tokens that pass at once unless told. On a CPU few, so that activations stay in its caches: 512 tokens of SmolLM2-135M
+# pass twice as fast as 2,048 (docs/benchmarks.md). A GPU wants many.
+AUTO_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 8192}
+# Up to this length plain matrix products attend faster on a CPU than torch's fused attention, five times at 44 tokens.
+PLAIN_ATTENTION_TOKENS = 512
 
 
 @dataclass
@@ -103,9 +108,13 @@ def make_encoder(
             # What autocast would do at every call; LoRA matrices are float32 for training only.
             if "lora_" in name:
                 parameter.data = parameter.data.to(loaded.dtype)
+    if loaded.device == "cpu" and max(map(len, tokens)) <= PLAIN_ATTENTION_TOKENS:
+        base = getattr(loaded.model, "get_base_model", lambda: loaded.model)()
+        base.set_attn_implementation("eager")
     pooling = settings.scft.pooling
+    budget = settings.embed.batch_tokens or AUTO_TOKENS[loaded.device.split(":")[0]]
     prefix = compute_prefix(loaded, tokens, pooling) if use_prefix else None
-    return Encoder(loaded, pooling, settings.embed.batch_tokens, prefix, report)
+    return Encoder(loaded, pooling, budget, prefix, report)
 
 
 def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
