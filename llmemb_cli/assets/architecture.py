@@ -152,7 +152,7 @@ def forward_bytes(model: Architecture, tokens: int) -> int:
     return tokens * (block + 8 * model.hidden)
 
 
-def export_bytes(model: Architecture, bits: Bits, tokens: int = 16384) -> int:
+def export_bytes(model: Architecture, bits: Bits, tokens: int = 4096) -> int:
     """Memory of `llmemb embed` with `tokens` passing the model at once, the libraries themselves not counted."""
     widest = max(a * b for a, b in model.linear_shapes.values())
     return weight_bytes(model, bits) + forward_bytes(model, tokens) + (0 if bits == "bf16" else 2 * widest)

@@ -19,7 +19,7 @@ LIBRARIES_BYTES = 600 * 2**20
 def describe_model(name: str) -> dict[str, Any]:
     """A preset, folder, GGUF file or hub id as JSON values; sizes are None while only its name is known.
 
-    `memory` has bytes for `embed` (16,384 tokens at once, as on a GPU) and `scft` (micro-batches of 1,024 tokens, LoRA rank 8) in
+    `memory` has bytes for `embed` (4,096 tokens at once) and `scft` (micro-batches of 1,024 tokens, LoRA rank 8) in
     bf16, 8-bit and 4-bit, libraries included.
     """
     preset = MODELS.get(name)

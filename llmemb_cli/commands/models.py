@@ -82,7 +82,7 @@ def _show_one(console: Console, entry: dict[str, Any]) -> None:
             ["parameters", f"{entry['parameters']:,} ({entry['family']})"],
             ["width, layers", f"{entry['hidden_size']}, {entry['layers']}"],
             ["reads", f"{entry['positions']:,} tokens"],
-            ["embed needs", f"{_gigabytes(entry, 'embed')} GB in bf16/8 bits/4 bits, 16,384 tokens at once"],
+            ["embed needs", f"{_gigabytes(entry, 'embed')} GB in bf16/8 bits/4 bits, 4,096 tokens at once"],
             ["scft needs", f"{_gigabytes(entry, 'scft')} GB in bf16/8 bits/4 bits, 1,024 tokens at once"],
         ]
     if entry["note"]:
