@@ -23,7 +23,7 @@ SHARDS = "shards"
 # Tokens that pass at once unless told. On a CPU few, so that activations stay in its caches: SmolLM2-135M takes 512
 # tokens faster than 2,048 (docs/benchmarks.md). A GPU wants many.
 AUTO_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 8192}
-# Up to this length plain matrix products attend faster on a CPU than torch's fused attention: five times at 44 tokens.
+# Up to this length plain matrix products attend faster on a CPU than torch's fused one: five times at 44 tokens.
 PLAIN_ATTENTION_TOKENS = 512
 
 
