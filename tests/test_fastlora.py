@@ -171,3 +171,24 @@ def test_gradients_of_quantised_models_are_the_same_after_measuring(tmp_path: Pa
     assert len(found[0]) == len(trainer.trained)
     for before, after in zip(*found, strict=True):
         assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_shared_beginning_computed_once_changes_no_gradient(tmp_path: Path, tiny: Path, pooling: str) -> None:
+    chosen = {"lora_dropout": 0.0, "pooling": pooling, "instruction": "title is w1 w2 w3 w4"}
+    workspace, settings = with_prompts(tmp_path / "w", tiny, **chosen)
+    trainer = make_trainer(read_items(workspace), settings, Reporter(), "cpu", ALONE)
+    assert trainer.shares_prefix
+    for parameter in trainer.trained:
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    lengths: list[tuple[int, ...]] = []
+    trainer.model.base_model.model.layers[0].register_forward_hook(lambda _m, x, _o: lengths.append(x[0].shape))
+    found, losses = [], []
+    for shares in (True, False):
+        trainer.shares_prefix = shares
+        losses.append(contrast(trainer, np.arange(8), 1, torch.amp.GradScaler("cpu", enabled=False), Reporter()))
+        found.append([p.grad.clone() for p in trainer.trained if p.grad is not None])
+    assert lengths[0][:2] == (1, 6) and lengths[1][0] == lengths[2][0] and lengths[1][1] + 6 == lengths[2][1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

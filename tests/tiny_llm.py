@@ -40,7 +40,9 @@ def make_tiny(folder: Path, *, seed: int = 0, hidden_size: int = 64, extra_words
     return folder
 
 
-def with_prompts(root: Path, model: Path, *, items: int = 30, **overrides: Any) -> tuple[Workspace, Settings]:
+def with_prompts(
+    root: Path, model: Path, *, items: int = 30, instruction: str = "", **overrides: Any
+) -> tuple[Workspace, Settings]:
     """A workspace with items of three attributes and their prompts; `overrides` are settings of `[scft]`."""
     root.mkdir(parents=True)
     workspace = Workspace(root)
@@ -55,7 +57,7 @@ def with_prompts(root: Path, model: Path, *, items: int = 30, **overrides: Any) 
         year = [f"w{i % 7}" for i in range(items)]
         frame = pl.DataFrame({"item_id": [f"i{n}" for n in range(items)], "title": text, "genre": text[::-1]})
         frame.with_columns(pl.Series("year", year)).write_parquet(work / "items.parquet")
-        return {"instruction": "", "attributes": ["title", "genre", "year"]}
+        return {"instruction": instruction, "attributes": ["title", "genre", "year"]}
 
     run_stage(Stage("data", workspace.data, 1, {}), build)
     make_prompts(workspace, settings, Reporter())

@@ -116,6 +116,7 @@ def make_trainer(items: Items, settings: Settings, report: Reporter, device: str
     trained = [p for p in model.parameters() if p.requires_grad]
     trainer = Trainer(loaded, model, log_temperature, scft, settings.seed, items, MicroBatches(0, 0), peers, trained)
     trainer.dropout = dropout
+    trainer.find_prefix()
     trainer.micro = micro_batches(scft, bytes_per_token(trainer), device)
     return trainer
 

@@ -14,6 +14,7 @@ from llmemb_cli.llm.fastlora import DropoutPool
 from llmemb_cli.llm.load import LoadedModel
 from llmemb_cli.llm.plan import MicroBatches
 from llmemb_cli.llm.pooling import embed_batch, pad_tokens
+from llmemb_cli.llm.prefix import LEAST_TOKENS, Prefix, common_prefix, compute_prefix, embed_after
 from llmemb_cli.peers import ALONE, Peers
 from llmemb_cli.prompts.template import render
 from llmemb_cli.prompts.views import other_drop, random_drop
@@ -72,6 +73,7 @@ class Trainer:
     peers: Peers = ALONE
     trained: list[torch.nn.Parameter] = field(default_factory=list)
     dropout: DropoutPool | None = None
+    shares_prefix: bool = False
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, cut at the longest allowed."""
@@ -79,15 +81,40 @@ class Trainer:
         return list(encoded["input_ids"])
 
     def embed(self, token_lists: list[list[int]]) -> torch.Tensor:
-        """(n, d) float32 vectors of one micro-batch."""
-        ids, mask = pad_tokens(token_lists, self.loaded.tokenizer.pad_token_id)
-        device = self.loaded.device
+        """(n, d) float32 vectors of one micro-batch; what all its texts begin with passes the model once."""
         if self.dropout is not None:
             self.dropout.refresh()
+        device, length = self.loaded.device, common_prefix(token_lists) if self.shares_prefix else 0
         # PEFT's own layers leave their float32 matrices to autocast; ours compute in the model's precision.
         mixed = self.dropout is None and self.loaded.dtype != torch.float32
         with torch.autocast(device.split(":")[0], dtype=self.loaded.dtype, enabled=mixed):
+            if length >= LEAST_TOKENS and len(token_lists) > 1:
+                return self._embed_after_prefix(token_lists, length)
+            ids, mask = pad_tokens(token_lists, self.loaded.tokenizer.pad_token_id)
             return embed_batch(self.model, ids.to(device), mask.to(device), self.settings.pooling)
+
+    def _embed_after_prefix(self, token_lists: list[list[int]], length: int) -> torch.Tensor:
+        """As `embed`, with gradients through the shared beginning too; its dropout is the same for all texts."""
+        from transformers import DynamicCache
+
+        device = self.loaded.device
+        ids = torch.tensor([token_lists[0][:length]], device=device)
+        out = self.model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=DynamicCache(), use_cache=True
+        )
+        keys_values = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+        prefix = Prefix(length, keys_values, out.last_hidden_state[0].float().sum(dim=0))
+        rest, mask = pad_tokens([tokens[length:] for tokens in token_lists], self.loaded.tokenizer.pad_token_id)
+        return embed_after(self.model, prefix, rest.to(device), mask.to(device), self.settings.pooling)
+
+    def find_prefix(self) -> None:
+        """See whether this model gives the same vectors when the beginning of its texts is computed once."""
+        if self.settings.gradient_checkpointing:
+            return  # which allows no cache
+        some = self.tokens(self.items.prompts[:64])
+        set_training(self.model, False)
+        self.shares_prefix = len(some) > 1 and compute_prefix(self.loaded, some, self.settings.pooling) is not None
+        set_training(self.model, True)
 
     def temperature(self) -> float:
         """The temperature now."""
