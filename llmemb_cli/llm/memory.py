@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.errors import LlmembError
 from llmemb_cli.llm.plan import AUTO_TOKENS, LEAST_TOKENS, MicroBatches
+from llmemb_cli.peers import world_size
 from llmemb_cli.progress import Reporter
 
 GIB = 2**30
@@ -43,12 +45,16 @@ def activation_bytes(config: Any, settings: ScftSettings, width: int, length: in
 
 
 def free_bytes(device: str) -> int:
-    """Memory that activations may take: half of what is free on the machine, four fifths of it on a card."""
+    """Memory that activations may take: half of what is free on the machine, four fifths of it on a card.
+
+    Processes on one machine share its memory; each has its own card.
+    """
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0] * 0.8)
     import psutil
 
-    return int(psutil.virtual_memory().available / 2)
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    return int(psutil.virtual_memory().available / (2 * beside))
 
 
 def micro_batches(settings: ScftSettings, bytes_per_token: int, device: str) -> MicroBatches:
