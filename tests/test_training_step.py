@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.contrastive import contrastive_loss
 from llmemb_cli.cross_entropy import cross_entropy
 from llmemb_cli.datasets.split import Ragged
 from llmemb_cli.ranking import hit_rate, ndcg, rank_of_target, reciprocal_rank
 from llmemb_cli.srs import losses
 from llmemb_cli.srs.batch import make_batch, masked_pairs, next_item_pairs
 from llmemb_cli.srs.item_embedding import AdaptedTable, ItemTable
+from llmemb_cli.srs.methods.align import infonce
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import batch_loss
 from llmemb_cli.srs.recommender import Recommender
@@ -234,3 +236,16 @@ def test_no_negative_is_drawn_at_padding() -> None:
     train = ragged(ROWS)
     make_batch(train, np.arange(5), RatSettings(max_length=7), 12, Counting(train, 12), np.random.default_rng(0))
     assert drawn == [6 + 0 + 1 + 2 + 7]
+
+
+@pytest.mark.parametrize("temperature", [0.05, 2.0])
+def test_infonce_of_alignment_equals_the_plain_formula_and_its_gradient(temperature: float) -> None:
+    torch.manual_seed(0)
+    left, right = torch.randn(40, D), torch.randn(40, D)
+    one, two = (left.clone().requires_grad_() for _ in range(2))
+    fast = infonce(one, right, temperature)
+    plain = contrastive_loss("infonce", two, right, torch.tensor(temperature))
+    torch.testing.assert_close(fast, plain)
+    (3 * fast).backward()
+    (3 * plain).backward()
+    torch.testing.assert_close(one.grad, two.grad)

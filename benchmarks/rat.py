@@ -1,0 +1,205 @@
+"""How fast recommenders train: seconds an epoch and peak memory, beside a plain loop as research code writes it.
+
+    python benchmarks/rat.py --workspace beauty            the data of a workspace
+    python benchmarks/rat.py                               made-up users, of the size of Amazon Beauty 5-core
+    python benchmarks/rat.py --backbones sasrec,gru4rec,bert4rec
+
+Both train SASRec with the settings of the paper (batch 128, hidden size 128, two blocks, length 200, one negative,
+float32). `llmemb` reads random vectors of 1,536 numbers: time does not depend on their values. The plain loop pads
+every sequence to the full length, draws negatives sample by sample in a Dataset, and passes every position and every
+negative through the adapter; a few of its steps are measured and multiplied by the steps of an epoch. Every
+measurement has a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from evaluate import made_up
+
+from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.contrastive import contrastive_loss
+from llmemb_cli.datasets.split import Ragged, SplitData, load_split
+from llmemb_cli.peers import ALONE
+from llmemb_cli.seeds import numpy_rng
+from llmemb_cli.srs.batch import make_batch
+from llmemb_cli.srs.item_embedding import AdaptedTable, ItemTable
+from llmemb_cli.srs.methods.align import Align
+from llmemb_cli.srs.negatives import NegativeSampler
+from llmemb_cli.srs.objective import Step, batch_loss, loss_name
+from llmemb_cli.srs.recommender import Recommender
+from llmemb_cli.srs.sequences import epoch_batches
+from llmemb_cli.workspace.stage import peak_memory_mb
+
+WIDTH = 1536
+BATCH, HIDDEN, LENGTH, DROPOUT = 128, 128, 200, 0.5
+
+
+def data_of(workspace: str | None) -> SplitData:
+    return load_split(Path(workspace) / "data") if workspace else made_up(22_363, 12_101)
+
+
+class PlainUsers(torch.utils.data.Dataset):
+    """One user at a time: padded input, targets and a negative a position that the user has not had."""
+
+    def __init__(self, train: Ragged, n_items: int) -> None:
+        self.rows = [row.tolist() for i in range(len(train)) if len(row := train.row(i)) > 1]
+        self.n_items = n_items
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        row = self.rows[index]
+        had = set(row)
+        inputs, targets, negatives = (np.zeros(LENGTH, dtype=np.int64) for _ in range(3))
+        following, place = row[-1], LENGTH - 1
+        for item in reversed(row[:-1]):
+            inputs[place], targets[place] = item, following
+            drawn = random.randint(1, self.n_items)
+            while drawn in had:
+                drawn = random.randint(1, self.n_items)
+            negatives[place] = drawn
+            following, place = item, place - 1
+            if place < 0:
+                break
+        return inputs, targets, negatives
+
+
+def layers() -> tuple[nn.Module, nn.Module]:
+    return nn.Linear(HIDDEN, HIDDEN), nn.Dropout(DROPOUT)
+
+
+class PlainSasrec(nn.Module):
+    """SASRec over padded sequences; with vectors, every embedding passes a two-layer adapter."""
+
+    def __init__(self, n_items: int, vectors: torch.Tensor | None) -> None:
+        super().__init__()
+        if vectors is None:
+            self.items: nn.Module = nn.Embedding(n_items + 1, HIDDEN, padding_idx=0)
+        else:
+            table = nn.Embedding.from_pretrained(torch.cat([torch.zeros(1, WIDTH), vectors]))
+            adapter = nn.Sequential(nn.Linear(WIDTH, WIDTH // 2), nn.Linear(WIDTH // 2, HIDDEN))
+            self.items = nn.Sequential(table, adapter)
+        self.positions, self.dropout = nn.Embedding(LENGTH, HIDDEN), nn.Dropout(DROPOUT)
+        self.norms = nn.ModuleList(nn.LayerNorm(HIDDEN) for _ in range(5))
+        self.attentions = nn.ModuleList(nn.MultiheadAttention(HIDDEN, 1, DROPOUT, batch_first=True) for _ in range(2))
+        self.feeds = nn.ModuleList(nn.Sequential(*layers(), nn.ReLU(), *layers()) for _ in range(2))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        real = (inputs > 0)[:, :, None]
+        x = self.dropout(self.items(inputs) * math.sqrt(HIDDEN) + self.positions(torch.arange(LENGTH))) * real
+        later = ~torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+        for number in range(2):
+            query = self.norms[2 * number](x)
+            attended, _ = self.attentions[number](query, x, x, attn_mask=later)
+            fed = self.norms[2 * number + 1](query + attended)
+            x = (fed + self.feeds[number](fed)) * real
+        return self.norms[4](x)
+
+
+def plain(workspace: str | None, method: str, steps: int) -> tuple[float, int]:
+    """Seconds an epoch, extrapolated from `steps` steps, and peak memory in MiB."""
+    data = data_of(workspace)
+    torch.manual_seed(0)
+    vectors = torch.randn(data.n_items, WIDTH) if method == "llmemb" else None
+    collaborative = torch.randn(data.n_items + 1, HIDDEN)
+    model = PlainSasrec(data.n_items, vectors)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3, betas=(0.9, 0.98))
+    users = PlainUsers(data.train, data.n_items)
+    loader = torch.utils.data.DataLoader(users, BATCH, shuffle=True)
+    criterion = nn.BCEWithLogitsLoss()
+    started = 0.0
+    for step, (inputs, targets, negatives) in enumerate(loader):
+        if step == 1:
+            started = time.perf_counter()
+        states = model(inputs)
+        wanted = targets > 0
+        positive = (states * model.items(targets)).sum(dim=-1)[wanted]
+        negative = (states * model.items(negatives)).sum(dim=-1)[wanted]
+        loss = criterion(positive, torch.ones_like(positive)) + criterion(negative, torch.zeros_like(negative))
+        if vectors is not None:
+            present = torch.unique(inputs[inputs > 0])
+            loss = loss + 0.01 * contrastive_loss(
+                "infonce", model.items(present), collaborative[present], torch.tensor(2.0)
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step == steps:
+            break
+    return (time.perf_counter() - started) / steps * math.ceil(len(users) / BATCH), peak_memory_mb()
+
+
+def ours(workspace: str | None, method: str, backbone: str) -> tuple[float, int]:
+    """Seconds of a whole epoch of training, after a quarter of one to warm up, and peak memory in MiB."""
+    data = data_of(workspace)
+    torch.manual_seed(0)
+    settings = RatSettings(backbone=backbone, method=method, hidden_size=HIDDEN, max_length=LENGTH, dropout=DROPOUT)
+    vectors = torch.randn(data.n_items, WIDTH) if method == "llmemb" else None
+    embedding = ItemTable(data.n_items, HIDDEN) if vectors is None else AdaptedTable(vectors, HIDDEN)
+    del vectors
+    model = Recommender(settings, data.n_items, embedding)
+    extra = Align(settings, torch.randn(data.n_items, HIDDEN)) if method == "llmemb" else None
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=1e-3, betas=(0.9, 0.98), fused=True)
+    sampler = None if loss_name(settings) == "ce" else NegativeSampler(data.train, data.n_items)
+    rows = np.flatnonzero(data.train.lengths() > 1)
+
+    def epoch(number: int, most: int) -> float:
+        batches = epoch_batches(len(rows), BATCH, 42, number)[:most]
+        started = time.perf_counter()
+        for step, chosen in enumerate(batches):
+            rng = numpy_rng(42, "step", number, step)
+            batch = make_batch(data.train, rows[chosen], settings, data.n_items, sampler, rng)
+            loss, embedded = batch_loss(model, settings, batch)
+            if extra is not None:
+                loss = loss + extra.loss(model, Step(batch, embedded, number, step, len(batches), rng, ALONE))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        return time.perf_counter() - started
+
+    epoch(0, len(rows) // BATCH // 4)
+    return epoch(1, len(rows)), peak_memory_mb()
+
+
+def alone(function: object, *args: object) -> tuple[float, int]:
+    """Call in a fresh process, so that its peak memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Print one line a measurement."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workspace", help="directory of a workspace; default: made-up data")
+    parser.add_argument("--backbones", default="sasrec")
+    parser.add_argument("--steps", type=int, default=4, help="steps of the plain loop that are measured")
+    chosen = parser.parse_args()
+    print(f"{torch.get_num_threads()} threads; an epoch of {chosen.workspace or 'made-up data'}")
+    for method in ("none", "llmemb"):
+        slow = None
+        if chosen.steps:
+            slow, memory = alone(plain, chosen.workspace, method, chosen.steps)
+            print(f"{method:8} sasrec    plain loop {slow:8.1f} s, {memory:6,} MiB, {chosen.steps} steps", flush=True)
+        for backbone in chosen.backbones.split(","):
+            seconds, memory = alone(ours, chosen.workspace, method, backbone)
+            times = f", {slow / seconds:.0f} times as fast" if slow and backbone == "sasrec" else ""
+            print(f"{method:8} {backbone:9} llmemb    {seconds:8.1f} s, {memory:6,} MiB{times}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
