@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scft": ("Stages", "Fine-tune the LLM with LoRA on item prompts (SCFT)."),
     "embed": ("Stages", "LLM embeddings of all items, and their PCA."),
     "rat": ("Stages", "Train a recommender and its item embeddings (RAT)."),
+    "tune": ("Stages", "Search settings of the recommender on validation data."),
     "eval": ("Stages", "Measure runs, overall and by group."),
     "compare": ("Stages", "Compare runs: seeds, gains, paired tests."),
     "report": ("Stages", "Write one self-contained HTML page."),

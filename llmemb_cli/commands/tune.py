@@ -1,0 +1,70 @@
+"""`llmemb tune`: search settings of `[rat]` on validation data."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, option
+from llmemb_cli.config.settings import parse_assignments
+from llmemb_cli.console import Output, table
+from llmemb_cli.workspace.lock import write_lock
+
+
+def tune(
+    output: Output,
+    space: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUES...", help="What to search: KEY=LOW..HIGH or KEY=A,B,C, for keys of [rat]."
+        ),
+    ],
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Runs to train in all, with earlier calls.")] = 20,
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0, help="Start no trial after this time; 0: no limit.")
+    ] = 0.0,
+    backbone: Annotated[str | None, option("rat.backbone")] = None,
+    method: Annotated[str | None, option("rat.method")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the search.")] = None,
+    workspace: WorkspaceOption = None,
+    set: SetOption = None,
+) -> None:
+    """Search settings by validation NDCG@10, trial after trial (Optuna); test items are not looked at.
+
+    Ranges whose ends differ tenfold are searched on a logarithmic scale. Interrupted, or with more --trials, the same
+    command goes on. Results are kept in tune/NAME/; of the runs the best one stays.
+
+    Example: `llmemb tune rat.learning_rate=1e-4..1e-2 rat.dropout=0.1,0.3,0.5 --method llmemb --trials 30`
+    """
+    given = {"rat.backbone": backbone, "rat.method": method}
+    located, _ = open_workspace(output, workspace, given, set)
+    from llmemb_cli.srs.tune import parse_space, run_tune, shown
+
+    searched = parse_space(space)
+    overrides = parse_assignments(set or []) | {key: value for key, value in given.items() if value is not None}
+    with write_lock(located):
+        document = run_tune(
+            located, searched, overrides, output.reporter(), trials=trials, minutes=minutes, name=name
+        )
+    best = document["best"]
+    rows = [
+        [
+            f"{one['trial']}{' *' if one is best else ''}",
+            "failed" if one["NDCG@10"] is None else f"{one['NDCG@10']:.4f}",
+            "-" if one["epochs"] is None else str(one["epochs"]),
+            shown(one["settings"]),
+        ]
+        for one in sorted(document["trials"], key=lambda one: -(one["NDCG@10"] or -1))
+    ]
+
+    def show(console: object) -> None:
+        made = table(["trial", "validation NDCG@10", "epochs", "settings"], rows)
+        made.columns[3].justify = "left"
+        console.print(made)  # type: ignore[attr-defined]
+        console.print(f"best: {document['command']}", soft_wrap=True, highlight=False)  # type: ignore[attr-defined]
+
+    output.result(document, show)
+
+
+app = command(tune)

@@ -1,0 +1,243 @@
+"""Search of settings by validation NDCG@10, with Optuna's tree-structured Parzen estimator; test items are not read.
+
+A search is a directory `tune/<name>/`: `study.json` says what is searched over which settings, `trials.jsonl` holds
+one line a finished trial. The next trial depends on the seed and on those lines alone, so an interrupted search asks
+again for the trial it was at, and the training of that trial goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from llmemb_cli import pipeline
+from llmemb_cli.config.settings import Settings, known_keys, load_settings, parse_assignments
+from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, MissingError, WrongUseError, near_match
+from llmemb_cli.progress import Reporter
+from llmemb_cli.seeds import stream_seed
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import output_fingerprint
+from llmemb_cli.workspace.store import append_jsonl, read_json, write_json, write_parquet
+
+LOG_FROM = 10.0  # a range whose ends differ by this factor is searched on a logarithmic scale
+
+Range = tuple[float, float]
+Space = dict[str, Range | list[Any]]
+
+
+def parse_space(texts: list[str]) -> Space:
+    """`["rat.dropout=0.1,0.5", "rat.alpha=1e-3..1"]` as lists of choices and ranges.
+
+    Raises:
+        WrongUseError: no values, an unknown setting, or one that is not of `[rat]`.
+    """
+    space: Space = {}
+    for text in texts:
+        key, _, values = text.partition("=")
+        if key not in known_keys() or not key.startswith("rat."):
+            close = near_match(key, [name for name in known_keys() if name.startswith("rat.")])
+            raise WrongUseError(
+                f"{key}: settings of [rat] can be searched", hint=f"did you mean {close}?" if close else None
+            )
+        low, dots, high = values.partition("..")
+        if dots:
+            try:
+                ends: list[Any] = [parse_assignments([f"{key}={end}"])[key] for end in (low, high)]
+                if not all(isinstance(end, (int, float)) for end in ends) or not ends[0] < ends[1]:
+                    raise TypeError
+                space[key] = (ends[0], ends[1])
+            except TypeError:
+                raise WrongUseError(
+                    f"{text}: a range goes from a number to a larger one", hint="rat.alpha=0.001..1"
+                ) from None
+        elif values:
+            space[key] = [parse_assignments([f"{key}={value}"])[key] for value in values.split(",")]
+        else:
+            raise WrongUseError(
+                f"{text}: no values", hint="for example rat.dropout=0.1,0.3,0.5 or rat.alpha=0.001..1"
+            )
+    return space
+
+
+def run_tune(
+    workspace: Workspace,
+    space: Space,
+    overrides: dict[str, Any],
+    report: Reporter,
+    *,
+    trials: int,
+    minutes: float = 0.0,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Train `trials` runs with settings from `space` and say which validates best.
+
+    Of the trained runs the best one is kept. Collaborative runs that trials needed are kept as well.
+
+    Args:
+        overrides: settings that differ from llmemb.toml in all trials.
+        minutes: no trial is started later than this after the call; 0: no limit.
+        name: of the search; default: backbone, method and seed.
+
+    Raises:
+        WrongUseError: `name` is a search over other settings, or a value of the space is not allowed.
+        MissingError: Optuna is not installed.
+        BadDataError: no user has a validation item.
+        InterruptedRunError: a signal came; the same call goes on.
+    """
+    fixed = load_settings(workspace.settings_file, overrides)
+    for key, values in space.items():
+        for value in values:
+            load_settings(workspace.settings_file, {**overrides, key: value})
+    name = name or f"{fixed.rat.backbone}-{fixed.rat.method}-{fixed.seed}"
+    folder = workspace.root / "tune" / name
+    done = _open_study(folder, workspace, fixed, space)
+    started = time.monotonic()
+    while len(done) < trials and not (minutes and time.monotonic() - started > minutes * 60):
+        chosen = suggest(space, done, fixed.seed)
+        report.note(f"trial {len(done) + 1} of {trials}: {shown(chosen)}")
+        record = _trial(workspace, overrides, chosen, len(done), report)
+        append_jsonl(folder / "trials.jsonl", record)
+        _drop_beaten(workspace, done, record)
+        done.append(record)
+    write_results(folder, done)
+    best = _best(done)
+    if best is None:
+        raise LlmembError("no trial has finished", hint="give it more --minutes, or look at the settings searched")
+    flags = " ".join(f"--set {key}={_text(value)}" for key, value in best["settings"].items())
+    return {
+        "name": name,
+        "path": str(folder),
+        "trials": done,
+        "best": best,
+        "command": f"llmemb rat --backbone {fixed.rat.backbone} --method {fixed.rat.method} {flags}",
+    }
+
+
+def _open_study(folder: Path, workspace: Workspace, fixed: Settings, space: Space) -> list[dict[str, Any]]:
+    """The trials so far of a search that is the same one."""
+    searched = {key: list(values) if isinstance(values, tuple) else values for key, values in space.items()}
+    study = {
+        "space": searched,
+        "ranges": [key for key, values in space.items() if isinstance(values, tuple)],
+        "settings": fixed.rat.model_dump(mode="json", exclude={key.removeprefix("rat.") for key in space}),
+        "seed": fixed.seed,
+        "data": output_fingerprint(workspace.data),
+    }
+    if (folder / "study.json").is_file():
+        if read_json(folder / "study.json") != json.loads(json.dumps(study)):
+            raise WrongUseError(
+                f"the search {folder.name} is over other settings or data",
+                where=str(folder),
+                hint="give this one another --name, or remove the directory",
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "study.json", study)
+    log = folder / "trials.jsonl"
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+
+
+def suggest(space: Space, done: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """The settings of the next trial, from the seed and the trials so far alone.
+
+    Raises:
+        MissingError: Optuna is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise MissingError("`llmemb tune` needs Optuna", hint="pip install 'llmemb[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    spread = {key: _distribution(values) for key, values in space.items()}
+    sampler = optuna.samplers.TPESampler(seed=stream_seed(seed, "tune", len(done)) % 2**32)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for record in done:
+        state = optuna.trial.TrialState.FAIL if record["NDCG@10"] is None else optuna.trial.TrialState.COMPLETE
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=record["settings"], distributions=spread, value=record["NDCG@10"], state=state
+            )
+        )
+    return dict(study.ask(spread).params)
+
+
+def _distribution(values: Range | list[Any]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(values, list):
+        return CategoricalDistribution(values)
+    low, high = values
+    wide = low > 0 and high / low >= LOG_FROM
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=wide)
+    return FloatDistribution(float(low), float(high), log=wide)
+
+
+def _trial(
+    workspace: Workspace, overrides: dict[str, Any], values: dict[str, Any], number: int, report: Reporter
+) -> dict[str, Any]:
+    """Train one run; a training that diverges is a failed trial, not the end of the search."""
+    from llmemb_cli.srs.train import run_rat
+
+    settings = load_settings(workspace.settings_file, overrides | values)
+    in_file = load_settings(workspace.settings_file)
+    run = pipeline.run_name(settings, in_file)
+    there = workspace.run(run).exists()
+    record: dict[str, Any] = {"trial": number + 1, "settings": values, "run": run, "made": not there}
+    try:
+        result = run_rat(workspace, settings, report, in_file=in_file)
+    except (InterruptedRunError, WrongUseError, MissingError, BadDataError):
+        raise
+    except LlmembError as error:
+        report.warn(f"trial {number + 1} failed: {error.message}")
+        return record | {"NDCG@10": None, "epochs": None, "seconds": None}
+    summary = result.manifest["summary"]
+    if summary["best_validation"] is None:
+        raise BadDataError("no user has a validation item, so there is nothing to search by")
+    return record | {
+        "NDCG@10": summary["best_validation"],
+        "epochs": summary["best_epoch"],
+        "seconds": result.manifest["seconds"],
+    }
+
+
+def _best(done: list[dict[str, Any]]) -> dict[str, Any] | None:
+    finished = [record for record in done if record["NDCG@10"] is not None]
+    return max(finished, key=lambda record: record["NDCG@10"], default=None)
+
+
+def _drop_beaten(workspace: Workspace, done: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """Remove the run that does not validate best, if a trial of this search made it."""
+    before = _best(done)
+    if before is None or record["run"] == before["run"]:
+        return
+    wins = (record["NDCG@10"] or -math.inf) > before["NDCG@10"]
+    loser = before if wins else record
+    if any(one["made"] for one in [*done, record] if one["run"] == loser["run"]):
+        shutil.rmtree(workspace.run(loser["run"]), ignore_errors=True)
+
+
+def write_results(folder: Path, done: list[dict[str, Any]]) -> None:
+    """`results.parquet`: one row a trial, a column a setting."""
+    import polars as pl
+
+    rows = [
+        {"trial": one["trial"], "NDCG@10": one["NDCG@10"], "epochs": one["epochs"], "seconds": one["seconds"]}
+        | one["settings"]
+        for one in done
+    ]
+    if rows:
+        write_parquet(folder / "results.parquet", pl.DataFrame(rows, infer_schema_length=None))
+
+
+def shown(values: dict[str, Any]) -> str:
+    """Settings on one line."""
+    return ", ".join(f"{key} {_text(value)}" for key, value in values.items())
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

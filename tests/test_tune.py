@@ -1,0 +1,132 @@
+"""Search of settings: validation data only, goes on after an interruption, keeps the best run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from llmemb_cli.app import app
+from llmemb_cli.config.settings import load_settings
+from llmemb_cli.datasets.split import SplitData
+from llmemb_cli.errors import InterruptedRunError, WrongUseError
+from llmemb_cli.pipeline import run_name
+from llmemb_cli.progress import Reporter
+from llmemb_cli.srs import loop
+from llmemb_cli.srs.tune import parse_space, run_tune, suggest
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import read_manifest
+from tests.make_workspace import make_workspace
+from tests.test_recommenders import SMALL, StopAfter
+
+SPACE = parse_space(["rat.learning_rate=0.0001..0.02", "rat.layers=1..2"])
+FEW = SMALL | {"rat__epochs": 4, "rat__method": "none"}
+
+
+def names(workspace: Workspace) -> set[str]:
+    return {path.name for path in (workspace.root / "runs").glob("[!.]*")}
+
+
+def test_what_can_be_searched() -> None:
+    space = parse_space(["rat.alpha=1e-3..1", "rat.dropout=0.1,0.5", "rat.loss=bce,ce"])
+    assert space == {"rat.alpha": (0.001, 1), "rat.dropout": [0.1, 0.5], "rat.loss": ["bce", "ce"]}
+    for wrong, said in (
+        ("rat.alhpa=1..2", "settings of"),
+        ("scft.epochs=1,2", "settings of"),
+        ("rat.alpha=2..1", "larger"),
+        ("rat.alpha=x..y", "larger"),
+        ("rat.alpha", "no values"),
+    ):
+        with pytest.raises(WrongUseError, match=said):
+            parse_space([wrong])
+
+
+def test_suggestions_stay_in_their_ranges_and_follow_what_was_found() -> None:
+    space = parse_space(["rat.alpha=0.001..1", "rat.layers=1..4"])
+    done: list[dict[str, Any]] = []
+    for number in range(40):
+        values = suggest(space, done, 1)
+        assert 0.001 <= values["rat.alpha"] <= 1 and values["rat.layers"] in (1, 2, 3, 4)
+        assert values == suggest(space, done, 1), "the trials so far decide"
+        found = -abs(math.log10(values["rat.alpha"]) + 1) if number != 5 else None
+        done.append({"settings": values, "NDCG@10": found})
+    missed = [abs(math.log10(one["settings"]["rat.alpha"]) + 1) for one in done]
+    assert sum(missed[25:]) / 15 < 0.6 * sum(missed[:10]) / 10
+    assert sum(one["settings"]["rat.alpha"] < 0.03 for one in done[:10]) > 2, "logarithmic"
+
+
+def test_search_keeps_the_best_run_and_says_how_to_repeat_it(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW)
+    found = run_tune(workspace, SPACE, {}, Reporter(), trials=4)
+    scores = [one["NDCG@10"] for one in found["trials"]]
+    assert found["best"]["NDCG@10"] == max(scores) and len(set(scores)) > 1
+    assert names(workspace) == {found["best"]["run"]}
+    table = pl.read_parquet(tmp_path / "ws" / "tune" / found["name"] / "results.parquet")
+    assert table["NDCG@10"].to_list() == scores and "rat.learning_rate" in table.columns
+    # The command that is printed leads to the very run that was kept.
+    sets = found["best"]["settings"]
+    chosen = load_settings(workspace.settings_file, sets | {"rat.method": "none"})
+    assert run_name(chosen, load_settings(workspace.settings_file)) == found["best"]["run"]
+    manifest = read_manifest(workspace.run(found["best"]["run"])) or {}
+    assert manifest["summary"]["best_validation"] == max(scores)
+
+
+def test_interrupted_search_goes_on_and_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    one, _ = make_workspace(tmp_path / "one", **FEW)
+    whole = run_tune(one, SPACE, {}, Reporter(), trials=3)
+    two, _ = make_workspace(tmp_path / "two", **FEW)
+    with pytest.raises(InterruptedRunError):
+        run_tune(two, SPACE, {}, StopAfter(6), trials=3)
+    assert len((tmp_path / "two" / "tune" / "sasrec-none-42" / "trials.jsonl").read_text().splitlines()) == 1
+    partial = list((two.root / "runs").glob(".*.partial"))
+    assert len(partial) == 1 and (partial[0] / "checkpoint.safetensors").exists()
+    resumed = run_tune(two, SPACE, {}, Reporter(), trials=3)
+
+    def kept(found: dict[str, Any]) -> list[Any]:
+        return [(trial["settings"], trial["NDCG@10"]) for trial in found["trials"]]
+
+    assert kept(resumed) == kept(whole)
+    more = run_tune(two, SPACE, {}, Reporter(), trials=4)
+    assert kept(more)[:3] == kept(whole) and len(more["trials"]) == 4
+    with pytest.raises(WrongUseError, match="other settings"):
+        run_tune(two, SPACE, {"rat.dropout": 0.3}, Reporter(), trials=4)
+
+
+def test_no_test_item_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[SplitData] = []
+    original = loop.train
+
+    def blind(training: loop.Training) -> Any:
+        training.data.test[:] = -1_000_000  # any use as an item number fails
+        seen.append(training.data)
+        return original(training)
+
+    monkeypatch.setattr("llmemb_cli.srs.train.train", blind)
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW)
+    run_tune(workspace, SPACE, {}, Reporter(), trials=2)
+    assert len(seen) == 2
+
+
+def test_a_trial_that_diverges_does_not_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW)
+    space = parse_space(["rat.learning_rate=0.005,1e30"])
+    found = run_tune(workspace, space, {}, Reporter(), trials=5)
+    failed = [one for one in found["trials"] if one["NDCG@10"] is None]
+    assert failed and all(one["settings"]["rat.learning_rate"] == 1e30 for one in failed)
+    assert found["best"]["settings"] == {"rat.learning_rate": 0.005}
+
+
+def test_command_prints_one_document_and_a_table(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW)
+    call = ["tune", "rat.dropout=0.0,0.2", "--trials", "2", "-w", str(workspace.root)]
+    document = json.loads(CliRunner().invoke(app, [*call, "--json"]).stdout)
+    assert len(document["trials"]) == 2 and document["command"].startswith("llmemb rat --backbone sasrec")
+    again = CliRunner().invoke(app, [*call, "-q"], env={"COLUMNS": "150"})
+    assert again.exit_code == 0 and "best: llmemb rat" in again.stdout
+    wrong = CliRunner().invoke(app, ["tune", "rat.dropout=2.5,0.1", "-w", str(workspace.root)])
+    assert wrong.exit_code == 2 and "dropout" in wrong.stderr
