@@ -144,6 +144,19 @@ def test_an_encoder_is_never_read_with_a_beginning_computed_ahead(tmp_path: Path
     assert make_encoder(load_model(chosen, Reporter()), tokens, make_settings(), Reporter()).prefix is None
 
 
+def test_an_encoder_is_fine_tuned_and_embeds_with_its_adapter(tmp_path: Path) -> None:
+    workspace, settings = with_prompts(
+        tmp_path / "ws", tiny_bert(tmp_path / "m", positions=64), steps=2, max_tokens=64, learning_rate=0.01
+    )
+    summary = run_scft(workspace, settings, Reporter()).manifest["summary"]
+    # Two blocks of six linear layers, rank 8: 4 of 64x64, one of 64x96, one of 96x64.
+    assert summary["parameters"] == 2 * 8 * (4 * 128 + 2 * 160)
+    run_embed(workspace, settings, Reporter())
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    tuned, base = (read_table(workspace.embeddings(name)).vectors for name in ("scft", "base"))
+    assert np.isfinite(tuned).all() and np.abs(tuned - base).max() > 1e-3
+
+
 def test_common_prefix_leaves_a_token_of_every_prompt() -> None:
     assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]]) == 2
     assert common_prefix([[1, 2], [1, 2, 3]]) == 1
@@ -296,3 +309,20 @@ def test_nothing_touches_the_network_once_the_model_is_here(tmp_path: Path) -> N
         )
         assert done.returncode == 0, done.stderr
     assert read_pca(workspace.embeddings()).components.shape[0] == 29
+
+
+@pytest.mark.real
+def test_all_minilm_is_fetched_and_gives_the_vectors_of_sentence_transformers(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    # In a process of its own, since nothing in this one may reach for the network.
+    command = [sys.executable, "-m", "llmemb_cli", "models", "minilm-l6", "--fetch", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    folder = Path(json.loads(done.stdout)["path"])
+    workspace, settings = with_prompts(tmp_path / "ws", Path("minilm-l6"))
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    model = SentenceTransformer(modules=[Transformer(str(folder)), Pooling(384, "mean")], device="cpu")
+    theirs = model.encode(read_prompts(workspace)[0]["prompt"].to_list(), show_progress_bar=False)
+    np.testing.assert_allclose(read_table(workspace.embeddings("base")).vectors, theirs, rtol=1e-3, atol=1e-5)

@@ -41,7 +41,7 @@ def with_lora(loaded: LoadedModel, settings: ScftSettings) -> Any:
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=list(settings.target_modules),
+        target_modules=lora_targets(base, settings.target_modules),
     )
     try:
         with quiet_transformers():
@@ -50,6 +50,19 @@ def with_lora(loaded: LoadedModel, settings: ScftSettings) -> Any:
         raise BadDataError(
             f"LoRA does not fit this model: {str(error).splitlines()[0]}", hint="set scft.target_modules"
         ) from error
+
+
+def lora_targets(model: Any, wanted: list[str]) -> list[str]:
+    """The modules that get LoRA matrices: those `wanted`, or in a model without the default ones all linear layers.
+
+    The defaults are the names of Llama and its kin; BERT, for one, calls its layers otherwise. An encoder's pooling
+    layer is left out, since vectors do not come from it.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    default = list(ScftSettings().target_modules)
+    if list(wanted) != default or any(name.rsplit(".", 1)[-1] in wanted for name in names):
+        return list(wanted)
+    return [name for name in names if "pooler" not in name]
 
 
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
