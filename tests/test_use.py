@@ -114,6 +114,8 @@ def test_users_from_a_file_to_a_file(trained: tuple[Workspace, Settings], tmp_pa
     assert lists["item_id"].to_list()[:3] == [one["item_id"] for one in single] == lists["item_id"].to_list()[6:]
     call(workspace, "recommend", "--all-users", "-o", str(tmp_path / "all.csv"))
     assert pl.read_csv(tmp_path / "all.csv")["user_id"].n_unique() == 150
+    shown = call(workspace, "recommend", "--all-users", "-k", "1").stdout
+    assert shown.count("for user") == 10 and "140 more users" in shown
 
 
 def test_wrong_questions_are_answered_kindly(trained: tuple[Workspace, Settings], tmp_path: Path) -> None:

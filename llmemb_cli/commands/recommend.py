@@ -71,7 +71,9 @@ def recommend(
     if run is None:
         output.message(f"[dim]run {chosen} (best validation NDCG@10)[/dim]")
     names = read_users(users_file) if users_file else users
-    document, frame = _lists(located, settings, chosen, names, all_users, items, history, top, keep, output)
+    # Lists as text are made for those who will be seen alone: a million of them would fill the memory.
+    seen = None if output.json or (out and out.suffix == ".json") else 0 if out else USERS_SHOWN
+    document, frame = _lists(located, settings, chosen, names, all_users, items, history, top, keep, seen, output)
     if out is not None:
         _write(out, document, frame)
         output.message(f"wrote {len(frame):,} rows to {out}")
@@ -88,6 +90,7 @@ def _lists(
     history: Any,
     top: int,
     keep: bool,
+    seen: int | None,
     output: Output,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     import numpy as np
@@ -123,7 +126,8 @@ def _lists(
         "k": top,
         "history": how,
         "filtered": not keep,
-        "users": as_entries(asked, found, scores, item_ids, item_titles(located)),
+        "n_users": len(asked),
+        "users": as_entries(asked[:seen], found[:seen], scores[:seen], item_ids, item_titles(located)),
     }
     return document, as_frame(asked, found, scores, data.item_ids)
 
@@ -171,12 +175,12 @@ def _write(out: Path, document: dict[str, Any], frame: pl.DataFrame) -> None:
 
 def show(console: Console, document: dict[str, Any]) -> None:
     """One list a user."""
-    for entry in document["users"][:USERS_SHOWN]:
+    for entry in document["users"]:
         whom = f"for user {entry['user_id']}" if entry["user_id"] else "after the history given"
         rows = [[str(one["rank"]), one["item_id"], one["title"], f"{one['score']:.3f}"] for one in entry["items"]]
         title = f"{document['run']} {whom}" if rows else f"nothing {whom}: no history"
         titled(console, title, table(["", "item", "title", "score"], rows, left=3))
-    more = len(document["users"]) - USERS_SHOWN
+    more = document["n_users"] - len(document["users"])
     if more > 0:
         console.print(f"and {more:,} more users: --output FILE.parquet, or --json", style="dim")
 

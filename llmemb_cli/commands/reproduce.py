@@ -12,6 +12,7 @@ from llmemb_cli.console import Output, duration, table, titled
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from llmemb_cli.reporting.grid import Cell
 
@@ -157,25 +158,63 @@ def show_plan(console: Console, document: dict[str, Any]) -> None:
 
 def show(console: Console, document: dict[str, Any], folder: Path) -> None:
     """Figures by workspace and backbone, then the claims."""
-    from llmemb_cli.reporting.reproduce_text import blocks, cell_text, claim_rows, summary_line, variant_name
+    from llmemb_cli.reporting.reproduce_text import blocks, summary_line
 
+    about = "ours, with the paper's and ours / the paper's where there is a source"
     for title, rows in blocks(document).items():
-        columns = list(dict.fromkeys((row["part"], row["metric"]) for row in rows))
-        cells: dict[str, dict[tuple[str, str], str]] = {}
-        for row in rows:
-            cells.setdefault(variant_name(row), {})[row["part"], row["metric"]] = cell_text(row)
-        head = ["method", *(f"{part} {metric}" for part, metric in columns)]
-        body = [[name, *(found.get(column, "") for column in columns)] for name, found in cells.items()]
-        titled(console, f"{title}: ours, and in brackets the paper's and ours / the paper's", table(head, body))
-    claims = claim_rows(document)
-    if claims:
-        console.print(table(["where", "figure", "compared", "ours", "paper", "verdict"], claims, left=3))
+        parts = list(dict.fromkeys(row["part"] for row in rows))
+        metrics = list(dict.fromkeys(row["metric"] for row in rows))
+        # All in one table, or one a part, or one a figure: the first that the terminal is wide enough for.
+        whole = [[(part, metric) for part in parts for metric in metrics]]
+        for columns in (whole, [[(part, metric) for metric in metrics] for part in parts]):
+            made = [_figures(rows, some) for some in columns]
+            if all(_width(console, one) <= console.width for one in made):
+                break
+        else:
+            made = [_figures(rows, [column]) for column in whole[0]]
+        for number, one in enumerate(made):
+            titled(console, f"{title}: {about}" if number == 0 else title, one)
+    if document["claims"]:
+        for title, rows_ in _claims(document).items():
+            head, body = _filled(["figure", "compared", "ours", "paper", "verdict"], rows_)
+            titled(console, f"{title}: does it come out as in the paper?", table(head, body, left=2))
         console.print(summary_line(document), soft_wrap=True)
     for entry in document["failed"]:
         console.print(
             f"failed: {entry['run']}: {(entry['error'] or {}).get('message')}", markup=False, soft_wrap=True
         )
     console.print(str(folder / f"{document['target']}.md"), markup=False, soft_wrap=True)
+
+
+def _figures(rows: list[dict[str, Any]], columns: list[tuple[str, str]]) -> Table:
+    from llmemb_cli.reporting.reproduce_text import cell_text, variant_name
+
+    cells: dict[str, dict[tuple[str, str], str]] = {}
+    for row in rows:
+        cells.setdefault(variant_name(row), {})[row["part"], row["metric"]] = cell_text(row)
+    head = ["method", *(f"{part} {metric}" for part, metric in columns)]
+    return table(head, [[name, *(found.get(column, "") for column in columns)] for name, found in cells.items()])
+
+
+def _width(console: Console, made: Table) -> int:
+    return console.measure(made, options=console.options.update(width=10_000)).maximum
+
+
+def _claims(document: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """Rows of the claims by workspace and backbone; a star stands for significant."""
+    from llmemb_cli.reporting.reproduce_text import claim_rows
+
+    found: dict[str, list[list[str]]] = {}
+    for where, *cells, verdict in claim_rows(document):
+        short = verdict.replace(", not significantly", "").replace(", significantly", " *")
+        found.setdefault(where, []).append([*cells, short])
+    return found
+
+
+def _filled(head: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns that have anything in them."""
+    kept = [at for at in range(len(head)) if any(row[at] for row in rows)]
+    return [head[at] for at in kept], [[row[at] for at in kept] for row in rows]
 
 
 app = command(reproduce)

@@ -101,7 +101,7 @@ def summary_line(document: dict[str, Any]) -> str:
     held = [verdict for verdict in verdicts if verdict.startswith("holds")]
     tested = any(one["p"] is not None for one in document["claims"])
     sure = sum(verdict == "holds, significantly" for verdict in held)
-    how = f", {sure} of them significantly (paired t-test over users, p < 0.05, Holm-corrected)" if tested else ""
+    how = f", {sure} of them significantly (*; paired t-test over users, p < 0.05, Holm-corrected)" if tested else ""
     return f"{len(held)} of {len(verdicts)} comparisons come out as the paper says{how}."
 
 
