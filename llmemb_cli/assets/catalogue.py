@@ -12,8 +12,8 @@ from llmemb_cli.assets.presets import MODELS
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.workspace.store import read_json
 
-# What Python, torch and transformers take themselves, measured with a model of no size.
-LIBRARIES_BYTES = 600 * 2**20
+# What Python, torch and the other libraries take themselves, measured on a CPU with a model of no size.
+LIBRARIES_BYTES = 540 * 2**20
 
 
 def describe_model(name: str) -> dict[str, Any]:
