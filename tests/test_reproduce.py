@@ -22,7 +22,7 @@ from llmemb_cli.app import app
 from llmemb_cli.config.settings import Settings, load_settings
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.progress import Reporter
-from llmemb_cli.reporting.grid import estimate, is_done, run_grid
+from llmemb_cli.reporting.grid import estimate, is_done, run_grid, steps_before
 from llmemb_cli.reporting.reproduce import SWEEPS, grid_of, known, paper_figures, reproduce_document
 from llmemb_cli.reporting.reproduce_text import markdown
 from llmemb_cli.workspace.locate import Workspace
@@ -46,6 +46,16 @@ def test_grids_hold_what_the_paper_compares(workspace: Workspace) -> None:
     for key, values in SWEEPS.items():
         assert {getattr(cell.settings.rat, key) for cell in fig4} >= set(values)
     assert len(fig4) == sum(map(len, SWEEPS.values())) - 1, "the run with both defaults is shared"
+
+
+def test_vectors_that_are_made_from_a_run_come_after_it(workspace: Workspace) -> None:
+    (cell,) = grid_of("table1", [workspace], [7], backbones=["gru4rec"], methods=["tslrec"])
+    names = [step.name for step in steps_before(cell)]
+    assert "rat sasrec-none-42" in names and names.index("rat sasrec-none-42") < names.index("tslrec")
+    changed = grid_of(
+        "table1", [workspace], [7], backbones=["gru4rec"], methods=["none"], overrides={"rat.epochs": 9}
+    )
+    assert steps_before(changed[0]) == [] and changed[0].run != "gru4rec-none-7"
 
 
 def test_paper_figures_have_a_source_and_equal_those_known_elsewhere() -> None:
@@ -173,6 +183,7 @@ def test_dry_run_trains_nothing_and_bad_choices_are_named(workspace: Workspace) 
     assert "did you mean llmemb" in call("table1", "--method", "llmemd").stderr
     assert call("table1", "--seeds", "one").exit_code == 2
     assert call("table9").exit_code == 2
+    assert "llmemb.toml" in call("table1", "--set", "scft.steps=3").stderr
 
 
 @pytest.mark.parametrize("target", ["fig4", "fig5", "fig6"])

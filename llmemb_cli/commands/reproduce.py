@@ -57,6 +57,7 @@ def reproduce(
     from llmemb_cli.workspace.locate import Workspace
 
     overrides: dict[str, Any] = {**parse_assignments(set or []), "eval.protocol": protocol}
+    _check_overrides(overrides)
     located: list[Workspace] = []
     paths: list[Path | None] = [*workspaces] if workspaces else [None]
     for path in paths:
@@ -89,6 +90,17 @@ def _seeds(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise WrongUseError(f"--seeds {text}: numbers separated by commas are expected") from None
+
+
+def _check_overrides(overrides: dict[str, Any]) -> None:
+    from llmemb_cli.errors import WrongUseError
+
+    for key in overrides:
+        if not key.startswith(("rat.", "eval.")):
+            raise WrongUseError(
+                f"--set {key}: only settings of [rat] and [eval] can be changed for a grid",
+                hint="data, prompts and LLM are shared by all runs: change llmemb.toml",
+            )
 
 
 def _check(given: Names, known: list[str], flag: str) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 # Okabe and Ito's palette: distinguishable with every common kind of colour blindness.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-MARKERS = "osD^vPX"
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#888888")
+MARKERS = "osD^vPXh"
 ORDERED = ("#999999", "#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2")  # warm is rare, cool is popular
 INK = "#8a8f98"  # readable on white and on near-black; the page's style sheet sets text darker or lighter
 SMALL = (4.4, 2.9)

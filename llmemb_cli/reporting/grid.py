@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmemb_cli import pipeline
-from llmemb_cli.chain import Step, chain
+from llmemb_cli.chain import Step, chain, variants
 from llmemb_cli.config.settings import Settings, load_settings
 from llmemb_cli.errors import InterruptedRunError, LlmembError
 from llmemb_cli.interrupt import StopRequest
@@ -127,13 +127,17 @@ def run_grid(cells: list[Cell], report: Reporter, jobs: int = 1) -> None:
 
 
 def steps_before(cell: Cell) -> list[Step]:
-    """What has to be made before the cell's recommender, in order."""
+    """What has to be made before the cell's recommender, in order.
+
+    In the settings and with the seed of llmemb.toml: data, prompts and LLM are shared by all runs of the grid.
+    """
     rat = cell.settings.rat
-    plan = cell.settings.run.model_copy(
-        update={"backbones": [rat.backbone], "methods": [rat.method], "seeds": [cell.settings.seed]}
+    chosen = {"backbone": rat.backbone, "method": rat.method, "without": list(rat.without)}
+    plan = {"backbones": [rat.backbone], "methods": [rat.method], "seeds": [cell.settings.seed]}
+    planned = cell.filed.model_copy(
+        update={"rat": cell.filed.rat.model_copy(update=chosen), "run": cell.filed.run.model_copy(update=plan)}
     )
-    # The seed of llmemb.toml: data, prompts and LLM are shared by all seeds of the grid.
-    return _before(chain(cell.workspace, cell.settings.model_copy(update={"seed": cell.filed.seed, "run": plan})))
+    return _before(chain(cell.workspace, planned), pipeline.run_name(variants(planned)[-1]))
 
 
 def _prepare(cells: list[Cell], report: Reporter) -> None:
@@ -151,17 +155,18 @@ def _prepare(cells: list[Cell], report: Reporter) -> None:
             _blame(cell, made[path])
 
 
-def _before(steps: list[Step]) -> list[Step]:
-    """The steps that the recommenders depend on and that have to be made, in order.
+def _before(steps: list[Step], run: str) -> list[Step]:
+    """The steps that `run` depends on and that have to be made, in order; vectors may be made from a run themselves.
 
     One that is missing is left out where all that was made from it is up to date: embeddings serve without the
     adapter they came from.
     """
-    wanted = {path for step in steps if step.stage.name == "rat" for path in step.stage.inputs.values()}
+    own = [step for step in steps if step.stage.name == "rat" and step.stage.path.name == run]
+    wanted = {path for step in own for path in step.stage.inputs.values()}
     earlier: list[Step] = []
     fine: set[Path] = set()
-    for step in reversed([step for step in steps if step.stage.name not in ("rat", "eval", "report")]):
-        if step.stage.path not in wanted:
+    for step in reversed([step for step in steps if step.stage.name not in ("eval", "report")]):
+        if step.stage.path not in wanted or step in own:
             continue
         wanted |= set(step.stage.inputs.values())
         state = stage_state(step.stage).state
