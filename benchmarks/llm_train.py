@@ -138,9 +138,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="items.parquet with item_id and text columns")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
-    parser.add_argument("--mini", type=int, nargs="*", default=[32], help="mini-batch sizes of the other trainer")
+    parser.add_argument("--rounds", type=int, default=2, help="how often the two are measured, in turn")
+    parser.add_argument("--mini", type=int, default=32, help="mini-batch size of the other trainer")
     parser.add_argument("--memory-gb", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
@@ -154,19 +155,23 @@ def main() -> None:
         }
     )
     items = read_items(chosen.data)
-    print(f"{chosen.model}, batch {chosen.batch_size}, {chosen.precision}, {torch.get_num_threads()} threads")
-    best = 0.0
-    for mini in chosen.mini:
-        reset_peak_memory()
-        speed = theirs(items, settings, chosen.steps, mini)
-        best = max(best, speed)
-        print(
-            f"sentence-transformers, mini-batch {mini}: {speed:,.0f} tokens/s, peak {peak_memory_mb():,} MB",
-            flush=True,
-        )
-    reset_peak_memory()
-    speed = ours(items, settings, chosen.steps)
-    print(f"llmemb scft: {speed:,.0f} tokens/s, peak {peak_memory_mb():,} MB; {speed / best:.2f} times", flush=True)
+    print(
+        f"{chosen.model}, batch {chosen.batch_size}, {chosen.precision}, {torch.get_num_threads()} threads",
+        flush=True,
+    )
+    speeds: dict[str, list[float]] = {"sentence-transformers": [], "llmemb scft": []}
+    for _ in range(chosen.rounds):
+        for name in speeds:
+            reset_peak_memory()
+            if name == "llmemb scft":
+                speed = ours(items, settings, chosen.steps)
+            else:
+                speed = theirs(items, settings, chosen.steps, chosen.mini)
+            speeds[name].append(speed)
+            print(f"{name}: {speed:,.0f} tokens/s, peak {peak_memory_mb():,} MB", flush=True)
+    # The same tokens each round: the mean speed is the harmonic one.
+    theirs_all, ours_all = (len(each) / sum(1 / speed for speed in each) for each in speeds.values())
+    print(f"{ours_all:,.0f} against {theirs_all:,.0f} tokens/s: {ours_all / theirs_all:.2f} times", flush=True)
 
 
 if __name__ == "__main__":
