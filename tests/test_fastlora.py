@@ -192,3 +192,16 @@ def test_a_shared_beginning_computed_once_changes_no_gradient(tmp_path: Path, ti
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_checkpointed_layers_drop_the_same_units_again(tiny: Path) -> None:
+    found = []
+    for checkpointing in (False, True):
+        _, model = lora_model(tiny, lora_dropout=0.3, gradient_checkpointing=checkpointing)
+        assert speed_up(model, 0.3, pooled=False) is not None
+        model.train()
+        torch.manual_seed(11)
+        found.append(gradients(model))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for name in found[0][1]:
+        torch.testing.assert_close(found[0][1][name], found[1][1][name], rtol=1e-4, atol=1e-6)
