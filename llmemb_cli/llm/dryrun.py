@@ -50,7 +50,7 @@ def dry_run(workspace: Workspace, settings: Settings, report: Reporter) -> dict[
     train, held_out = split_items(len(items.prompts), scft, settings.seed)
     per_epoch, steps = steps_per_epoch(scft, len(train)), total_steps(scft, len(train))
     counted = min(per_epoch, COUNTED_STEPS)
-    lengths = [_step_lengths(trainer, train, step) for step in range(counted)]
+    lengths = [[len(row) for row in _step_tokens(trainer, train, step)] for step in range(counted)]
     tokens = sum(map(sum, lengths)) / counted
     example = lengths[0]
     micro = trainer.micro
@@ -58,7 +58,7 @@ def dry_run(workspace: Workspace, settings: Settings, report: Reporter) -> dict[
     sizes = [max(example[batch]) * len(example[batch]) for batch in batches]
     kept = micro.kept(example, batches)
     held = sum(sizes[:kept]) + max(sizes[kept:], default=0)
-    there_and_back, there = _measure(trainer, example[batches[len(batches) // 2]])
+    there_and_back, there = _measure(trainer, _step_tokens(trainer, train, 0)[batches[len(batches) // 2]])
     passes = sum(sizes) * there_and_back + sum(sizes[kept:]) * there
     validations = 0 if len(held_out) < 2 else 2 + (steps - 1) // (scft.validate_every or max(steps // 10, 1))
     per_validation = 2 * len(held_out) * tokens / len(example) * there
@@ -115,17 +115,16 @@ def _check_room(settings: Settings, device: str, report: Reporter) -> None:
         )
 
 
-def _step_lengths(trainer: Trainer, train: np.ndarray, step: int) -> list[int]:
-    """Token counts, short ones first, of the texts that a step will contrast."""
+def _step_tokens(trainer: Trainer, train: np.ndarray, step: int) -> list[list[int]]:
+    """The tokens of the texts that a step will contrast, short ones first."""
     chosen = step_items(train, trainer.settings, trainer.seed, step)
     views = draw_views(trainer.items, chosen, trainer.settings.drop_ratio, numpy_rng(trainer.seed, "views", step))
-    return sorted(map(len, trainer.tokens(views.texts)))
+    return sorted(trainer.tokens(views.texts), key=len)
 
 
-def _measure(trainer: Trainer, lengths: list[int]) -> tuple[float, float]:
+def _measure(trainer: Trainer, texts: list[list[int]]) -> tuple[float, float]:
     """Seconds a token takes forwards and backwards, and forwards alone; the model stays as it is."""
-    texts = [[trainer.loaded.tokenizer.pad_token_id] * length for length in lengths]
-    tokens = max(lengths) * len(lengths)
+    tokens = max(map(len, texts)) * len(texts)
     trainer.model.train()
 
     def both() -> None:
