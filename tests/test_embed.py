@@ -326,3 +326,20 @@ def test_all_minilm_is_fetched_and_gives_the_vectors_of_sentence_transformers(tm
     model = SentenceTransformer(modules=[Transformer(str(folder)), Pooling(384, "mean")], device="cpu")
     theirs = model.encode(read_prompts(workspace)[0]["prompt"].to_list(), show_progress_bar=False)
     np.testing.assert_allclose(read_table(workspace.embeddings("base")).vectors, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_prompts_that_stand_for_all_share_what_all_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors_module, "TOKENISED_AT_ONCE", 7)
+    chosen = ScftSettings(model=str(tiny_llama(tmp_path / "m")), precision="fp32", device="cpu")
+    loaded = load_model(chosen, Reporter())
+    rng = np.random.default_rng(0)
+    prompts = [
+        " ".join(["title", "is", *(f"w{i}" for i in rng.integers(3, size=int(rng.integers(1, 30))))])
+        for _ in range(200)
+    ]
+    tokens = [loaded.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    lengths, some = vectors_module.survey(loaded, prompts, 20)
+    assert lengths.tolist() == [len(ids) for ids in tokens]
+    assert common_prefix(some) == common_prefix(tokens)
+    assert min(map(len, some)) == min(map(len, tokens)) and max(map(len, some)) == 20
+    assert len(some) < 100

@@ -68,6 +68,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[str]:
     Mirror.folder, Mirror.seen, Mirror.status = tiny_llama(tmp_path / "served"), [], 200
+    (Mirror.folder / "consolidated.safetensors").write_bytes(b"the same weights again")
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
     thread = threading.Thread(target=running.serve_forever)
     thread.start()
@@ -92,6 +93,7 @@ def test_a_mirror_is_used_once_and_never_shown_the_login_of_the_hub(tmp_path: Pa
     assert done.returncode == 0, done.stdout + done.stderr
     entry = json.loads(done.stdout)
     assert entry["hidden_size"] == 64 and Path(entry["path"], "model.safetensors").is_file()
+    assert not Path(entry["path"], "consolidated.safetensors").exists()
     assert Mirror.seen and {token for _, token in Mirror.seen} == {None}
     Mirror.seen.clear()
     assert fetch_command(tmp_path, mirror).returncode == 0

@@ -17,6 +17,8 @@ from llmemb_cli.workspace.store import read_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.txt"]
+# Other formats of the same weights, in folders of their own or, with Mistral, beside them.
+NOT_FROM_HUB = ["*/*", "consolidated*"]
 HUB = "https://huggingface.co"
 
 
@@ -151,14 +153,15 @@ def _from_hub(hub_id: str, name: str, preset: ModelPreset | None, report: Report
         RepositoryNotFoundError,
     )
 
+    wanted: dict[str, Any] = {"allow_patterns": HUB_FILES, "ignore_patterns": NOT_FROM_HUB}
     try:
-        return check_folder(Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, local_files_only=True)))
+        return check_folder(Path(snapshot_download(hub_id, **wanted, local_files_only=True)))
     except (LocalEntryNotFoundError, BadDataError, ValueError):
         report.note(f"fetching {hub_id} from {os.environ.get('HF_ENDPOINT', HUB)}")
     page = f"{HUB}/{hub_id}"
     hand = f"put config.json, the tokenizer and *.safetensors into {by_hand(name)}, or pass a folder with --model"
     try:
-        return check_folder(Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, token=_hub_token())))
+        return check_folder(Path(snapshot_download(hub_id, **wanted, token=_hub_token())))
     except GatedRepoError:
         raise MissingError(
             f"{hub_id} is gated: its licence has to be accepted first",

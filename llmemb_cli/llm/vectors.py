@@ -23,6 +23,7 @@ SHARDS = "shards"
 # Tokens that pass at once unless told. On a CPU few, so that activations stay in its caches: SmolLM2-135M takes 512
 # tokens faster than 2,048 (docs/benchmarks.md). A GPU wants many.
 AUTO_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 8192}
+TOKENISED_AT_ONCE = 16384
 # Up to this length plain matrix products attend faster on a CPU than torch's fused one: five times at 44 tokens.
 PLAIN_ATTENTION_TOKENS = 512
 
@@ -65,13 +66,10 @@ def encode(
         InterruptedRunError: a signal came; finished shards are in `work` and the same call goes on.
     """
     limit = settings.scft.max_tokens
-    tokens = tokenise(loaded, prompts)
-    cut = [row for row, ids in enumerate(tokens) if len(ids) > limit]
-    if cut:
-        tokens = loaded.tokenizer(prompts, truncation=True, max_length=limit)["input_ids"]
-    order = np.argsort([len(ids) for ids in tokens], kind="stable")
+    lengths, examples = survey(loaded, prompts, limit)
+    order = np.argsort(np.minimum(lengths, limit), kind="stable")
     (work / SHARDS).mkdir(exist_ok=True)
-    encoder = make_encoder(loaded, tokens, settings, report)
+    encoder = make_encoder(loaded, examples, settings, report)
     vectors: np.ndarray | None = None
     size = settings.embed.shard_items
     with StopRequest() as stop, report.task("embed", len(prompts), "items") as task:
@@ -79,9 +77,9 @@ def encode(
             rows = order[at : at + size]
             path = work / SHARDS / f"{number:06d}.safetensors"
             if not path.is_file():
-                shard_tokens = [tokens[row] for row in rows]
-                shard = _encode_shard(encoder, shard_tokens, stop)
-                _mend(encoder, shard, shard_tokens, rows, item_ids)
+                tokens = tokenise(loaded, [prompts[row] for row in rows], limit)
+                shard = _encode_shard(encoder, tokens, stop)
+                _mend(encoder, shard, tokens, rows, item_ids)
                 write_tensors(path, {"vectors": shard})
             part = read_tensors(path)["vectors"].numpy()
             if vectors is None:
@@ -89,13 +87,38 @@ def encode(
             vectors[rows] = part
             task.advance(len(rows))
     assert vectors is not None
-    prefix = 0 if encoder.prefix is None else encoder.prefix.length
-    return Encoded(vectors, cut, sum(map(len, tokens)), prefix)
+    return Encoded(
+        vectors=vectors,
+        cut=np.flatnonzero(lengths > limit).tolist(),
+        tokens=int(np.minimum(lengths, limit).sum()),
+        prefix=0 if encoder.prefix is None else encoder.prefix.length,
+    )
 
 
-def tokenise(loaded: LoadedModel, prompts: list[str]) -> list[list[int]]:
-    """Token numbers of every prompt, special tokens included, nothing cut."""
-    return list(loaded.tokenizer(prompts, add_special_tokens=True, return_attention_mask=False)["input_ids"])
+def tokenise(loaded: LoadedModel, prompts: list[str], limit: int | None = None) -> list[list[int]]:
+    """Token numbers of every prompt, special tokens included, cut at `limit`."""
+    encoded = loaded.tokenizer(
+        prompts, truncation=limit is not None, max_length=limit, add_special_tokens=True, return_attention_mask=False
+    )
+    return list(encoded["input_ids"])
+
+
+def survey(loaded: LoadedModel, prompts: list[str], limit: int) -> tuple[np.ndarray, list[list[int]]]:
+    """Tokens of every prompt, (n,) int64 and uncut, and some prompts that stand for all.
+
+    Among these are the first and the last in order, which share what all share, the shortest and the longest. All
+    token lists at once would take a hundred times the memory of the text.
+    """
+    lengths = np.empty(len(prompts), dtype=np.int64)
+    some: list[list[int]] = []
+    for at in range(0, len(prompts), TOKENISED_AT_ONCE):
+        tokens = tokenise(loaded, prompts[at : at + TOKENISED_AT_ONCE])
+        lengths[at : at + len(tokens)] = [len(ids) for ids in tokens]
+        some += [ids[:limit] for ids in (*tokens[:4], *(pick(tokens, key=len) for pick in (min, max)))]
+        some += [min(tokens)[:limit], max(tokens)[:limit]]
+        if len(some) > 64:
+            some = [min(some), max(some), min(some, key=len), max(some, key=len), *some[:8]]
+    return lengths, some
 
 
 def make_encoder(
