@@ -78,8 +78,10 @@ def test_each_format_holds_the_vectors_under_their_ids(trained: Workspace, forma
         assert entry["sha256"] == hashlib.sha256((folder / entry["name"]).read_bytes()).hexdigest()
     text = (folder / "card.md").read_text()
     assert card["data"]["licence"] in text and card["model"]["licence"] in text and "0.001" in text
+    first = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     assert made.built and not make_export(trained, trained.run("run"), format, Reporter()).built
     assert make_export(trained, trained.run("run"), format, Reporter(), force=True).built
+    assert first == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
 
 
 def test_bias_of_items_goes_along(trained: Workspace) -> None:

@@ -92,8 +92,9 @@ def unit_vectors(vectors: np.ndarray, *, centred: bool) -> np.ndarray:
 
     LLM states share a large common direction; without taking it away every item looks like every other.
     """
-    moved = vectors - vectors.mean(axis=0) if centred else vectors
-    return (moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    unit = vectors - vectors.mean(axis=0) if centred else vectors.astype(np.float32, copy=True)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    return unit.astype(np.float32, copy=False)
 
 
 def nearest(unit: np.ndarray, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
