@@ -140,7 +140,10 @@ def quantised_layers_work() -> bool:
     """Whether bitsandbytes multiplies with 8-bit and 4-bit weights on this machine: tried on a small layer."""
     import torch
 
+    from llmemb_cli.llm.quiet import import_bitsandbytes
+
     try:
+        import_bitsandbytes()
         import bitsandbytes as bnb
 
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -299,6 +299,11 @@ def test_nothing_touches_the_network_once_the_model_is_here(tmp_path: Path) -> N
     workspace, _ = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"), steps=1)
     variables = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     variables["HF_HOME"] = str(tmp_path / "hf")
+    # A package that some libraries fetch code with, as soon as it is installed.
+    (tmp_path / "kernels.py").write_text(
+        "def get_kernel(*args, **kwargs):\n    raise SystemExit('code from the hub')\n"
+    )
+    variables["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     for command in ("prompt", "scft", "embed"):
         done = subprocess.run(
             [sys.executable, "-c", BLOCKED, command, "-w", str(workspace.root)],
@@ -308,6 +313,7 @@ def test_nothing_touches_the_network_once_the_model_is_here(tmp_path: Path) -> N
             env=variables,
         )
         assert done.returncode == 0, done.stderr
+        assert "kernels" not in done.stderr
     assert read_pca(workspace.embeddings()).components.shape[0] == 29
 
 

@@ -12,7 +12,7 @@ from llmemb_cli.assets.models import local_model
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.devices import pick_device, pick_dtype
 from llmemb_cli.errors import BadDataError, MissingError, WrongUseError
-from llmemb_cli.llm.quiet import quiet_transformers
+from llmemb_cli.llm.quiet import import_bitsandbytes, quiet_transformers
 from llmemb_cli.progress import Reporter
 
 # RoBERTa and its kin number positions from padding_idx + 1, so two of their positions hold no token.
@@ -42,6 +42,7 @@ def load_model(
     """
     from transformers import AutoModel
 
+    import_bitsandbytes()
     folder = local_model(settings.model, report)
     where = pick_device(device or settings.device)
     dtype = pick_dtype(precision or settings.precision, where)
@@ -129,12 +130,10 @@ def _quantisation(settings: ScftSettings, device: str) -> Any:
         raise WrongUseError("--load-in-8bit and --load-in-4bit exclude each other")
     if device == "mps":
         raise MissingError("bitsandbytes does not run on mps", hint="leave out --load-in-8bit / --load-in-4bit")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
+    if not import_bitsandbytes():
         raise MissingError(
             "8-bit and 4-bit loading need bitsandbytes", hint="pip install bitsandbytes, or leave the flag out"
-        ) from None
+        )
     from transformers import BitsAndBytesConfig
 
     if settings.load_in_8bit:
