@@ -24,7 +24,7 @@ from llmemb_cli.assets.identity import model_identity
 from llmemb_cli.assets.models import local_model
 from llmemb_cli.assets.presets import MODELS
 from llmemb_cli.config.scft import ScftSettings
-from llmemb_cli.errors import BadDataError, WrongUseError
+from llmemb_cli.errors import BadDataError, MissingError, WrongUseError
 from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import load_model
 from llmemb_cli.progress import Reporter
@@ -298,3 +298,12 @@ def test_a_file_that_is_no_gguf_is_bad_data(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"hello" * 100)
     with pytest.raises(BadDataError, match="not a GGUF file"):
         local_model(str(tmp_path / "model.gguf"), Reporter())
+
+
+def test_a_path_that_is_not_there_and_a_mistyped_preset_are_explained(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "nowhere"), "./nowhere", "model.gguf"):
+        with pytest.raises(MissingError, match="no such model folder or GGUF file"):
+            local_model(name, Reporter())
+    with pytest.raises(MissingError) as caught:
+        local_model("smollm2-135", Reporter())
+    assert "did you mean smollm2-135m?" in (caught.value.hint or "")

@@ -37,6 +37,8 @@ def local_model(name: str, report: Reporter) -> Path:
 
         # Named by content: another file of the same name and size must not get this one's converted copy.
         return convert_gguf(path, cache_root() / "models" / f"gguf-{content_hash(path)[:20]}", report)
+    if name.startswith((".", "/", "~")) or path.suffix == ".gguf":
+        raise MissingError("no such model folder or GGUF file", where=name, hint="check the path")
     preset = MODELS.get(name)
     here = by_hand(name)
     if (here / "config.json").is_file():
@@ -177,11 +179,13 @@ def _from_hub(hub_id: str, name: str, preset: ModelPreset | None, report: Report
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, KeyError, TypeError) as error:
         # A mirror that answers with something else shows as a KeyError or TypeError in the hub's library.
+        close = near_match(name, list(MODELS)) if preset is None else None
+        guess = f"did you mean {close}? else " if close else ""
         accept = f"accept the licence on {page} and set HF_TOKEN; " if preset is not None and preset.gated else ""
         raise MissingError(
             f"cannot get the model {name}: {str(error).splitlines()[0]}",
             where=page,
-            hint=f"{accept}behind a firewall set HF_ENDPOINT to a mirror; or {hand}",
+            hint=f"{guess}{accept}behind a firewall set HF_ENDPOINT to a mirror; or {hand}",
         ) from None
 
 
