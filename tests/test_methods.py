@@ -99,8 +99,8 @@ def test_alphafuse_is_whitened_frozen_vectors_plus_a_zero_table_in_the_weakest_d
     scores, deviations = principal(vectors, D)
     white = scores / deviations
     table = made.items().detach().numpy()
-    np.testing.assert_allclose(np.abs(table), np.abs(white * (0.3 / np.sqrt(np.mean(white**2)))), atol=1e-4)
-    np.testing.assert_allclose(np.cov(table.T), np.eye(D) * np.cov(table.T)[0, 0], atol=1e-4)
+    np.testing.assert_allclose(np.abs(table), np.abs(white * (0.02 / np.sqrt(np.mean(white**2)))), atol=1e-5)
+    np.testing.assert_allclose(np.cov(table.T), np.eye(D) * np.cov(table.T)[0, 0], atol=1e-6)
     torch.nn.init.ones_(made.weight)
     moved = (made.rows(torch.tensor([0, 3])) - torch.from_numpy(np.stack([np.zeros(D), table[2]]))).detach()
     assert moved[0].abs().max() == 0

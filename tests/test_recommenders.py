@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from llmemb_cli.app import app
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import InterruptedRunError
 from llmemb_cli.pipeline import run_name
@@ -137,3 +140,12 @@ def test_validation_users_are_capped_and_drawn_once(tmp_path: Path) -> None:
     every, some = validation_users(data, 0, 1), validation_users(data, 20, 1)
     assert len(every) == data.n_users and len(set(some.tolist())) == 20
     assert some.tolist() == validation_users(data, 20, 1).tolist() != validation_users(data, 20, 2).tolist()
+
+
+def test_set_holds_also_for_settings_that_have_a_flag_of_their_own(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **(SMALL | {"rat__method": "none"}))
+    call = ["rat", "-w", str(workspace.root), "--json", "--set", "rat.epochs=2"]
+    (run,) = json.loads(CliRunner().invoke(app, call).stdout)["runs"]
+    assert run["epochs"] == 2 and run["run"].startswith("sasrec-none-42-")
+    (run,) = json.loads(CliRunner().invoke(app, [*call, "--epochs", "1"]).stdout)["runs"]
+    assert run["epochs"] == 1

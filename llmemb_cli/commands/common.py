@@ -114,7 +114,9 @@ def open_workspace(
             workspace = _choose(found)
     located = find_workspace(workspace)
     output.message(f"[dim]workspace {_short(located.root)}[/dim]")
-    settings = load_settings(located.settings_file, {**parse_assignments(sets or []), **(overrides or {})})
+    # A flag that was not given must not hide a --set of the same setting.
+    flags = {key: value for key, value in (overrides or {}).items() if value is not None}
+    settings = load_settings(located.settings_file, parse_assignments(sets or []) | flags)
     return located, settings
 
 

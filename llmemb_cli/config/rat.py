@@ -52,7 +52,7 @@ class RatSettings(Section):
     melt_tail_share: float = setting(
         0.8, "melt: quantile of history length above which a user is head; items 0.02 less", gt=0, lt=1, source="MELT"
     )
-    melt_contexts: int = setting(64, "melt: most contexts of an item that are encoded; 0: all", ge=0)
+    melt_contexts: int = setting(16, "melt: most contexts of an item that are encoded; 0: all", ge=0)
     esr_distill_weight: float = setting(0.1, "llmesr: weight of the distillation", ge=0, source="LLM-ESR code")
     esr_align_weight: float = setting(0.1, "llmesr: weight of aligning both views of an item", ge=0)
     esr_similar_users: int = setting(10, "llmesr: similar users a user learns from", ge=1, source="LLM-ESR")

@@ -25,7 +25,7 @@ from llmemb_cli.srs.item_embedding import (
 )
 from llmemb_cli.workspace.locate import Workspace
 
-# Root mean square of vectors that stay frozen. LLM states differ in scale by orders of magnitude between models;
+# Root mean square of frozen vectors that pass a trained layer. LLM states differ in scale by orders of magnitude between models;
 # with this one the adapter's first output has a standard deviation of about 0.1 [choice].
 INPUT_RMS = 0.3
 
@@ -58,7 +58,8 @@ def make_embedding(
         vectors = with_rms(source.reduced(rat.d_m), INPUT_RMS)
         return AdaptedTable(vectors, rat.hidden_size, freeze="freeze" not in without)
     if method.embedding == "fused":
-        vectors = with_rms(source.principal(rat.hidden_size, whiten=True), INPUT_RMS)
+        # At 0.3 scores start so large that training stands still: NDCG@10 0.03 instead of 0.09 on MovieLens-100K.
+        vectors = with_rms(source.principal(rat.hidden_size, whiten=True), INIT_STD)
         return FusedTable(vectors, min(rat.alphafuse_dims, rat.hidden_size))
     reduced = source.principal(rat.hidden_size)
     start = with_rms(reduced, INIT_STD) if rat.init_scale == "table" else torch.from_numpy(reduced)
