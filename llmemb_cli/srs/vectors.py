@@ -25,8 +25,8 @@ from llmemb_cli.srs.item_embedding import (
 )
 from llmemb_cli.workspace.locate import Workspace
 
-# Root mean square of frozen vectors that pass a trained layer. LLM states differ in scale by orders of magnitude between models;
-# with this one the adapter's first output has a standard deviation of about 0.1 [choice].
+# Root mean square of frozen vectors that pass a trained layer. LLM states differ in scale by orders of magnitude
+# between models; with this one the adapter's first output has a standard deviation of about 0.1 [choice].
 INPUT_RMS = 0.3
 
 _MADE_BY = {"scft": "llmemb embed", "base": "llmemb embed --without scft"}
