@@ -193,7 +193,7 @@ def test_figures_are_made_with_their_claims(workspace: Workspace, target: Any) -
     )
     run_grid(cells, Reporter())
     document = reproduce_document(target, cells)
-    assert not document["failed"] and document["claims"]
+    assert not document["failed"] and document["claims"] and not document["sources"]
     for row in document["figures"]:
         assert f"{row['mean']:.4f}" in markdown(document)
     if target == "fig4":
@@ -223,6 +223,7 @@ def test_figures_of_the_papers_data_stand_beside_ours(workspace: Workspace, monk
         r for r in document["figures"] if (r["method"], r["part"], r["metric"]) == ("llmemb", "tail", "HR@10")
     )
     assert cell["paper"] == 0.4194 and cell["ratio"] == pytest.approx(cell["mean"] / 0.4194)
+    assert document["sources"].keys() == {"alphafuse", "table1"}
     head = [r for r in document["figures"] if r["part"] == "head"]
     assert head and all(r["paper"] is None and r["ratio"] is None for r in head)
     text = markdown(document)

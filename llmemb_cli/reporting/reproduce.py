@@ -129,13 +129,20 @@ def reproduce_document(target: Target, cells: list[Cell], seed: int = 0) -> dict
         "about": paper["about"],
         "paper_protocol": paper["protocol"],
         "protocol": label,
-        "sources": paper["sources"],
+        "sources": _sources(paper, rows),
         "notes": notes,
         "figures": rows,
         "claims": verdicts,
         "runs": [cell.describe() for cell in cells],
         "failed": [cell.describe() for cell in cells if cell.status == "failed"],
     }
+
+
+def _sources(paper: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The sources of the figures that stand beside ours."""
+    datasets = {row["dataset"] for row in rows if row["paper"] is not None}
+    used = {one["source"] for one in paper["figures"] if one["dataset"] in datasets}
+    return {name: text for name, text in paper["sources"].items() if name in used}
 
 
 def _dataset(workspace: Workspace, paper: dict[str, Any]) -> tuple[str, list[str]]:
