@@ -214,6 +214,27 @@ def test_shards_on_the_command_line(tmp_path: Path) -> None:
     assert code == 0 and document["items"] == 30 and document["parts"] == 2 and document["built"]
     code, document = call("--shard", "1/2")
     assert code == 0 and not document["built"]
+    made = (workspace.embeddings("base") / "manifest.json").stat().st_mtime_ns
+    assert call("--shard", "1/2", "--force")[0] == 0
+    assert call("--shard", "2/2", "--force")[1]["built"]
+    assert (workspace.embeddings("base") / "manifest.json").stat().st_mtime_ns > made
+
+
+def test_processes_started_together_share_the_work_and_one_merges(tmp_path: Path) -> None:
+    workspace, _ = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"))
+    command = [sys.executable, "-m", "llmemb_cli", "embed", "--without", "scft", "-w", str(workspace.root), "--json"]
+    running = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+        )
+        for rank in range(2)
+    ]
+    documents = [json.loads(process.communicate(timeout=300)[0]) for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert any(document.get("parts") == 2 for document in documents)
+    assert len(read_table(workspace.embeddings("base")).item_ids) == 30
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,16 @@ def test_identity_is_content_and_not_time_or_place(tmp_path: Path) -> None:
     assert model_identity("someone/nowhere") == {"missing": True}
 
 
+def test_a_cache_that_cannot_be_written_does_not_stand_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_llama(tmp_path / "m", hidden_size=256, intermediate_size=2048)
+    before = model_identity(str(folder))
+    (tmp_path / "file").write_text("not a directory")
+    monkeypatch.setenv("LLMEMB_CACHE", str(tmp_path / "file"))
+    assert model_identity(str(folder)) == before
+
+
 def llama_gguf(path: Path, folder: Path) -> Path:
     """Write a tiny Llama as GGUF in float32, with its tokenizer as a byte-pair vocabulary of whole words."""
     import gguf

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llmemb_cli.assets.fetch import cache_root
 from llmemb_cli.assets.models import find_model
-from llmemb_cli.errors import BadDataError
+from llmemb_cli.errors import BadDataError, LlmembError
 from llmemb_cli.workspace.store import read_json, sha256_file, sha256_json, write_json
 
 SMALL = 1 << 20
@@ -44,5 +45,7 @@ def content_hash(path: Path) -> str:
     entry = hashes.get(str(real))
     if entry is None or entry[:2] != identity:
         entry = [*identity, sha256_file(real)]
-        write_json(known, hashes | {str(real): entry})
+        # A shared cache may be read-only: then the hash is worked out each time.
+        with suppress(LlmembError, OSError):
+            write_json(known, hashes | {str(real): entry})
     return str(entry[2])

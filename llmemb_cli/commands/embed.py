@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -59,6 +60,8 @@ def embed(
         output, workspace, given | {"embed.device": device, "scft.pooling": pooling}, set
     )
     tuned = without is None
+    if items is None and shard is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        shard, settings = _share_of_process(settings)
     if items is None and (run is not None or out is not None):
         raise WrongUseError("--run and --out go with --items", hint="add --items FILE")
     if pooling is not None and tuned:
@@ -87,6 +90,17 @@ def _check_pooling(workspace: Workspace, pooling: str) -> None:
         )
 
 
+def _share_of_process(settings: Settings) -> tuple[str, Settings]:
+    """Under `accelerate launch` or `torchrun` each process takes a part, on a GPU of its own where there are any."""
+    import torch
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if settings.embed.device == "auto" and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        settings = settings.model_copy(update={"embed": settings.embed.model_copy(update={"device": device})})
+    return f"{rank + 1}/{size}", settings
+
+
 def _parse_shard(text: str) -> tuple[int, int]:
     number, slash, of = text.partition("/")
     if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
@@ -97,31 +111,21 @@ def _parse_shard(text: str) -> tuple[int, int]:
 def _embed_shard(
     output: Output, workspace: Workspace, settings: Settings, shard: tuple[int, int], tuned: bool, force: bool
 ) -> None:
-    from llmemb_cli.llm.encode import run_part
+    from llmemb_cli.llm.encode import merge_parts, run_part
 
     number, of = shard
     report = output.reporter()
-    merged, missing = (None, [number]) if force else _merge(workspace, settings, of, tuned, output)
+    merged, missing = (None, [number]) if force else merge_parts(workspace, settings, report, of, tuned)
     if merged is None and number in missing:
         with write_lock(workspace, f"embed-{number}-of-{of}"):
             run_part(workspace, settings, report, number, of, force=force, tuned=tuned)
-        merged, missing = _merge(workspace, settings, of, tuned, output)
+        merged, missing = merge_parts(workspace, settings, report, of, tuned)
     if merged is not None:
         _show(output, workspace, merged, tuned)
         return
     waiting = ", ".join(f"{other}/{of}" for other in missing)
     document = {"shard": f"{number}/{of}", "merged": False, "missing": missing}
     output.result(document, lambda console: console.print(f"part {number}/{of} is done; not yet: {waiting}"))
-
-
-def _merge(
-    workspace: Workspace, settings: Settings, of: int, tuned: bool, output: Output
-) -> tuple[StageResult | None, list[int]]:
-    """`merge_parts` under the workspace's lock."""
-    from llmemb_cli.llm.encode import merge_parts
-
-    with write_lock(workspace):
-        return merge_parts(workspace, settings, output.reporter(), of, tuned)
 
 
 def _embed_new(

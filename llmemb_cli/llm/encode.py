@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from llmemb_cli.pipeline import embed_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.lock import write_lock
 from llmemb_cli.workspace.stage import Stage, StageResult, require_stage, run_stage, stage_state
 from llmemb_cli.workspace.store import read_json, write_json
 
 __all__ = ["merge_parts", "open_llm", "run_embed", "run_part", "token_batches"]
 CUT = "cut.json"
+MERGE_SECONDS = 3600.0
 
 
 def run_embed(
@@ -190,11 +193,28 @@ def merge_parts(
     settings, _ = resolve(workspace, settings, report, tuned)
     whole = embed_stage(workspace, settings, tuned=tuned)
     stages = [part_stage(workspace, settings, tuned, number, of) for number in range(1, of + 1)]
-    if stage_state(whole).state == "up-to-date":
-        return run_stage(whole, lambda work: {}, report=report), []
-    missing = [number for number, stage in enumerate(stages, start=1) if stage_state(stage).state != "up-to-date"]
+    missing = _missing(stages)
     if missing:
-        return None, missing
+        done = stage_state(whole).state == "up-to-date"
+        return (run_stage(whole, lambda work: {}, report=report), []) if done else (None, missing)
+    # Parts that end at the same time both come here: one merges, the other finds it done.
+    with write_lock(workspace, wait=MERGE_SECONDS):
+        force = not _missing(stages)
+        build = _merge(workspace, settings, report, stages) if force else lambda work: {}
+        result = run_stage(whole, build, force=force, report=report)
+        shutil.rmtree(stages[0].path.parent, ignore_errors=True)
+    return result, []
+
+
+def _missing(stages: list[Stage]) -> list[int]:
+    return [number for number, stage in enumerate(stages, start=1) if stage_state(stage).state != "up-to-date"]
+
+
+def _merge(
+    workspace: Workspace, settings: Settings, report: Reporter, stages: list[Stage]
+) -> Callable[[Path], dict[str, Any]]:
+    """What writes the whole from its parts, after a look at whether they belong together."""
+    of = len(stages)
     summaries = [require_stage(stage.path, made_by="llmemb embed --shard")["summary"] for stage in stages]
     if len({summary["precision"] for summary in summaries}) > 1:
         found = ", ".join(sorted({summary["precision"] for summary in summaries}))
@@ -219,6 +239,4 @@ def merge_parts(
         counts = {key: sum(summary[key] for summary in summaries) for key in ("items", "cut", "tokens")}
         return summaries[0] | counts | _with_pca(work, vectors, settings, report) | {"parts": of}
 
-    result = run_stage(whole, build, report=report)
-    shutil.rmtree(stages[0].path.parent)
-    return result, []
+    return build

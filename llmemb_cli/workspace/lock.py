@@ -18,8 +18,8 @@ _held: set[str] = set()
 
 
 @contextmanager
-def write_lock(workspace: Workspace, part: str = "") -> Iterator[None]:
-    """Hold the workspace's lock, or that of a `part` which may be written beside others.
+def write_lock(workspace: Workspace, part: str = "", wait: float = 0) -> Iterator[None]:
+    """Hold the workspace's lock, or that of a `part` which may be written beside others; `wait` seconds for it.
 
     The operating system frees it when the process ends, however it ends.
     Re-entrant within a process, so that `llmemb run` can call the stages' own commands.
@@ -35,7 +35,7 @@ def write_lock(workspace: Workspace, part: str = "") -> Iterator[None]:
     owner = workspace.root / f"{name}.json"
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         try:
             text = owner.read_text(encoding="utf-8")
