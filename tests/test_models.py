@@ -317,3 +317,13 @@ def test_a_path_that_is_not_there_and_a_mistyped_preset_are_explained(tmp_path: 
     with pytest.raises(MissingError) as caught:
         local_model("smollm2-135", Reporter())
     assert "did you mean smollm2-135m?" in (caught.value.hint or "")
+
+
+def test_a_directory_called_as_a_preset_is_not_taken_for_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama-7b").mkdir()
+    assert describe_model("llama-7b")["path"] is None
+    tiny_llama(tmp_path / "llama-7b")
+    assert describe_model("llama-7b")["path"] == "llama-7b"

@@ -29,15 +29,15 @@ def local_model(name: str, report: Reporter) -> Path:
         MissingError: it is not here and cannot be fetched; says what to do by hand.
         BadDataError: a folder that lacks a file, or a damaged GGUF.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = _own_path(name)
+    if path is not None and path.is_dir():
         return check_folder(path)
-    if path.is_file():
+    if path is not None:
         from llmemb_cli.assets.identity import content_hash
 
         # Named by content: another file of the same name and size must not get this one's converted copy.
         return convert_gguf(path, cache_root() / "models" / f"gguf-{content_hash(path)[:20]}", report)
-    if name.startswith((".", "/", "~")) or path.suffix == ".gguf":
+    if name.startswith((".", "/", "~")) or name.endswith(".gguf"):
         raise MissingError("no such model folder or GGUF file", where=name, hint="check the path")
     preset = MODELS.get(name)
     here = by_hand(name)
@@ -55,13 +55,21 @@ def find_model(name: str) -> Path | None:
 
     For a GGUF file the file itself, since its converted copy follows from it.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = _own_path(name)
+    if path is not None:
         return path
     if (by_hand(name) / "config.json").is_file():
         return by_hand(name)
     preset = MODELS.get(name)
     return _hub_snapshot(preset.hub_id if preset else name)
+
+
+def _own_path(name: str) -> Path | None:
+    """The folder or file that `name` is a path of, or None; a workspace called as a preset is no model."""
+    path = Path(name).expanduser()
+    if name in MODELS and not (path / "config.json").is_file():
+        return None
+    return path if path.exists() else None
 
 
 def by_hand(name: str) -> Path:
