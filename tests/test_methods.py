@@ -313,3 +313,11 @@ def test_distillation_equals_a_loop_and_gives_the_teacher_no_gradient() -> None:
         assert (one is None) == (two is None)
         if one is not None and two is not None:
             torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def test_ablations_are_refused_for_other_methods(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **SMALL)
+    call = ["rat", "-w", str(workspace.root), "--method", "llm2x", "--without", "align"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 2 and "--without leaves out parts of llmemb" in result.stderr
+    assert not (workspace.root / "runs").exists()

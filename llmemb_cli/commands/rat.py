@@ -61,6 +61,8 @@ def rat(
     in_file = load_settings(located.settings_file)
     from llmemb_cli.srs.train import run_rat
 
+    if without and settings.rat.method != "llmemb":
+        raise WrongUseError("--without leaves out parts of llmemb", hint="add --method llmemb, or leave it out")
     if settings.rat.compat == "official" and settings.rat.backbone == "sasrec":
         output.message("[yellow]compat official: positions of SASRec see their future[/yellow]")
     chosen = _seeds(seeds) or [settings.seed]

@@ -79,7 +79,9 @@ def train(t: Training) -> tuple[State, float]:
     rows = np.flatnonzero(data.train.lengths() >= (1 if model.kind == "bert4rec" else 2))
     validated = validation_users(data, rat.validation_users, seed)
     state, best = _resume(t, optimizer)
-    loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=t.device)
+    # Kept on the device, so that no step waits for it; Apple's GPUs have no float64.
+    exact = torch.float32 if t.device.startswith("mps") else torch.float64
+    loss_sum = torch.tensor(state.loss_sum, dtype=exact, device=t.device)
     started = saved = time.monotonic()
     with (
         StopRequest() as stop,
@@ -105,7 +107,7 @@ def train(t: Training) -> tuple[State, float]:
                 _complete_gradients(trained)
                 t.peers.sum_gradients(trained)
                 optimizer.step()
-                shares = t.peers.gather(loss.detach().double()[None], [1] * t.peers.size)
+                shares = t.peers.gather(loss.detach().to(exact)[None], [1] * t.peers.size)
                 loss_sum += shares.sum() * batch.targets
                 state.targets += batch.targets
                 state.step += 1
