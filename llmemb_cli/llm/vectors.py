@@ -13,6 +13,7 @@ import torch
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError
 from llmemb_cli.interrupt import StopRequest
+from llmemb_cli.llm.attention import use_short_attention
 from llmemb_cli.llm.load import LoadedModel
 from llmemb_cli.llm.pooling import embed_batch, pad_tokens
 from llmemb_cli.llm.prefix import Prefix, compute_prefix, embed_after
@@ -24,8 +25,6 @@ SHARDS = "shards"
 # tokens faster than 2,048 (docs/benchmarks.md). A GPU wants many.
 AUTO_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 8192}
 TOKENISED_AT_ONCE = 16384
-# Up to this length plain matrix products attend faster on a CPU than torch's fused one: five times at 44 tokens.
-PLAIN_ATTENTION_TOKENS = 512
 
 
 @dataclass
@@ -131,9 +130,8 @@ def make_encoder(
             # What autocast would do at every call; LoRA matrices are float32 for training only.
             if "lora_" in name:
                 parameter.data = parameter.data.to(loaded.dtype)
-    if loaded.device == "cpu" and max(map(len, tokens)) <= PLAIN_ATTENTION_TOKENS:
-        base = getattr(loaded.model, "get_base_model", lambda: loaded.model)()
-        base.set_attn_implementation("eager")
+    if loaded.device == "cpu":
+        use_short_attention(getattr(loaded.model, "get_base_model", lambda: loaded.model)())
     pooling = settings.scft.pooling
     budget = settings.embed.batch_tokens or AUTO_TOKENS[loaded.device.split(":")[0]]
     prefix = compute_prefix(loaded, tokens, pooling) if use_prefix else None
