@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from llmemb_cli.commands.scft import app
 from llmemb_cli.errors import LlmembError
 from llmemb_cli.llm import dryrun
 from llmemb_cli.llm.plan import split_items
@@ -56,7 +58,7 @@ def test_the_command_prints_one_document_and_writes_nothing(tmp_path: Path, tiny
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     document = json.loads(done.stdout)
     assert document["seconds"]["total"] > 0 and document["memory_mb"]["total"] >= 0
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = CliRunner().invoke(app, ["--dry-run", "-w", str(workspace.root)]).stdout
     assert f"{document['parameters']['trained']:,} of" in text and "tokens an epoch" in text
     assert sorted(path for path in workspace.root.rglob("*")) == before
 
