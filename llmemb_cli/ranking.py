@@ -17,9 +17,17 @@ def rank_of_target(target: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         (batch,) int64: 1 + the number of competitors that score at least as high. A NaN score of a target
         ranks it last.
     """
-    beaten = others < target[:, None]
-    competing = others != -torch.inf
-    return 1 + (competing & ~beaten).sum(dim=1)
+    ranks = 1 + others.shape[1] - _count(others < target[:, None])
+    # Beaten by the target are also those that do not compete, unless its own score is -inf or NaN.
+    odd = torch.nonzero(~(target > -torch.inf))[:, 0]
+    if len(odd):
+        ranks[odd] = 1 + _count((others[odd] != -torch.inf) & ~(others[odd] < target[odd, None]))
+    return ranks
+
+
+def _count(marks: torch.Tensor) -> torch.Tensor:
+    """(batch,) int64: how many of (batch, n) bool are set. As bytes: torch adds up booleans ten times slower."""
+    return marks.view(torch.uint8).sum(dim=1, dtype=torch.int32).long()
 
 
 def hit_rate(ranks: np.ndarray, k: int) -> np.ndarray:

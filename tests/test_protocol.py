@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from llmemb_cli.config.settings import Settings
@@ -22,6 +25,7 @@ from llmemb_cli.evaluation.compare import compare_runs
 from llmemb_cli.evaluation.significance import paired_test
 from llmemb_cli.evaluation.stage import run_eval
 from llmemb_cli.progress import Reporter
+from llmemb_cli.ranking import rank_of_target
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint
@@ -109,6 +113,23 @@ def test_another_split_of_the_same_data_is_refused(trained: tuple[Workspace, Set
     run_eval(other, chosen, "sasrec-none-42", Reporter())
     with pytest.raises(BadDataError, match="other data"):
         compare_runs(workspace, settings, ["sasrec-none-42", str(other.run("sasrec-none-42"))])
+
+
+SCORES = st.sampled_from([-math.inf, -2.0, -0.5, 0.0, 0.5, 3.0])
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.one_of(SCORES, st.just(math.nan)), st.lists(SCORES, min_size=7, max_size=7)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_rank_counts_those_that_compete_and_are_not_beaten(rows: list[tuple[float, list[float]]]) -> None:
+    target = torch.tensor([own for own, _ in rows])
+    others = torch.tensor([scores for _, scores in rows])
+    expected = [1 + sum(one != -math.inf and not one < own for one in scores) for own, scores in rows]
+    assert rank_of_target(target, others).tolist() == expected
 
 
 def test_student_and_wilcoxon_by_hand() -> None:

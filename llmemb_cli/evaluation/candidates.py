@@ -84,37 +84,66 @@ def _draw_block(
     data: SplitData, users: np.ndarray, weights: np.ndarray, negatives: int, rng: np.random.Generator
 ) -> np.ndarray:
     """(len(users), negatives) int32 for a block of users."""
-    width = data.n_items + 1  # a draw is the number row * width + item
-    own = _own_items(data, users, width)
-    cumulative = np.cumsum(weights)
-    cumulative /= cumulative[-1]
-    drawn = np.empty(0, dtype=np.int64)
-    short = np.arange(len(users))
-    for _ in range(ROUNDS):
-        count = (len(short), negatives + negatives // 8 + 2)
-        items = np.searchsorted(cumulative, rng.random(count), side="right") + 1
-        drawn = np.concatenate([drawn, (short[:, None] * width + items).ravel()])
-        drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
-        drawn = drawn[~np.isin(drawn, own, kind="sort")]
-        drawn = drawn[np.argsort(drawn // width, kind="stable")]
-        sizes = np.bincount(drawn // width, minlength=len(users))
-        short = np.flatnonzero(sizes < negatives)
-    place = np.arange(len(drawn)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    first = place < negatives
+    width = data.n_items + 1
+    own = np.unique(_own_items(data, users, width))
+    cumulative = None if (weights == weights[0]).all() else np.cumsum(weights) / weights.sum()
     result = np.zeros((len(users), negatives), dtype=np.int32)
-    result[drawn[first] // width, place[first]] = drawn[first] % width
+    found = np.zeros(len(users), dtype=np.int64)
+    short = np.arange(len(users))
+    drawn = np.empty((len(users), 0), dtype=np.int64)
+    for _ in range(ROUNDS):
+        chances = rng.random((len(short), negatives + negatives // 8 + 2))
+        if cumulative is None:
+            items = (chances * data.n_items).astype(np.int64) + 1
+        else:
+            items = np.searchsorted(cumulative, chances, side="right") + 1
+        drawn = np.concatenate([drawn, np.minimum(items, data.n_items)], axis=1)
+        result[short], found[short] = _first_strangers(drawn, short * width, own, negatives)
+        left = found[short] < negatives
+        short, drawn = short[left], drawn[left]
     for row in short:
         free = weights.copy()
         free[own[own // width == row] % width - 1] = 0
-        left = int((free > 0).sum())
-        if left < negatives:
+        left_items = int((free > 0).sum())
+        if left_items < negatives:
             raise BadDataError(
-                f"user {data.user_ids[int(users[row])]} has only {left} items left to rank among",
-                hint=f"--negatives {left} or fewer, or --protocol full",
+                f"user {data.user_ids[int(users[row])]} has only {left_items} items left to rank among",
+                hint=f"--negatives {left_items} or fewer, or --protocol full",
             )
-        free[result[row, : sizes[row]] - 1] = 0
-        result[row, sizes[row] :] = _fill(free, negatives - int(sizes[row]), rng)
+        free[result[row, : found[row]] - 1] = 0
+        result[row, found[row] :] = _fill(free, negatives - int(found[row]), rng)
     return result
+
+
+def _first_strangers(
+    drawn: np.ndarray, base: np.ndarray, own: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` different items of each row that are not the user's own, in the order of the draw.
+
+    Args:
+        drawn: (rows, m) int64 items.
+        base: (rows,) int64; base + item is the item's number in `own`.
+        own: sorted numbers of the users' own items.
+
+    Returns:
+        (rows, count) int32, 0 where there are fewer; and how many there are, (rows,) int64.
+    """
+    rows, m = drawn.shape
+    # Items with their place in the draw, as one number: sorting it brings repeats together, the earliest first.
+    keys = np.sort(drawn * m + np.arange(m), axis=1)
+    items, places = keys // m, keys % m
+    numbers = (base[:, None] + items).ravel()
+    at = np.searchsorted(own, numbers)
+    fresh = (own[np.minimum(at, len(own) - 1)] != numbers).reshape(rows, m)
+    fresh[:, 1:] &= items[:, 1:] != items[:, :-1]
+    kept = np.zeros((rows, m), dtype=bool)
+    np.put_along_axis(kept, places, fresh, axis=1)
+    order = np.cumsum(kept, axis=1, dtype=np.int32)
+    kept &= order <= count
+    row, place = np.nonzero(kept)
+    result = np.zeros((rows, count), dtype=np.int32)
+    result[row, order[row, place] - 1] = drawn[row, place]
+    return result, np.minimum(order[:, -1], count).astype(np.int64)
 
 
 def _own_items(data: SplitData, users: np.ndarray, width: int) -> np.ndarray:
