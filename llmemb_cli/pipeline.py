@@ -206,7 +206,7 @@ def candidates_stage(workspace: Workspace, settings: Settings) -> Stage:
     return Stage(
         "candidates",
         workspace.candidates(protocol_name(settings)),
-        3,
+        4,
         chosen,
         inputs={"data": workspace.data},
     )
