@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from llmemb_cli.app import app
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import InterruptedRunError
-from llmemb_cli.pipeline import run_name
+from llmemb_cli.pipeline import rat_stage, run_name
 from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.srs.validate import validation_users
-from llmemb_cli.workspace.stage import output_fingerprint
+from llmemb_cli.workspace.stage import output_fingerprint, stage_state
 from llmemb_cli.workspace.store import read_tensors
 from tests.make_workspace import make_workspace
 
@@ -68,6 +68,19 @@ def test_llm_vectors_are_not_copied_into_runs_and_ablations_differ_as_named(tmp_
         used = workspace.embeddings("base" if without == ["scft"] else "scft")
         assert manifest["made_from"]["inputs"]["embeddings"] == output_fingerprint(used)
     assert (workspace.embeddings() / "embeddings.safetensors").read_bytes() == source
+
+
+def test_other_llm_vectors_make_a_run_stale_and_leave_what_it_says_as_it_was(tmp_path: Path) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", **(SMALL | {"rat__epochs": 1, "rat__method": "llm2x"}))
+    run_rat(workspace, settings, Reporter())
+    stage = rat_stage(workspace, settings, run_name(settings))
+    data, run = load_split(workspace.data), workspace.run(run_name(settings))
+    before = load_recommender(run, data).encode(torch.tensor([[1, 2, 3]]))
+    assert stage_state(stage).state == "up-to-date"
+    manifest = workspace.embeddings("base") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(output_fingerprint(manifest.parent) or "", "0" * 64))
+    assert stage_state(stage).reason == "input embeddings changed"
+    assert torch.equal(load_recommender(run, data).encode(torch.tensor([[1, 2, 3]])), before)
 
 
 def test_no_validation_or_test_item_reaches_training(tmp_path: Path) -> None:
