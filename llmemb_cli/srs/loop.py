@@ -68,6 +68,9 @@ def train(t: Training) -> tuple[State, float]:
     """Train until validation NDCG@10 has not risen for `patience` epochs; the best weights are put back.
 
     Without validation items all epochs are trained and the last weights stay.
+
+    Returns:
+        the state, and the seconds of an epoch in this call.
     """
     model, rat, seed, data = t.model, t.settings.rat, t.settings.seed, t.data
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -82,7 +85,8 @@ def train(t: Training) -> tuple[State, float]:
     # Kept on the device, so that no step waits for it; Apple's GPUs have no float64.
     exact = torch.float32 if t.device.startswith("mps") else torch.float64
     loss_sum = torch.tensor(state.loss_sum, dtype=exact, device=t.device)
-    started = saved = time.monotonic()
+    first, started = state.epoch, time.monotonic()
+    saved = started
     with (
         StopRequest() as stop,
         t.report.task(f"rat {rat.backbone} {rat.method}", rat.epochs, "epochs", done=state.epoch) as task,
@@ -128,7 +132,7 @@ def train(t: Training) -> tuple[State, float]:
     model.load_state_dict(best)
     if t.writes:
         forget_checkpoint(t.work)
-    return state, time.monotonic() - started
+    return state, (time.monotonic() - started) / max(state.epoch - first, 1)
 
 
 def _complete_gradients(trained: list[torch.nn.Parameter]) -> None:

@@ -123,7 +123,7 @@ def _build(
         "best_epoch": state.best_epoch,
         "best_validation": state.best,
         "loss": state.losses[-1] if state.losses else None,
-        "seconds_per_epoch": seconds / max(state.epoch, 1),
+        "seconds_per_epoch": seconds,
         "aligned_to": source if pipeline.method_of(settings).extra == "align" else None,
         "started_from": source if pipeline.method_of(settings).start == "trained" else None,
         "vectors": pipeline.vectors_needed(settings),
