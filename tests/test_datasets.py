@@ -219,7 +219,8 @@ def test_filter_order_and_split_equal_a_plain_reference(rows: list[tuple[int, in
         schema={"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "rating": pl.Float64},
         orient="row",
     )
-    kept, left_out = apply_rules(log, chosen, seed=1)
+    left_out: Counter[str] = Counter()
+    kept = apply_rules(log, chosen, 1, left_out)
     got = split_column(kept, chosen)
 
     events = [(f"u{u}", f"i{i}", t, n) for n, (u, i, t) in enumerate(rows)]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from llmemb_cli.config.data import DataSettings
 from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.columns import LEAKING
 from llmemb_cli.datasets.popularity import tail_items
 from llmemb_cli.datasets.presets import find_preset
 from llmemb_cli.datasets.raw import RawData
-from llmemb_cli.datasets.readers.tabular import Reject
 from llmemb_cli.workspace.store import sha256_file
 
 BINS = ((0, 0, "0"), (1, 4, "1-4"), (5, 9, "5-9"), (10, 19, "10-19"), (20, 39, "20-39"), (40, np.inf, "40+"))
@@ -24,8 +26,7 @@ def describe_data(
     items: pl.DataFrame,
     raw: RawData,
     settings: Settings,
-    rejects: list[Reject],
-    left_out: dict[str, int],
+    left_out: Counter[str],
 ) -> dict[str, Any]:
     """The document of `llmemb data --json`."""
     users, n_items, rows = log["user_id"].n_unique(), len(items), len(log)
@@ -35,6 +36,7 @@ def describe_data(
     counts = np.bincount(train, minlength=n_items + 1)
     targets = indexed.filter(pl.col("split") == "test")["item"].to_numpy()
     tail = tail_items(counts, settings.data.tail_share)
+    preset = find_preset(settings.data.dataset)
     share = {name: round(1 - items[name].null_count() / max(n_items, 1), 4) for name in items.columns[1:]}
     return {
         "dataset": settings.data.dataset,
@@ -61,15 +63,22 @@ def describe_data(
         ],
         "source": {
             "edition": raw.edition,
-            "licence": find_preset(settings.data.dataset).licence,
+            "licence": preset.licence,
             "files": [
                 {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in raw.files
             ],
         },
-        "rows_read": raw.rows_read,
-        "rejected": len(rejects),
-        "rejected_by_reason": dict(Counter(reject.reason.split(":")[0] for reject in rejects).most_common()),
-        "left_out": left_out,
+        "rows_read": dict(raw.tally.rows_read),
+        "rejected": raw.tally.total(),
+        "rejected_by_reason": raw.tally.by_reason(),
+        "rejected_by_file": {
+            name: sum(count for (file, _), count in raw.tally.counts.items() if file == name)
+            for name in raw.tally.rows_read
+        },
+        "left_out": dict(left_out),
+        "items_without_interactions": 0 if raw.items is None else len(raw.items) - n_items,
+        "unreadable_values": dict(raw.unreadable),
+        "published": [asdict(published) for published in preset.published],
         "split": settings.data.split,
         "filter": settings.data.filter,
         "instruction": raw.instruction,
@@ -91,8 +100,15 @@ def card_text(summary: dict[str, Any], settings: Settings) -> str:
         f"- `{f['name']}`, {f['bytes']:,} bytes, sha256 `{f['sha256']}`" for f in summary["source"]["files"]
     )
     read = ", ".join(f"{rows:,} from `{name}`" for name, rows in summary["rows_read"].items())
-    rejected = "".join(f"\n- {count:,} rejected: {reason}" for reason, count in summary["rejected_by_reason"].items())
-    rules = "".join(f"\n- {count:,} left out: {rule}" for rule, count in summary["left_out"].items())
+    counted = [(count, f"rejected: {reason}") for reason, count in summary["rejected_by_reason"].items()]
+    counted += [(count, f"left out: {rule}") for rule, count in summary["left_out"].items()]
+    if summary["items_without_interactions"]:
+        counted.append((summary["items_without_interactions"], "items without an interaction that is left"))
+    counted += [
+        (count, f"values of {name} that are none, taken as missing")
+        for name, count in summary["unreadable_values"].items()
+    ]
+    losses = "".join(f"\n- {count:,} {what}" for count, what in counted)
     attributes = "\n".join(f"| {name} | {share:.1%} |" for name, share in summary["attribute_share"].items())
     tail = summary["tail"]
     tail_line = (
@@ -111,7 +127,7 @@ def card_text(summary: dict[str, Any], settings: Settings) -> str:
 | dates | {summary["first"]} to {summary["last"]} |
 | test users | {summary["test_users"]:,} |
 | tail | {tail_line} |
-
+{_published_text(summary)}
 ## Source
 
 Edition: {summary["source"]["edition"]}. Licence: {summary["source"]["licence"]}.
@@ -120,8 +136,8 @@ Edition: {summary["source"]["edition"]}. Licence: {summary["source"]["licence"]}
 
 ## Rules
 
-Rows read: {read}. Filter: {summary["filter"]} (users {settings.data.min_user}, items {settings.data.min_item}).
-Split: {summary["split"]}.{rejected}{rules}
+Rows read: {read}. {_rules_text(settings.data)}
+{losses}
 
 ## Attributes
 
@@ -129,5 +145,46 @@ Split: {summary["split"]}.{rejected}{rules}
 |---|---|
 {attributes}
 
-In prompts: {", ".join(summary["attributes"]) or "none"}.
+In prompts: {", ".join(summary["attributes"]) or "none"}.{_leak_text(summary["attributes"])}
 """
+
+
+def _published_text(summary: dict[str, Any]) -> str:
+    if not summary["published"]:
+        return ""
+    rows = "\n".join(
+        f"| {entry['source']} | {entry['users']:,} | {entry['items']:,} | {entry['interactions']:,} |"
+        for entry in summary["published"]
+    )
+    return f"""
+## Beside published figures
+
+| | users | items | interactions |
+|---|---|---|---|
+| here | {summary["users"]:,} | {summary["items"]:,} | {summary["interactions"]:,} |
+{rows}
+"""
+
+
+def _rules_text(data: DataSettings) -> str:
+    """Every rule that was in force, in words."""
+    rules = []
+    if data.min_rating is not None:
+        rules.append(f"ratings from {data.min_rating:g}")
+    if data.start or data.end:
+        rules.append(f"dates from {data.start or 'the first'} to before {data.end or 'the end'}")
+    rules.append({"keep": "repeats kept", "first": "first of repeats", "last": "last of repeats"}[data.repeats])
+    if data.sample is not None or data.max_users is not None:
+        size = f"{data.sample:.1%}" if data.sample is not None else f"at most {data.max_users:,}"
+        rules.append(f"a random sample of {size} of the users")
+    minimum = f"users with {data.min_user} and items with {data.min_item} interactions"
+    rules.append("no filter by count" if data.filter == "none" else f"filter {data.filter}: {minimum}")
+    cut = f" (validation from {data.valid_from}, test from {data.test_from})" if data.split == "time" else ""
+    return f"Rules: {'; '.join(rules)}; split {data.split}{cut}."
+
+
+def _leak_text(attributes: list[str]) -> str:
+    leaking = [name for name in attributes if name.lower() in LEAKING]
+    if not leaking:
+        return ""
+    return f" Of these, {', '.join(leaking)} tell how popular an item is or became, as in the authors' own prompts."

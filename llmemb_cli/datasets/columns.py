@@ -24,7 +24,7 @@ FLAG = {name: "--" + name.replace("_", "-") for name in NAMES}
 LEAKING = {
     *("review_count", "reviews", "rating", "ratings", "average_rating", "rating_number", "stars", "overall"),
     *("sales_rank", "salesrank", "rank", "is_open", "popularity", "votes", "num_reviews", "also_buy", "also_view"),
-    *("date", "timestamp"),
+    *("date", "timestamp", "open"),
 }
 
 Ask = Callable[[str, list[str]], str]
@@ -44,14 +44,15 @@ def resolve_custom(values: dict[str, Any], ask: Ask | None) -> dict[str, Any]:
     """
     if not values.get("interactions"):
         raise WrongUseError("a custom data set needs a file with interactions", hint="add --interactions FILE")
-    log = column_names(Path(values["interactions"]))
+    encoding = values.get("encoding") or "utf-8"
+    log = column_names(Path(values["interactions"]), encoding=encoding, sample=True)
     chosen = dict(values)
     for kind in ("user_column", "item_column"):
         chosen[kind] = _resolve(kind, values.get(kind), log, ask, values["interactions"], needed=True)
     chosen["time_column"] = _resolve("time_column", values.get("time_column"), log, ask, "", needed=False)
     chosen["rating_column"] = _resolve("rating_column", values.get("rating_column"), log, None, "", needed=False)
     if values.get("items"):
-        items = column_names(Path(values["items"]))
+        items = column_names(Path(values["items"]), encoding=encoding)
         chosen["title_column"] = _resolve("title_column", values.get("title_column"), items, None, "", needed=False)
         if chosen["item_column"] not in items and guess_column("item_column", items)[0] is None:
             raise WrongUseError(

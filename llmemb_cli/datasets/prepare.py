@@ -9,13 +9,22 @@ from typing import Any
 
 import polars as pl
 
+from llmemb_cli.config.data import DataSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.card import card_text, describe_data
+from llmemb_cli.datasets.columns import LEAKING
 from llmemb_cli.datasets.presets import find_preset
-from llmemb_cli.datasets.raw import RawData
-from llmemb_cli.datasets.readers.tabular import LINE, Reject
-from llmemb_cli.datasets.rules import apply_rules, check_interactions, check_items, split_column
-from llmemb_cli.errors import BadDataError
+from llmemb_cli.datasets.raw import RawData, Tally
+from llmemb_cli.datasets.readers.chunks import LINE
+from llmemb_cli.datasets.rules import (
+    apply_rules,
+    check_interactions,
+    check_items,
+    item_lookup,
+    keep_rows,
+    split_column,
+)
+from llmemb_cli.errors import BadDataError, WrongUseError, near_match
 from llmemb_cli.pipeline import data_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
@@ -23,7 +32,6 @@ from llmemb_cli.workspace.stage import StageResult, run_stage
 from llmemb_cli.workspace.store import write_json, write_parquet, write_text
 
 SMALLEST = 100  # fewer users or items are more often a wrong file or column than a data set
-REJECTS_KEPT = 100  # of each reason
 
 
 def prepare(workspace: Workspace, settings: Settings, report: Reporter, force: bool = False) -> StageResult:
@@ -44,57 +52,80 @@ def prepare(workspace: Workspace, settings: Settings, report: Reporter, force: b
 
 
 def _write(work: Path, raw: RawData, settings: Settings, report: Reporter) -> dict[str, Any]:
-    rejects = list(raw.rejects)
-    known = None
+    tally, left_out = raw.tally, Counter[str]()
     if raw.items is not None:
-        raw.items, bad = check_items(raw.items, raw.items_name)
-        rejects += bad
-        known = raw.items["item_id"]
-    log, bad = check_interactions(raw.interactions, known, raw.log_name)
-    rejects += bad
-    log, left_out = apply_rules(log, settings.data, settings.seed)
-    log = split_column(log, settings.data)
-    items = _items_of(log, raw)
-    _write_rejects(work / "rejected.jsonl", rejects)
-    summary = describe_data(log, items, raw, settings, rejects, left_out)
-    _refuse_tiny(summary, settings, rejects)
+        raw.items = check_items(raw.items, raw.items_name, tally)
+    among_known = item_lookup(None if raw.items is None else raw.items["item_id"])
+    parts = []
+    for batch in raw.log:
+        tally.rows_read[raw.log_name] += batch.rows_read
+        tally.add(batch.rejects)
+        usable = check_interactions(batch.frame, among_known, raw.log_name, tally)
+        parts.append(keep_rows(usable, settings.data, left_out))
+    if not tally.rows_read[raw.log_name]:
+        raise BadDataError("the file has no rows", where=raw.log_name)
+    log = apply_rules(pl.concat(parts), settings.data, settings.seed, left_out)
+    parts.clear()
+    log = split_column(log, settings.data).with_columns(pl.col("user_id", "item_id").cast(pl.String))
+    items = _items_of(log, raw, settings.data)
+    _write_rejects(work / "rejected.jsonl", tally)
+    summary = describe_data(log, items, raw, settings, left_out)
+    _refuse_tiny(summary, settings)
     write_parquet(work / "items.parquet", items)
     write_parquet(work / "interactions.parquet", log)
     write_json(work / "stats.json", summary)
     write_text(work / "card.md", card_text(summary, settings))
-    if rejects:
-        report.warn(f"{len(rejects)} lines were not used: see data/rejected.jsonl")
+    if tally.total():
+        report.warn(f"{tally.total():,} lines were not used: see data/rejected.jsonl")
     return summary
 
 
-def _items_of(log: pl.DataFrame, raw: RawData) -> pl.DataFrame:
+def _prompt_attributes(raw: RawData, settings: DataSettings) -> list[str]:
+    """The attributes that go into prompts, in order.
+
+    Raises:
+        WrongUseError: one was asked for that the items lack.
+    """
+    assert raw.items is not None
+    there = [name for name in raw.items.columns if name not in ("item_id", LINE)]
+    if not settings.attributes:
+        usable = [name for name in raw.attributes if settings.leaking or name.lower() not in LEAKING]
+        return [name for name in usable if raw.items[name].null_count() < len(raw.items)]
+    wanted = ["title" if name == settings.title_column else name for name in settings.attributes]
+    for name in wanted:
+        if name not in there:
+            close = near_match(name, there)
+            raise WrongUseError(
+                f"items have no attribute {name}; there are: {', '.join(there)}",
+                where=raw.items_name,
+                hint=f"did you mean {close}?" if close else "--attributes",
+            )
+    return wanted
+
+
+def _items_of(log: pl.DataFrame, raw: RawData, settings: DataSettings) -> pl.DataFrame:
     """The items that are left, in catalogue order (or order of first interaction), attributes in prompt order."""
     left = log.select(pl.col("item_id").unique(maintain_order=True))
     if raw.items is None:
         return left.with_columns(pl.lit(None, pl.String).alias("title"))
+    raw.attributes = _prompt_attributes(raw, settings)
     items = raw.items.join(left, on="item_id", how="semi", maintain_order="left").drop(LINE)
     if "title" not in items.columns:
         items = items.with_columns(pl.lit(None, pl.String).alias("title"))
     return items.select("item_id", "title", pl.exclude("item_id", "title"))
 
 
-def _write_rejects(path: Path, rejects: list[Reject]) -> None:
-    kept: Counter[str] = Counter()
-    lines = []
-    for reject in rejects:
-        kept[reject.reason] += 1
-        if kept[reject.reason] <= REJECTS_KEPT:
-            lines.append(json.dumps(reject.__dict__, ensure_ascii=False))
-    write_text(path, "".join(f"{line}\n" for line in lines))
+def _write_rejects(path: Path, tally: Tally) -> None:
+    write_text(path, "".join(json.dumps(reject.__dict__, ensure_ascii=False) + "\n" for reject in tally.kept))
 
 
-def _refuse_tiny(summary: dict[str, Any], settings: Settings, rejects: list[Reject]) -> None:
+def _refuse_tiny(summary: dict[str, Any], settings: Settings) -> None:
     if settings.data.allow_small:
         return
     if summary["users"] < SMALLEST or summary["items"] < SMALLEST:
-        reasons = Counter(reject.reason for reject in rejects).most_common(3)
-        lost = "; ".join(f"{count} lines: {reason}" for reason, count in reasons)
-        rules = "; ".join(f"{count} rows: {rule}" for rule, count in summary["left_out"].items())
+        reasons = list(summary["rejected_by_reason"].items())[:3]
+        lost = "; ".join(f"{count:,} lines: {reason}" for reason, count in reasons)
+        rules = "; ".join(f"{count:,} rows: {rule}" for rule, count in summary["left_out"].items())
         raise BadDataError(
             f"only {summary['users']} users and {summary['items']} items are left"
             + "".join(f" ({part})" for part in (lost, rules) if part),

@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmemb_cli.datasets.readers.tabular import Reject
+from llmemb_cli.datasets.readers.chunks import LINE, Batch, Reject
 
 if TYPE_CHECKING:
     import polars as pl
+
+REJECTS_KEPT = 100  # of each reason
+TEXT_KEPT = 500  # characters
+
+
+@dataclass
+class Tally:
+    """What was read and what could not be used: counted in full, the first lines of each reason kept."""
+
+    rows_read: Counter[str] = field(default_factory=Counter)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    kept: list[Reject] = field(default_factory=list)
+
+    def add(self, rejects: Iterable[Reject]) -> None:
+        """Count `rejects`, by file and reason."""
+        for reject in rejects:
+            key = (reject.file, reject.reason)
+            self.counts[key] += 1
+            if self.counts[key] <= REJECTS_KEPT:
+                self.kept.append(reject)
+
+    def take(self, marked: pl.DataFrame, file: str, shown: list[str]) -> pl.DataFrame:
+        """The rows of `marked` without a `reason`; the others are counted, with their columns `shown` as text."""
+        import polars as pl
+
+        bad = marked.filter(pl.col("reason").is_not_null())
+        for reason, rows in bad.select("reason", LINE, *shown).group_by("reason", maintain_order=True):
+            name = str(reason[0])
+            room = REJECTS_KEPT - self.counts[file, name]
+            self.counts[file, name] += len(rows)
+            for row in rows.head(max(room, 0)).iter_rows(named=True):
+                text = ", ".join(str(row[key]) for key in shown if row[key] is not None)
+                self.kept.append(Reject(file, row[LINE], name, text[:TEXT_KEPT]))
+        return marked.filter(pl.col("reason").is_null()).drop("reason")
+
+    def total(self) -> int:
+        """All rejects."""
+        return self.counts.total()
+
+    def by_reason(self) -> dict[str, int]:
+        """Rejects by reason, over all files, commonest first."""
+        reasons: Counter[str] = Counter()
+        for (_, reason), count in self.counts.items():
+            reasons[reason] += count
+        return dict(reasons.most_common())
 
 
 @dataclass
@@ -17,26 +64,26 @@ class RawData:
     """A data set as read.
 
     Attributes:
-        interactions: `user_id`, `item_id` (String), `timestamp` (String, or null: order of lines), `rating`
-            (String, nullable), `line` (Int64), in source order.
-        items: `item_id`, `title`, then attributes (String, nullable) and `line`; None where there is no
-            catalogue.
+        log: the interactions in blocks, in source order: `user_id`, `item_id`, optionally `timestamp` and
+            `rating` (String, nullable) and `line` (Int64). Without `timestamp` the lines are in time order.
+        log_file: the file they come from.
+        items: `item_id`, then attributes (String, nullable), and `line`; None where there is no catalogue.
+        items_name: the catalogue's file name.
         attributes: the attributes that go into prompts, in order.
-        rejects: lines that could not be read.
-        rows_read: lines read, by file name.
-        files: the files read.
+        tally: rows read and rejected so far; reading `log` goes on counting.
+        files: the files on disk that were read.
         edition: which edition this is.
         instruction: first line of the prompts.
-        log_name, items_name: file names for messages.
+        unreadable: attribute -> values that were no values ("—" for a price) and count as missing.
     """
 
-    interactions: pl.DataFrame
+    log: Iterator[Batch]
+    log_name: str
     items: pl.DataFrame | None
+    items_name: str
     attributes: list[str]
-    rejects: list[Reject]
-    rows_read: dict[str, int]
+    tally: Tally
     files: list[Path]
     edition: str
     instruction: str
-    log_name: str
-    items_name: str
+    unreadable: Counter[str] = field(default_factory=Counter)

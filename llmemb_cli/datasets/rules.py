@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
-from llmemb_cli.datasets.readers.tabular import LINE, Reject
+from llmemb_cli.datasets.raw import Tally
+from llmemb_cli.datasets.readers.chunks import LINE
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.seeds import numpy_rng
 
@@ -15,10 +19,12 @@ if TYPE_CHECKING:
     from llmemb_cli.config.data import DataSettings
 
 MILLISECONDS_FROM = 100_000_000_000  # 1e11 s is the year 5138: larger numbers are milliseconds
+LATEST_SECOND = 253_402_300_800  # the year 10000
+DATE_FORMS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d")
 
 
-def check_items(items: pl.DataFrame, name: str) -> tuple[pl.DataFrame, list[Reject]]:
-    """Items with one row an id and at least one attribute; the rest as rejects."""
+def check_items(items: pl.DataFrame, name: str, tally: Tally) -> pl.DataFrame:
+    """Items with one row an id and at least one attribute; the rest is counted in `tally`."""
     attributes = [column for column in items.columns if column not in ("item_id", LINE)]
     marked = items.with_columns(
         pl.when(pl.col("item_id").is_null())
@@ -29,25 +35,54 @@ def check_items(items: pl.DataFrame, name: str) -> tuple[pl.DataFrame, list[Reje
         .then(pl.lit("item without any attribute"))
         .alias("reason")
     )
-    return _part(marked, name, ["item_id"])
+    return tally.take(marked, name, ["item_id"])
 
 
-def check_interactions(log: pl.DataFrame, known: pl.Series | None, name: str) -> tuple[pl.DataFrame, list[Reject]]:
-    """Interactions with user, known item, time (Int64 seconds) and rating (Float64); the rest as rejects."""
+def item_lookup(known: pl.Series | None) -> Callable[[pl.Series], pl.Series] | None:
+    """A test whether items (Categorical) are among the `known` ids; None where everything is known.
+
+    Ids are looked up by their category's number: one array access a row, however large the catalogue.
+    """
+    if known is None:
+        return None
+    categories = known.drop_nulls().cast(pl.Categorical)
+    codes = categories.to_physical().cast(pl.Int64).to_numpy()
+    is_known = np.zeros(int(codes.max(initial=-1)) + 2, dtype=bool)
+    is_known[codes] = True
+
+    def among_known(items: pl.Series) -> pl.Series:
+        # Numbers belong to ids for as long as a column with them is alive, so the catalogue's is kept.
+        assert len(categories) == len(codes)
+        numbers = items.to_physical().fill_null(len(is_known) - 1).to_numpy()
+        return pl.Series(is_known[np.minimum(numbers, len(is_known) - 1)])
+
+    return among_known
+
+
+def check_interactions(
+    log: pl.DataFrame, among_known: Callable[[pl.Series], pl.Series] | None, name: str, tally: Tally
+) -> pl.DataFrame:
+    """Usable interactions in a compact form; the rest is counted in `tally`.
+
+    Args:
+        log: `user_id`, `item_id`, `line`, optionally `timestamp` and `rating`, as text.
+        among_known: of `item_lookup`.
+        name: of the file, for rejects.
+        tally: counts rejects.
+
+    Returns:
+        `user_id`, `item_id` (Categorical), `timestamp` (Int64, seconds), `rating` (Float32, null where unknown).
+    """
     if "timestamp" not in log.columns:
         log = log.with_columns(pl.col(LINE).cast(pl.String).alias("timestamp"))
     if "rating" not in log.columns:
         log = log.with_columns(pl.lit(None, pl.String).alias("rating"))
-    number = pl.col("timestamp").cast(pl.Float64, strict=False)
-    log = log.with_columns(pl.when(number.is_finite()).then(number).alias("seconds"))
     log = log.with_columns(
-        pl.when(pl.col("seconds").is_null() & pl.col("timestamp").is_not_null())
-        .then(pl.col("timestamp").map_elements(_iso_seconds, return_dtype=pl.Float64))
-        .otherwise(pl.col("seconds"))
-        .alias("seconds"),
-        pl.col("rating").cast(pl.Float64, strict=False).alias("stars"),
+        _seconds(log["timestamp"]).alias("seconds"),
+        pl.col("rating").cast(pl.Float32, strict=False).alias("stars"),
+        pl.col("user_id", "item_id").cast(pl.Categorical),
     )
-    unknown = pl.lit(False) if known is None else ~pl.col("item_id").is_in(known.implode())
+    unknown = pl.lit(False) if among_known is None else pl.lit(~among_known(log["item_id"]))
     marked = log.with_columns(
         pl.when(pl.col("user_id").is_null())
         .then(pl.lit("no user id"))
@@ -55,97 +90,112 @@ def check_interactions(log: pl.DataFrame, known: pl.Series | None, name: str) ->
         .then(pl.lit("no item id"))
         .when(unknown)
         .then(pl.lit("unknown item"))
+        .when(pl.col("timestamp").is_null())
+        .then(pl.lit("no timestamp"))
         .when(pl.col("seconds").is_null())
         .then(pl.lit("timestamp is not a number or date"))
-        .when(pl.col("stars").is_null() & pl.col("rating").is_not_null())
+        .when(pl.col("rating").is_not_null() & ~pl.col("stars").is_finite().fill_null(False))
         .then(pl.lit("rating is not a number"))
         .alias("reason")
     )
-    good, rejects = _part(marked, name, ["user_id", "item_id", "timestamp", "rating"])
-    seconds = pl.when(pl.col("seconds").abs() >= MILLISECONDS_FROM).then(pl.col("seconds") / 1000)
-    return (
-        good.select(
-            "user_id",
-            "item_id",
-            seconds.otherwise(pl.col("seconds")).floor().cast(pl.Int64).alias("timestamp"),
-            pl.col("stars").alias("rating"),
-        ),
-        rejects,
-    )
+    good = tally.take(marked, name, ["user_id", "item_id", "timestamp", "rating"])
+    return good.select("user_id", "item_id", pl.col("seconds").alias("timestamp"), pl.col("stars").alias("rating"))
 
 
-def _iso_seconds(text: str) -> float | None:
+def _seconds(texts: pl.Series) -> pl.Series:
+    """Times as whole seconds since 1970: numbers (of milliseconds where they are that large) and dates; else null."""
+    number = texts.cast(pl.Float64, strict=False)
+    number = pl.select(pl.when(number.is_finite()).then(number)).to_series()
+    number = pl.select(pl.when(number.abs() >= MILLISECONDS_FROM).then(number / 1000).otherwise(number)).to_series()
+    number = pl.select(pl.when(number.abs() < LATEST_SECOND).then(number.floor())).to_series()
+    seconds = number.cast(pl.Int64)
+    for form in DATE_FORMS:
+        if seconds.null_count() == texts.null_count():
+            return seconds
+        dates = texts.str.to_datetime(form, strict=False, exact=True, time_unit="us")
+        seconds = pl.select(pl.coalesce(seconds, dates.dt.epoch("s"))).to_series()
+    left = texts.filter(seconds.is_null() & texts.is_not_null()).unique()
+    table = {text: _iso_seconds(text) for text in left}
+    if not table:
+        return seconds
+    other = texts.replace_strict(list(table), list(table.values()), default=None, return_dtype=pl.Int64)
+    return pl.select(pl.coalesce(seconds, other)).to_series()
+
+
+def _iso_seconds(text: str) -> int | None:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() // 1)
+    except (ValueError, OverflowError):
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _part(marked: pl.DataFrame, name: str, shown: list[str]) -> tuple[pl.DataFrame, list[Reject]]:
-    bad = marked.filter(pl.col("reason").is_not_null())
-    rejects = [
-        Reject(
-            name, row[LINE], row["reason"], ", ".join(str(row[key]) for key in shown if row[key] is not None)[:500]
-        )
-        for row in bad.select(LINE, "reason", *shown).iter_rows(named=True)
-    ]
-    return marked.filter(pl.col("reason").is_null()).drop("reason"), rejects
+def keep_rows(log: pl.DataFrame, settings: DataSettings, left_out: Counter[str]) -> pl.DataFrame:
+    """The rows that pass the rules that look at one row alone; counts the others in `left_out`."""
+    if settings.min_rating is not None:
+        rated = pl.col("rating").is_not_null()
+        log = _keep(log, rated, "no rating", left_out)
+        log = _keep(log, pl.col("rating") >= settings.min_rating, f"rating below {settings.min_rating:g}", left_out)
+    if settings.start:
+        first = day_seconds(settings.start, "data.start")
+        log = _keep(log, pl.col("timestamp") >= first, f"before {settings.start}", left_out)
+    if settings.end:
+        last = day_seconds(settings.end, "data.end")
+        log = _keep(log, pl.col("timestamp") < last, f"on or after {settings.end}", left_out)
+    return log
 
 
-def apply_rules(log: pl.DataFrame, settings: DataSettings, seed: int) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Filter and order the log; also returns how many rows each rule left out.
+def _keep(log: pl.DataFrame, condition: pl.Expr, rule: str, left_out: Counter[str]) -> pl.DataFrame:
+    kept = log.filter(condition)
+    if len(kept) < len(log):
+        left_out[rule] += len(log) - len(kept)
+    return kept
+
+
+def apply_rules(log: pl.DataFrame, settings: DataSettings, seed: int, left_out: Counter[str]) -> pl.DataFrame:
+    """Order and filter the whole log; counts in `left_out` how many rows each rule left out.
 
     Users stand in the order of their first row in the source; ties in time keep the source's order.
     """
-    left_out: dict[str, int] = {}
-
-    def keep(frame: pl.DataFrame, condition: pl.Expr, rule: str) -> pl.DataFrame:
-        kept = frame.filter(condition)
-        if len(kept) < len(frame):
-            left_out[rule] = left_out.get(rule, 0) + len(frame) - len(kept)
-        return kept
-
+    # Polars promises no order of rows: the source's is written down before anything can change it.
     log = log.with_row_index("row")
-    if settings.min_rating is not None:
-        log = keep(log, pl.col("rating") >= settings.min_rating, f"rating below {settings.min_rating:g}")
-    if settings.start:
-        log = keep(log, pl.col("timestamp") >= day_seconds(settings.start, "data.start"), f"before {settings.start}")
-    if settings.end:
-        log = keep(log, pl.col("timestamp") < day_seconds(settings.end, "data.end"), f"on or after {settings.end}")
     log = log.with_columns(pl.col("row").min().over("user_id").alias("user_order"))
     log = log.sort("user_order", "timestamp", "row")
     if settings.repeats != "keep":
         pair = pl.struct("user_id", "item_id")
         once = pair.is_first_distinct() if settings.repeats == "first" else pair.is_last_distinct()
-        log = keep(log, once, f"repeated, {settings.repeats} kept")
-    if settings.max_users is not None:
-        log = keep(log, pl.col("user_id").is_in(_sample(log, settings.max_users, seed).implode()), "user not sampled")
-    log = _filter_rare(log, settings, keep)
-    return log.select("user_id", "item_id", "timestamp", "rating"), left_out
+        log = _keep(log, once, f"repeated, {settings.repeats} kept", left_out)
+    if settings.sample is not None or settings.max_users is not None:
+        log = _keep(
+            log, pl.col("user_order").is_in(_sample(log, settings, seed).implode()), "user not sampled", left_out
+        )
+    log = _filter_rare(log, settings, left_out)
+    return log.select("user_id", "item_id", "timestamp", "rating")
 
 
-def _sample(log: pl.DataFrame, count: int, seed: int) -> pl.Series:
-    users = log["user_id"].unique(maintain_order=True)
-    if count >= len(users):
-        return users
-    return users.gather(sorted(numpy_rng(seed, "sample-users").choice(len(users), count, replace=False).tolist()))
+def _sample(log: pl.DataFrame, settings: DataSettings, seed: int) -> pl.Series:
+    """The users to keep, by their `user_order`."""
+    users = log["user_order"].unique().sort()
+    count = len(users) if settings.sample is None else max(1, round(len(users) * settings.sample))
+    count = min(count, settings.max_users or count)
+    return users.gather(np.sort(numpy_rng(seed, "sample-users").choice(len(users), count, replace=False)))
 
 
-def _filter_rare(log: pl.DataFrame, settings: DataSettings, keep: object) -> pl.DataFrame:
+def _filter_rare(log: pl.DataFrame, settings: DataSettings, left_out: Counter[str]) -> pl.DataFrame:
     """Leave out rare users and items: once, or until nothing changes (k-core)."""
-    assert callable(keep)
-    enough = (pl.len().over("user_id") >= settings.min_user) & (pl.len().over("item_id") >= settings.min_item)
     if settings.filter == "none":
         return log
+    of_user, of_item = pl.len().over("user_id"), pl.len().over("item_id")
+    enough = (of_user >= settings.min_user) & (of_item >= settings.min_item)
+    rule = f"user below {settings.min_user} or item below {settings.min_item}"
     before = -1
     while len(log) != before:
         before = len(log)
-        log = keep(log, enough, f"user below {settings.min_user} or item below {settings.min_item}")
+        log = _keep(log, enough, rule, left_out)
         if settings.filter == "single-pass":
             # As the authors' code: sequences that the pass made too short go, items are not counted again.
-            return keep(
-                log, pl.len().over("user_id") >= settings.min_user, f"sequence shorter than {settings.min_user} then"
+            return _keep(
+                log, of_user >= settings.min_user, f"sequence shorter than {settings.min_user} then", left_out
             )
     return log
 

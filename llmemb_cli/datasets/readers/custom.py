@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from llmemb_cli.config.data import DataSettings
-from llmemb_cli.datasets.columns import LEAKING, guess_column, resolve_custom
+from llmemb_cli.datasets.columns import guess_column, resolve_custom
 from llmemb_cli.datasets.presets import DatasetPreset
-from llmemb_cli.datasets.raw import RawData
-from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table
+from llmemb_cli.datasets.raw import RawData, Tally
+from llmemb_cli.datasets.readers.chunks import LINE, Batch
+from llmemb_cli.datasets.readers.sources import plain_file
+from llmemb_cli.datasets.readers.tabular import column_names, read_table, scan_table
 from llmemb_cli.progress import Reporter
 
 
@@ -16,10 +19,10 @@ def read_custom(settings: DataSettings, root: Path, preset: DatasetPreset, repor
     """Read `--interactions` and `--items`.
 
     Raises:
-        WrongUseError, BadDataError: as `read_table`.
+        WrongUseError, BadDataError: as `scan_table`.
     """
-    log_file = root / settings.interactions
-    values = settings.model_dump() | {"interactions": str(log_file)}
+    log_file = plain_file(root / settings.interactions)
+    values = settings.model_dump() | {"interactions": str(log_file.path)}
     if settings.items:
         values["items"] = str(root / settings.items)
     chosen = DataSettings.model_validate(resolve_custom(values, ask=None))
@@ -30,41 +33,44 @@ def read_custom(settings: DataSettings, root: Path, preset: DatasetPreset, repor
         chosen.rating_column: "rating",
     }
     roles.pop("", None)
-    report.note(f"reading {log_file.name}")
-    log = read_table(log_file, list(roles))
+    batches = scan_table(log_file, list(roles), encoding=settings.encoding, report=report)
     data = RawData(
-        interactions=log.frame.rename(roles),
+        log=_renamed(batches, roles),
+        log_name=log_file.name,
         items=None,
+        items_name="",
         attributes=[],
-        rejects=log.rejects,
-        rows_read={log_file.name: log.rows_read},
-        files=[log_file],
+        tally=Tally(),
+        files=[log_file.path],
         edition=settings.edition or preset.edition,
         instruction=preset.instruction,
-        log_name=log_file.name,
-        items_name="",
     )
     if settings.items:
         _read_items(Path(chosen.items), chosen, data, report)
     return data
 
 
+def _renamed(batches: Iterator[Batch], roles: dict[str, str]) -> Iterator[Batch]:
+    for batch in batches:
+        batch.frame = batch.frame.rename(roles)
+        yield batch
+
+
 def _read_items(path: Path, chosen: DataSettings, data: RawData, report: Reporter) -> None:
-    report.note(f"reading {path.name}")
-    names = column_names(path)
+    names = column_names(path, encoding=chosen.encoding)
     guessed = guess_column("item_column", names)[0]
     key = chosen.item_column if chosen.item_column in names or guessed is None else guessed
     title = chosen.title_column
     others = [name for name in names if name not in (key, title)]
-    table = read_table(path, [key, *([title] if title else []), *others])
+    wanted = [key, *([title] if title else []), *others]
+    table = read_table(path, wanted, encoding=chosen.encoding, report=report)
     # The title is always the first attribute and always called so.
     data.items = table.frame.rename({key: "item_id"} | ({title: "title"} if title else {})).select(
         "item_id", *(["title"] if title else []), *[name for name in others if name != "title"], LINE
     )
-    wanted = ["title" if name == title else name for name in chosen.attributes]
-    usable = [name for name in data.items.columns if name not in ("item_id", LINE) and name.lower() not in LEAKING]
-    data.attributes = wanted or usable
-    data.rejects += table.rejects
-    data.rows_read[path.name] = table.rows_read
+    asked = ["title" if name == title else name for name in chosen.attributes]
+    data.attributes = asked or [name for name in data.items.columns if name not in ("item_id", LINE)]
+    data.tally.rows_read[path.name] += table.rows_read
+    data.tally.add(table.rejects)
     data.files.append(path)
     data.items_name = path.name

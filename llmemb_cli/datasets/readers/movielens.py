@@ -1,127 +1,118 @@
-"""MovieLens."""
+"""MovieLens: 100K, 1M, latest-small and 32M, as GroupLens ships them."""
 
 from __future__ import annotations
 
-import zipfile
+import re
+from dataclasses import dataclass
 from pathlib import Path
+
+import polars as pl
 
 from llmemb_cli.assets.fetch import fetch
 from llmemb_cli.config.data import DataSettings
 from llmemb_cli.datasets.presets import DatasetPreset
-from llmemb_cli.datasets.raw import RawData
-from llmemb_cli.datasets.readers.tabular import LINE, read_table
-from llmemb_cli.errors import BadDataError, WrongUseError
+from llmemb_cli.datasets.raw import RawData, Tally
+from llmemb_cli.datasets.readers.chunks import LINE
+from llmemb_cli.datasets.readers.delimited import Layout, scan_delimited
+from llmemb_cli.datasets.readers.recbole import read_tables
+from llmemb_cli.datasets.readers.sources import RawFile, find_files
+from llmemb_cli.errors import WrongUseError
 from llmemb_cli.progress import Reporter
 
 GENRES = (
-    *(
-        "unknown",
-        "Action",
-        "Adventure",
-        "Animation",
-        "Children's",
-        "Comedy",
-        "Crime",
-        "Documentary",
-        "Drama",
-        "Fantasy",
-    ),
-    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
+    *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
-MAX_MEMBER_BYTES = 64 << 20
+ATTRIBUTES = ["title", "year", "genres"]
+_RATING = ["user_id", "item_id", "rating", "timestamp"]
 
 
-def read_ml_100k(settings: DataSettings, root: Path, preset: DatasetPreset, report: Reporter) -> RawData:
-    """MovieLens 100K: from the preset's own source, or from `--source`: ml-100k.zip, its folder, or RecBole's folder.
+@dataclass(frozen=True)
+class _Files:
+    """How an edition's two files are written."""
+
+    ratings: str
+    movies: str
+    rating_layout: Layout
+    movie_layout: Layout
+
+
+_U_ITEM = ["item_id", "title", "released", "video", "url", *GENRES]
+EDITIONS = {
+    "ml-100k": _Files(
+        "u.data",
+        "u.item",
+        Layout(_RATING, "\t", 0, quoted=False),
+        Layout(_U_ITEM, "|", 0, quoted=False, encoding="latin-1"),
+    ),
+    "ml-1m": _Files(
+        "ratings.dat",
+        "movies.dat",
+        Layout(_RATING, "::", 0, quoted=False),
+        Layout(["item_id", "title", "genres"], "::", 0, quoted=False, encoding="latin-1"),
+    ),
+} | dict.fromkeys(
+    ("ml-latest-small", "ml-32m"),
+    _Files("ratings.csv", "movies.csv", Layout(_RATING, ","), Layout(["item_id", "title", "genres"], ",")),
+)
+
+
+def read_movielens(settings: DataSettings, root: Path, preset: DatasetPreset, report: Reporter) -> RawData:
+    """From the preset's own source, or from `--source`: GroupLens's zip file, its folder, or RecBole's folder.
 
     Raises:
-        WrongUseError: `--source` holds neither layout.
+        WrongUseError: `--source` holds none of these.
         MissingError: no source can be reached.
     """
-    if not settings.source:
-        log, items = (fetch(asset, report) for asset in preset.assets)
-        return _recbole(log, items, preset, preset.edition)
-    source = root / settings.source
-    log, items = source / "ml-100k.inter", source / "ml-100k.item"
-    if log.is_file() and items.is_file():
-        return _recbole(log, items, preset, "RecBole tables")
-    return _grouplens(source, preset)
-
-
-def _recbole(log: Path, items: Path, preset: DatasetPreset, edition: str) -> RawData:
-    import polars as pl
-
-    events = read_table(log, ["user_id", "item_id", "rating", "timestamp"])
-    films = read_table(items, ["item_id", "movie_title", "release_year", "class"])
-    named = films.frame.rename({"movie_title": "title", "release_year": "year", "class": "genres"})
-    # RecBole separates genres by blanks; a comma reads better in a prompt and no genre contains a blank.
-    named = named.with_columns(pl.col("genres").str.replace_all(" ", ", ", literal=True))
+    if settings.source:
+        source = root / settings.source
+    else:
+        fetched = [fetch(asset, report) for asset in preset.assets]
+        source = fetched[0]
+        # The wheel carries RecBole's tables, side by side in the cache.
+        source = source.parent if source.suffix == ".inter" else source
+    if source.is_dir() and any(source.glob("*.inter")):
+        edition = preset.edition if not settings.source else "RecBole's tables"
+        return read_tables(source, preset, edition, report)
+    files = EDITIONS[preset.name]
+    expected = f"{preset.name}.zip, or its folder with {files.ratings} and {files.movies}"
+    roles = {"ratings": re.escape(files.ratings), "films": re.escape(files.movies)}
+    found = find_files(source, roles, expected=expected)
+    tally = Tally()
     return RawData(
-        interactions=events.frame,
-        items=named.select("item_id", "title", "year", "genres", LINE),
-        attributes=["title", "year", "genres"],
-        rejects=events.rejects + films.rejects,
-        rows_read={log.name: events.rows_read, items.name: films.rows_read},
-        files=[log, items],
-        edition=edition,
+        log=scan_delimited(found["ratings"], _RATING, files.rating_layout, report),
+        log_name=files.ratings,
+        items=_films(found["films"], files.movie_layout, tally, report),
+        items_name=files.movies,
+        attributes=ATTRIBUTES,
+        tally=tally,
+        files=sorted({file.path for file in found.values()}),
+        edition=f"{preset.name}, GroupLens",
         instruction=preset.instruction,
-        log_name=log.name,
-        items_name=items.name,
     )
 
 
-def _grouplens(source: Path, preset: DatasetPreset) -> RawData:
-    import polars as pl
-
-    events = [line.split("\t") for line in _member(source, "u.data").splitlines()]
-    films = [line.split("|") for line in _member(source, "u.item").splitlines()]
-    for name, rows, width in (("u.data", events, 4), ("u.item", films, 24)):
-        for number, row in enumerate(rows, start=1):
-            if len(row) != width:
-                raise BadDataError(f"{len(row)} fields instead of {width}", where=f"{source}, {name}, line {number}")
-    return RawData(
-        interactions=pl.DataFrame(events, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
-        .with_row_index(LINE, offset=1)
-        .cast({LINE: pl.Int64}),
-        items=pl.DataFrame(
-            [(number, *_film(row)) for number, row in enumerate(films, start=1)],
-            schema={LINE: pl.Int64} | dict.fromkeys(("item_id", "title", "year", "genres"), pl.String),
-            orient="row",
-        ).select("item_id", "title", "year", "genres", LINE),
-        attributes=["title", "year", "genres"],
-        rejects=[],
-        rows_read={"u.data": len(events), "u.item": len(films)},
-        files=[source] if source.is_file() else [source / "u.data", source / "u.item"],
-        edition="1998, GroupLens",
-        instruction=preset.instruction,
-        log_name="u.data",
-        items_name="u.item",
+def _films(file: RawFile, layout: Layout, tally: Tally, report: Reporter) -> pl.DataFrame:
+    frames = []
+    for batch in scan_delimited(file, layout.columns, layout, report):
+        tally.rows_read[file.name] += batch.rows_read
+        tally.add(batch.rejects)
+        frames.append(_genre_flags(batch.frame) if "Action" in layout.columns else batch.frame)
+    if not frames:
+        raise WrongUseError("the file is empty", where=file.where)
+    year = pl.col("title").str.extract(r"\((\d{4})[^)]*\)\s*$")
+    return pl.concat(frames).select(
+        "item_id",
+        pl.col("title").str.replace(r"\s*\(\d{4}[^)]*\)\s*$", ""),
+        year.alias("year"),
+        pl.col("genres").str.replace_all("|", ", ", literal=True).replace("(no genres listed)", None),
+        LINE,
     )
 
 
-def _film(row: list[str]) -> tuple[str, str | None, str | None, str | None]:
-    """Item id, title without its year, year, genres."""
-    title, year = row[1], row[2][-4:] or None
-    if year and title.endswith(f"({year})"):
-        title = title.removesuffix(f"({year})").strip()
-    genres = ", ".join(genre for genre, flag in zip(GENRES, row[5:], strict=True) if flag == "1")
-    return row[0], title or None, year, genres or None
-
-
-def _member(source: Path, name: str) -> str:
-    """The text of `u.data` or `u.item` in GroupLens's zip file or folder (Latin-1)."""
-    if source.is_dir():
-        found = next((path for path in (source / name, source / "ml-100k" / name) if path.is_file()), None)
-        if found is None:
-            raise WrongUseError(f"no {name} in this folder", where=str(source), hint="pass the folder of ml-100k.zip")
-        return found.read_text(encoding="latin-1")
-    if not source.is_file():
-        raise WrongUseError("no such file or folder", where=str(source))
-    try:
-        with zipfile.ZipFile(source) as archive:
-            info = next((i for i in archive.infolist() if i.filename.rsplit("/", 1)[-1] == name), None)
-            if info is None or info.file_size > MAX_MEMBER_BYTES:
-                raise BadDataError(f"no {name} of a sane size in this archive", where=str(source))
-            return archive.read(info).decode("latin-1")
-    except zipfile.BadZipFile as error:
-        raise BadDataError(f"not a zip file, or damaged: {error}", where=str(source)) from error
+def _genre_flags(films: pl.DataFrame) -> pl.DataFrame:
+    """The nineteen 0/1 columns of u.item as `genres`, in the form of the later editions."""
+    names = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in GENRES]
+    return films.select(
+        "item_id", "title", pl.concat_str(names, separator="|", ignore_nulls=True).alias("genres"), LINE
+    )

@@ -1,0 +1,126 @@
+"""Item records of any shape as a table of readable attributes."""
+
+from __future__ import annotations
+
+import ast
+import html
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import polars as pl
+
+from llmemb_cli.datasets.raw import Tally
+from llmemb_cli.datasets.readers.chunks import LINE, Reject
+from llmemb_cli.datasets.readers.jsonl import Record, as_text, text_fault
+
+BLOCK = 50_000
+MAX_LITERAL = 1 << 20  # characters; a longer Python literal is not an item
+_TAGS = re.compile(r"<[a-zA-Z/!][^<>]*>")
+
+
+def items_table(
+    records: Iterator[tuple[int, Record | Reject]],
+    describe: Callable[[Record], dict[str, str]],
+    columns: list[str],
+    name: str,
+    tally: Tally,
+) -> pl.DataFrame:
+    """`item_id`, `columns` (String, null where missing) and `line` of every record that can be read.
+
+    Args:
+        records: line and record, or why there is none.
+        describe: a record's `item_id` and attributes as text; "" is missing.
+        name: of the file, for rejects.
+        tally: counts rows and rejects.
+    """
+    schema = dict.fromkeys(["item_id", *columns], pl.String) | {LINE: pl.Int64}
+    frames: list[pl.DataFrame] = []
+    rows: list[tuple[Any, ...]] = []
+    for line, record in records:
+        tally.rows_read[name] += 1
+        if isinstance(record, Reject):
+            tally.add([record])
+            continue
+        values = describe(record)
+        row = [values.get(column) or None for column in ("item_id", *columns)]
+        if fault := text_fault("".join(filter(None, row))):
+            tally.add([Reject(name, line, fault, str(row[0])[:100].encode("utf-8", "replace").decode())])
+            continue
+        rows.append((*row, line))
+        if len(rows) == BLOCK:
+            frames.append(pl.DataFrame(rows, schema=schema, orient="row"))
+            rows.clear()
+    frames.append(pl.DataFrame(rows, schema=schema, orient="row"))
+    return pl.concat(frames)
+
+
+def plain_text(value: Any) -> str:
+    """A value as one line of readable text: lists joined, markup and entities resolved, blanks tidied."""
+    text = as_text(value)
+    if "&" in text or "<" in text:
+        text = html.unescape(_TAGS.sub(" ", text))
+    return " ".join(text.split())
+
+
+def parse_literal(text: str) -> Any:
+    """A Python literal as data; nothing in it is run.
+
+    Raises:
+        ValueError: it is not a literal, or a hostile one (too long, nested too deeply).
+    """
+    if len(text) > MAX_LITERAL:
+        raise ValueError("too long")
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, RecursionError, MemoryError, TypeError):
+        raise ValueError("not a Python literal") from None
+
+
+def parse_python_object(text: str) -> Record:
+    """One line of a file that holds Python dictionaries where JSON was meant.
+
+    Raises:
+        ValueError: it is none.
+    """
+    record = parse_literal(text.strip())
+    if not isinstance(record, dict):
+        raise ValueError("not a dictionary")
+    return record
+
+
+def features(value: Any) -> str:
+    """Nested yes/no and text features as a list a person can read.
+
+    `{"WiFi": "u'free'", "GoodForMeal": {"lunch": True, "dinner": False}}` is "WiFi: free, Good For Meal: lunch".
+    What is false, none or missing is left out: a list of what an item lacks would be longer than what it has.
+    """
+    value = _unpacked(value)
+    if not isinstance(value, dict):
+        return plain_text(value)
+    parts = []
+    for key, inner in value.items():
+        inner, label = _unpacked(inner), words(str(key))
+        if isinstance(inner, dict):
+            below = features(inner)
+            parts += [f"{label}: {below}"] if below else []
+        elif inner is True:
+            parts.append(label)
+        elif inner not in (False, None, "", "none", "no"):
+            parts.append(f"{label}: {words(plain_text(inner))}")
+    return ", ".join(parts)
+
+
+def _unpacked(value: Any) -> Any:
+    """What a text like "True", "u'free'" or "{'lunch': True}" stands for."""
+    if not isinstance(value, str) or value[:1] not in "TFNu'\"{[":
+        return value
+    try:
+        return parse_literal(value)
+    except ValueError:
+        return value
+
+
+def words(name: str) -> str:
+    """`GoodForMeal` and `good_for_meal` as words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.replace("_", " ")).strip()

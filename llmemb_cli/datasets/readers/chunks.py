@@ -1,0 +1,112 @@
+"""A stream cut into blocks of whole lines: what makes reading bounded in memory and fast."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from llmemb_cli.datasets.readers.sources import RawFile
+from llmemb_cli.progress import Reporter
+
+if TYPE_CHECKING:
+    import polars as pl
+
+CHUNK = 32 << 20  # bytes of text in a block
+MAX_LINE = 16 << 20  # bytes; a longer line is not a record
+LINE = "line"  # name of the column with the line a row came from
+BOM = b"\xef\xbb\xbf"
+
+Done = TypeVar("Done")
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A line that was not used, and why."""
+
+    file: str
+    line: int
+    reason: str
+    text: str
+
+
+@dataclass
+class Batch:
+    """Part of a table: its columns as text and `line` (Int64, 1-based), in the order of the file.
+
+    `rows_read` counts the rows of the part, `rejects` those of them that could not be read.
+    """
+
+    frame: pl.DataFrame
+    rows_read: int
+    rejects: list[Reject]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Whole lines: `data` holds `lines` of them, the first being line `first` of the file. Too long: not kept."""
+
+    data: bytes
+    first: int
+    lines: int
+    too_long: bool = False
+
+
+def line_chunks(file: RawFile, report: Reporter, size: int = CHUNK) -> Iterator[Chunk]:
+    """The file's lines in blocks of about `size` bytes; line ends stay, a byte order mark goes.
+
+    The last line may lack its line end. A line of more than `MAX_LINE` bytes comes alone, with its first bytes
+    only, as `too_long`.
+    """
+    with file.open() as stream, report.task(f"reading {file.name}", None, "bytes") as task:
+        rest, number, beginning = b"", 1, True
+        while block := stream.read(size):
+            task.advance(len(block))
+            if beginning:
+                block, beginning = block.removeprefix(BOM), False
+            data = rest + block if rest else block
+            end = data.rfind(b"\n") + 1
+            if end:
+                chunk = Chunk(data[:end], number, data.count(b"\n", 0, end))
+                number += chunk.lines
+                yield chunk
+            rest = data[end:]
+            if len(rest) > MAX_LINE:
+                yield Chunk(rest[:500], number, 1, too_long=True)
+                rest, number = _after_line(stream, size), number + 1
+        if rest:
+            yield Chunk(rest, number, 1)
+
+
+def _after_line(stream: object, size: int) -> bytes:
+    """What follows the next line end."""
+    while block := stream.read(size):  # type: ignore[attr-defined]
+        _, end, rest = block.partition(b"\n")
+        if end:
+            return bytes(rest)
+    return b""
+
+
+def in_order(work: Callable[[Chunk], Done], chunks: Iterable[Chunk]) -> Iterator[Done]:
+    """`work` on every block, one block ahead in another thread: reading and unpacking go on meanwhile."""
+    pending: deque[Future[Done]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for chunk in chunks:
+                pending.append(pool.submit(work, chunk))
+                if len(pending) > 1:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def printable(text: str | bytes) -> str:
+    """The first 500 characters as valid UTF-8."""
+    if isinstance(text, bytes):
+        return text[:500].decode("utf-8", "replace")
+    return text[:500].encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,103 @@
+"""RecBole's atomic files: tab-separated `.inter` and `.item` tables whose headers carry types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from llmemb_cli.config.data import DataSettings
+from llmemb_cli.datasets.columns import LEAKING, guess_column
+from llmemb_cli.datasets.presets import DatasetPreset
+from llmemb_cli.datasets.raw import RawData, Tally
+from llmemb_cli.datasets.readers.chunks import LINE, Batch
+from llmemb_cli.datasets.readers.sources import RawFile, find_files
+from llmemb_cli.datasets.readers.tabular import column_names, read_table, scan_table
+from llmemb_cli.errors import WrongUseError
+from llmemb_cli.progress import Reporter
+
+# What RecBole's own data sets call things -> what reads well in a prompt.
+NAMES = {
+    **{"movie_title": "title", "release_year": "year", "class": "genres", "item_name": "title", "name": "title"},
+    **{"sales_type": "type", "categories": "categories", "genre": "genres"},
+}
+
+
+def read_recbole(settings: DataSettings, root: Path, preset: DatasetPreset, report: Reporter) -> RawData:
+    """A folder (or archive) with one `.inter` and one `.item` file.
+
+    Raises:
+        WrongUseError: no `--source`, or the files are not there.
+    """
+    if not settings.source:
+        raise WrongUseError("which folder?", hint="--source FOLDER with the .inter and .item files")
+    return read_tables(root / settings.source, preset, settings.edition or preset.edition, report)
+
+
+def read_tables(source: Path, preset: DatasetPreset, edition: str, report: Reporter) -> RawData:
+    """Read the tables in `source`."""
+    found = find_files(
+        source, {"interactions": r".*\.inter", "items": r".*\.item"}, expected="a folder with .inter and .item files"
+    )
+    log, catalogue = found["interactions"], found["items"]
+    roles = _roles(log)
+    tally = Tally()
+    items, attributes = _items(catalogue, roles["item_id"], tally, report)
+    batches = scan_table(log, list(roles.values()), report=report)
+    return RawData(
+        log=_renamed(batches, {column: role for role, column in roles.items()}),
+        log_name=log.name,
+        items=items,
+        items_name=catalogue.name,
+        attributes=attributes,
+        tally=tally,
+        files=sorted({log.path, catalogue.path}),
+        edition=edition,
+        instruction=preset.instruction,
+    )
+
+
+def _roles(log: RawFile) -> dict[str, str]:
+    columns = column_names(log)
+    roles = {}
+    for role, kind in (
+        ("user_id", "user_column"),
+        ("item_id", "item_column"),
+        ("timestamp", "time_column"),
+        ("rating", "rating_column"),
+    ):
+        guess, _ = guess_column(kind, columns)
+        if guess is not None:
+            roles[role] = guess
+    for role in ("user_id", "item_id"):
+        if role not in roles:
+            raise WrongUseError(
+                f"no {role} among the columns {', '.join(columns)}",
+                where=log.where,
+                hint="read it with `llmemb init custom --interactions FILE` and name the columns",
+            )
+    return roles
+
+
+def _items(file: RawFile, key: str, tally: Tally, report: Reporter) -> tuple[pl.DataFrame, list[str]]:
+    table = read_table(file, report=report)
+    tally.rows_read[file.name] += table.rows_read
+    tally.add(table.rejects)
+    names = {column: NAMES.get(column, column) for column in table.frame.columns}
+    frame = table.frame.rename({old: new for old, new in names.items() if old == new or new not in names})
+    if key not in frame.columns:
+        raise WrongUseError(f"no column {key}", where=file.where)
+    if "genres" in frame.columns:
+        # RecBole separates the values of a sequence by blanks; a comma reads better and no genre holds a blank.
+        frame = frame.with_columns(pl.col("genres").str.replace_all(" ", ", ", literal=True))
+    frame = frame.rename({key: "item_id"}) if key != "item_id" else frame
+    attributes = [name for name in frame.columns if name not in ("item_id", LINE) and name.lower() not in LEAKING]
+    attributes.sort(key=lambda name: name != "title")
+    return frame.select("item_id", pl.exclude("item_id", LINE), LINE), attributes
+
+
+def _renamed(batches: Iterator[Batch], roles: dict[str, str]) -> Iterator[Batch]:
+    for batch in batches:
+        batch.frame = batch.frame.rename(roles)
+        yield batch

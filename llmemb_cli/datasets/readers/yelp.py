@@ -1,0 +1,102 @@
+"""The Yelp academic data set, every edition since 2013."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmemb_cli.config.data import DataSettings
+from llmemb_cli.datasets.presets import DatasetPreset
+from llmemb_cli.datasets.raw import RawData, Tally
+from llmemb_cli.datasets.readers.catalogue import features, items_table, plain_text
+from llmemb_cli.datasets.readers.jsonl import Record, json_records, parse_object, scan_jsonl
+from llmemb_cli.datasets.readers.sources import find_files
+from llmemb_cli.errors import MissingError
+from llmemb_cli.progress import Reporter
+
+# `yelp_academic_dataset_review.json`, `yelp_training_set_review.json` (RecSys 2013), `review.json`.
+ROLES = {
+    "reviews": r"(?!.*test_set)(.*[_-])?reviews?\.jsonl?(\.gz)?",
+    "businesses": r"(?!.*test_set)(.*[_-])?business(es)?\.jsonl?(\.gz)?",
+}
+EXPECTED = "yelp_dataset.tar, .tgz or .zip as Yelp ships it, or the folder with *_review.json and *_business.json"
+COLUMNS = [
+    *("title", "categories", "city", "state", "neighborhoods", "address", "features", "hours"),
+    *("stars", "review_count", "open"),
+]
+
+
+def read_yelp(settings: DataSettings, root: Path, preset: DatasetPreset, report: Reporter) -> RawData:
+    """Reviews as interactions, businesses as items.
+
+    Raises:
+        MissingError: no `--source`: Yelp's licence asks everybody to download it themselves.
+        WrongUseError, BadDataError: as `find_files`.
+    """
+    if not settings.source:
+        raise MissingError("the Yelp data set must be downloaded by hand", hint=preset.manual)
+    found = find_files(root / settings.source, ROLES, expected=EXPECTED)
+    businesses, reviews = found["businesses"], found["reviews"]
+    tally = Tally()
+    items = items_table(json_records(businesses, parse_object, report), _business, COLUMNS, businesses.name, tally)
+    roles = {"user_id": "user_id", "business_id": "item_id", "date": "timestamp", "stars": "rating"}
+    batches = scan_jsonl(reviews, list(roles), report)
+
+    def log():  # type: ignore[no-untyped-def]
+        for batch in batches:
+            batch.frame = batch.frame.rename(roles)
+            yield batch
+
+    return RawData(
+        log=log(),
+        log_name=reviews.name,
+        items=items,
+        items_name=businesses.name,
+        attributes=COLUMNS,
+        tally=tally,
+        files=sorted({reviews.path, businesses.path}),
+        edition=settings.edition or _edition(items),
+        instruction=preset.instruction,
+    )
+
+
+def _business(record: Record) -> dict[str, str]:
+    opened = record.get("is_open", record.get("open"))
+    return {
+        "item_id": plain_text(record.get("business_id")),
+        "title": plain_text(record.get("name")),
+        # A list until 2017, one text with commas since.
+        "categories": plain_text(record.get("categories")),
+        "city": plain_text(record.get("city")),
+        "state": plain_text(record.get("state")),
+        "neighborhoods": plain_text(record.get("neighborhoods", record.get("neighborhood"))),
+        "address": plain_text(record.get("address", record.get("full_address"))),
+        "features": features(record.get("attributes")),
+        "hours": _hours(record.get("hours")),
+        "stars": plain_text(record.get("stars")),
+        "review_count": plain_text(record.get("review_count")),
+        "open": "" if opened is None else "yes" if opened in (True, 1) else "no",
+    }
+
+
+def _hours(value: object) -> str:
+    """`{"Monday": "8:0-18:30"}` (since 2018) or `{"Monday": {"open": "08:00", "close": "18:30"}}` as text."""
+    if not isinstance(value, dict):
+        return plain_text(value)
+    days = []
+    for day, hours in value.items():
+        if isinstance(hours, dict):
+            hours = f"{hours.get('open', '')}-{hours.get('close', '')}"
+        days.append(f"{day} {plain_text(hours)}")
+    return ", ".join(days)
+
+
+def _edition(items: object) -> str:
+    import polars as pl
+
+    assert isinstance(items, pl.DataFrame)
+    has = {name for name in ("neighborhoods", "hours", "features") if items[name].null_count() < len(items)}
+    if not has - {"neighborhoods"}:
+        return "2013 (no attributes and no hours: the RecSys 2013 challenge or the first academic release)"
+    if "neighborhoods" in has:
+        return "2014 to 2018 (businesses have neighborhoods)"
+    return "2018 or later (no neighborhoods)"
