@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ ROWS = [[3, 7, 7, 12, 9, 4, 1], [9], [5, 6], [2, 8, 11], [10, 1, 2, 3, 4, 5, 6, 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["sasrec", "gru4rec", "bert4rec"])
-@pytest.mark.parametrize("loss", ["bce", "bpr", "ce", "sampled-softmax", "gbce", "infonce"])
+@pytest.mark.parametrize("loss", ["bce", "bpr", "ce", "sce", "sampled-softmax", "gbce", "infonce"])
 def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(name: str, loss: str) -> None:
     torch.manual_seed(1)
     chosen = RatSettings(
@@ -194,7 +195,7 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(name: str, los
     if model.bias is not None:
         torch.nn.init.normal_(model.bias)
     train, users = ragged(ROWS), np.array([4, 0, 2, 3])
-    sampler = None if loss == "ce" else NegativeSampler(train, 12)
+    sampler = None if loss in ("ce", "sce") else NegativeSampler(train, 12)
     batch = make_batch(train, users, chosen, 12, sampler, np.random.default_rng(0))
     table = model.item_table
     total, at = 0.0, 0
@@ -211,6 +212,11 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(name: str, los
                 if loss == "ce":
                     total += float(torch.logsumexp(scores[1:], 0) - scores[target])
                     continue
+                if loss == "sce":
+                    assert batch.shared is not None
+                    mass = sum(float(scores[j].exp()) * 12 / 3 for j in batch.shared.tolist() if j != target)
+                    total += math.log(float(scores[target].exp()) + mass) - float(scores[target])
+                    continue
                 assert batch.negatives is not None
                 drawn = scores[batch.negatives[at]][None]
                 if loss == "gbce":
@@ -223,6 +229,23 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(name: str, los
     got, embedded = batch_loss(model, chosen, batch)
     assert got.item() == pytest.approx(total / batch.targets, rel=1e-4)
     torch.testing.assert_close(embedded, model.embedding.table()[batch.items])
+
+
+def test_sce_with_every_item_once_is_the_full_softmax() -> None:
+    torch.manual_seed(2)
+    values: dict[str, Any] = {"hidden_size": D, "max_length": 7, "dropout": 0, "method": "none"}
+    sampled = RatSettings(loss="sce", negatives=12, **values)
+    full = RatSettings(loss="ce", **values)
+    model = Recommender(sampled, 12, ItemTable(12, D, torch.randn(12, D)))
+    train, users = ragged(ROWS), np.arange(5)
+    of = [make_batch(train, users, s, 12, None, np.random.default_rng(0)) for s in (sampled, full)]
+    gradients = []
+    for chosen, batch in zip((sampled, full), of, strict=True):
+        model.zero_grad()
+        batch_loss(model, chosen, batch)[0].backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def test_no_negative_is_drawn_at_padding() -> None:

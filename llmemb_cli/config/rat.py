@@ -17,11 +17,14 @@ class RatSettings(Section):
     align_to: Literal["same", "sasrec"] = setting(
         "same", "backbone whose trained item embeddings LLMEmb aligns to", source="authors' code: sasrec"
     )
-    loss: Literal["auto", "bce", "bpr", "ce", "sampled-softmax", "gbce", "infonce"] = setting(
+    loss: Literal["auto", "bce", "bpr", "ce", "sce", "sampled-softmax", "gbce", "infonce"] = setting(
         "auto", "training loss; auto: the backbone's own (bce, or ce for bert4rec)"
     )
     temperature: float = setting(0.07, "infonce: what cosines are divided by", gt=0, source="AlphaFuse")
-    negatives: int = setting(1, "negatives per position, where the loss samples them", ge=1)
+    negatives: int = setting(1, "negatives per position, where the loss samples them; sce: per batch", ge=1)
+    negative_weight: float = setting(
+        0.0, "sce: weight of a negative; 0: items / negatives, as if all were there", ge=0, source="Xu et al.: 100"
+    )
     hidden_size: int = setting(128, "width of item embeddings and states", ge=1, source="LLMEmb code")
     layers: int = setting(2, "transformer blocks, or GRU layers (gru4rec uses 1)", ge=1, source="LLMEmb code")
     heads: int = setting(1, "attention heads", ge=1, source="LLMEmb code")

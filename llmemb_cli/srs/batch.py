@@ -32,7 +32,8 @@ class Batch:
     Attributes:
         users: (rows,) int64, the rows of the training data this process works on.
         groups: their sequences.
-        negatives: (targets, K) int64 for the targets in the order of the groups; None with a full softmax.
+        negatives: (targets, K) int64 for the targets in the order of the groups; None where the loss needs none.
+        shared: (K,) int64, distinct negatives of all targets alike, or None.
         items: (m,) int64, the distinct items of the whole batch, in order, also those of other processes.
         targets: number of targets of the whole batch; a loss is divided by it, so that the sum over processes is the
             mean over the batch.
@@ -42,6 +43,7 @@ class Batch:
     users: np.ndarray
     groups: list[Group]
     negatives: torch.Tensor | None
+    shared: torch.Tensor | None
     items: torch.Tensor
     targets: int
     rows: int
@@ -109,7 +111,7 @@ def make_batch(
         train: the training items of all users.
         users: (rows,) int, the users of the whole batch.
         n_items: number of items; `n_items + 1` is [MASK].
-        sampler: draws negatives; None with a softmax over all items.
+        sampler: draws negatives for every target; None where the loss needs none, or the same for all.
         rng: stream of this step.
         peers: the processes that share the rows; those of this one become groups.
     """
@@ -127,6 +129,10 @@ def make_batch(
         parts.append(drawn.ravel())
         negatives = np.zeros((*targets.shape, settings.negatives), dtype=np.int64)
         negatives[wanted] = drawn
+    shared = None
+    if settings.loss == "sce":
+        shared = 1 + rng.choice(n_items, min(settings.negatives, n_items), replace=False)
+        parts.append(shared)
     mine = np.arange(peers.rank, len(users), peers.size)
     groups, kept = [], []
     for rows in length_groups((inputs[mine] > 0).sum(axis=1)):
@@ -140,6 +146,7 @@ def make_batch(
         users[mine],
         groups,
         _to(np.concatenate(kept), device) if kept else None,
+        None if shared is None else _to(shared, device),
         _to(items[items > 0], device),
         int(wanted.sum()),
         len(users),

@@ -77,7 +77,7 @@ def train(t: Training) -> tuple[State, float]:
     optimizer = torch.optim.Adam(
         trained, lr=rat.learning_rate, betas=(0.9, 0.98), weight_decay=rat.weight_decay, fused=True
     )
-    sampler = None if loss_name(rat) == "ce" else NegativeSampler(data.train, data.n_items)
+    sampler = None if loss_name(rat) in ("ce", "sce") else NegativeSampler(data.train, data.n_items)
     # A sequence of one item has no next item to learn.
     rows = np.flatnonzero(data.train.lengths() >= (1 if model.kind == "bert4rec" else 2))
     validated = validation_users(data, rat.validation_users, seed)

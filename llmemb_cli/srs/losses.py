@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -45,6 +46,18 @@ def bpr(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
 def sampled_softmax(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """-r+ + log(e^r+ + sum_j e^r_j), negatives uniform (Klenitskiy and Vasilev, RecSys 2023)."""
     return (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive).sum()
+
+
+def sce(positive: torch.Tensor, negative: torch.Tensor, weight: float) -> torch.Tensor:
+    """-r+ + log(e^r+ + weight * sum_j e^r_j): a softmax whose negatives stand for many (Xu et al., arXiv 2402.06216).
+
+    With weight = items / negatives the sum over uniform negatives is, on average, that over the catalogue.
+
+    Args:
+        positive: (n,) float scores.
+        negative: (n, K) float scores; -inf where a negative is the positive itself.
+    """
+    return sampled_softmax(positive, negative + math.log(weight))
 
 
 # Losses over one positive and K sampled negatives; `infonce` is a sampled softmax of cosines over a temperature.

@@ -71,21 +71,27 @@ def batch_loss(model: Recommender, settings: RatSettings, batch: Batch) -> tuple
         return loss / batch.targets, table[batch.items - 1]
     embedded = model.embedding.rows(batch.items)
     states = _states(model, batch, embedded, batch.items)
-    assert batch.negatives is not None
     targets = _targets(batch)
     scored = embedded
     if model.temperature is not None:
         states = torch.nn.functional.normalize(states, dim=1) / model.temperature
         scored = torch.nn.functional.normalize(embedded, dim=1)
     positive = (states * scored[torch.searchsorted(batch.items, targets)]).sum(dim=1)
-    negative_at = torch.searchsorted(batch.items, batch.negatives)
-    negative = torch.bmm(scored[negative_at], states[:, :, None])[:, :, 0]
+    negatives = batch.negatives if batch.shared is None else batch.shared
+    assert negatives is not None
+    negative_rows = scored[torch.searchsorted(batch.items, negatives)]
+    if batch.shared is None:
+        negative = torch.bmm(negative_rows, states[:, :, None])[:, :, 0]
+    else:
+        negative = (states @ negative_rows.T).masked_fill(targets[:, None] == batch.shared, -torch.inf)
     if model.bias is not None:
         positive = positive + model.bias[targets]
-        negative = negative + model.bias[batch.negatives]
+        negative = negative + model.bias[negatives]
     name = loss_name(settings)
     if name == "gbce":
         loss = losses.gbce(positive, negative, losses.gbce_beta(settings.negatives, model.n_items))
+    elif name == "sce":
+        loss = losses.sce(positive, negative, settings.negative_weight or model.n_items / negative.shape[1])
     else:
         loss = losses.SAMPLED[name](positive, negative)
     return loss / batch.targets, embedded
