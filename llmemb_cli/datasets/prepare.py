@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from llmemb_cli.config.data import DataSettings
+from llmemb_cli.config.data import DataSettings, check_rules
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.card import card_text, describe_data
 from llmemb_cli.datasets.columns import LEAKING
@@ -42,6 +42,7 @@ def prepare(workspace: Workspace, settings: Settings, report: Reporter, force: b
         BadDataError: the files cannot be used, or almost nothing is left of them.
         MissingError: a preset's files cannot be fetched.
     """
+    check_rules(settings.data)
 
     def build(work: Path) -> dict[str, Any]:
         preset = find_preset(settings.data.dataset)

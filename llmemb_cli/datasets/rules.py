@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from llmemb_cli.config.data import DataSettings, day_seconds, time_cuts
 from llmemb_cli.datasets.raw import Tally
 from llmemb_cli.datasets.readers.chunks import LINE
-from llmemb_cli.errors import WrongUseError
 from llmemb_cli.seeds import numpy_rng
-
-if TYPE_CHECKING:
-    from llmemb_cli.config.data import DataSettings
 
 MILLISECONDS_FROM = 100_000_000_000  # 1e11 s is the year 5138: larger numbers are milliseconds
 LATEST_SECOND = 253_402_300_800  # the year 10000
@@ -217,16 +213,7 @@ def split_column(log: pl.DataFrame, settings: DataSettings) -> pl.DataFrame:
             .otherwise(pl.lit("train"))
         )
         return log.with_columns(label.alias("split"))
-    if not (settings.valid_from and settings.test_from):
-        raise WrongUseError(
-            "a split by time needs data.valid_from and data.test_from", hint="--set data.test_from=..."
-        )
-    valid, test = (
-        day_seconds(settings.valid_from, "data.valid_from"),
-        day_seconds(settings.test_from, "data.test_from"),
-    )
-    if valid >= test:
-        raise WrongUseError("data.valid_from must be before data.test_from")
+    valid, test = time_cuts(settings)
     period = (
         pl.when(pl.col("timestamp") < valid)
         .then(pl.lit("train"))
@@ -241,15 +228,3 @@ def split_column(log: pl.DataFrame, settings: DataSettings) -> pl.DataFrame:
     late = (pl.col("period") != "train") & ((pl.col("place") > 0) | ~pl.col("trains"))
     label = pl.when(late).then(pl.lit("later")).otherwise(pl.col("period"))
     return log.with_columns(label.alias("split")).drop("period", "place", "trains")
-
-
-def day_seconds(text: str, name: str) -> int:
-    """Seconds since 1970 of a day in UTC.
-
-    Raises:
-        WrongUseError: it is not YYYY-MM-DD.
-    """
-    try:
-        return int(datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
-    except ValueError:
-        raise WrongUseError(f"{name}: {text!r} is not a date", hint="write it as YYYY-MM-DD") from None
