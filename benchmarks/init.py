@@ -1,0 +1,159 @@
+"""Time and memory of `llmemb init yelp`, beside a preparation written line by line as research code does it.
+
+    python benchmarks/make_yelp.py --out yelp
+    python benchmarks/init.py --source yelp                     # limits: 120 s on 2 cores, 3 GB
+    python benchmarks/make_yelp.py --out tenth --reviews 700000 --users 200000 --businesses 15000
+    python benchmarks/init.py --source tenth --plain            # limit: 5 times as fast as the plain loop
+
+The plain loop knows `json.loads`, dictionaries and lists, and the same rules: users and items with at least three
+interactions in one pass, then sequences of at least three, the last item tests, the one before validates. Both must
+find the same sequences. Each runs in a process of its own; the files are read once before, so that neither waits
+for the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+LEAST = 3  # interactions of a user, and of an item
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process used."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+def prepare_plainly(source: Path, out: TextIO) -> None:
+    """The preparation as research code has it; writes a line `user item item ...` a user, in the source's order."""
+    businesses = {}
+    with next(source.glob("*business.json")).open(encoding="utf-8") as file:
+        for line in file:
+            business = json.loads(line)
+            businesses[business["business_id"]] = business
+    events = []
+    with next(source.glob("*review.json")).open(encoding="utf-8") as file:
+        for line in file:
+            review = json.loads(line)
+            moment = review["date"].replace("-", "").replace(":", "").replace(" ", "")
+            if review["business_id"] in businesses:
+                events.append((review["user_id"], review["business_id"], int(moment)))
+    of_user = Counter(user for user, _, _ in events)
+    of_item = Counter(item for _, item, _ in events)
+    sequences: dict[str, list[tuple[int, str]]] = {user: [] for user in of_user}
+    for user, item, moment in events:
+        if of_user[user] >= LEAST and of_item[item] >= LEAST:
+            sequences[user].append((moment, item))
+    train, valid, test = {}, {}, {}
+    for user, sequence in sequences.items():
+        if len(sequence) < LEAST:
+            continue
+        sequence.sort(key=lambda event: event[0])
+        *train[user], valid[user], test[user] = [item for _, item in sequence]
+    for user, items in train.items():
+        out.write(" ".join([user, *items, valid[user], test[user]]) + "\n")
+
+
+def measured(command: list[str], cores: int, out: Path) -> Usage:
+    """Run `command` on `cores` cores, its output going to `out`.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    with out.open("wb") as file:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=file, env=os.environ | {"POLARS_MAX_THREADS": str(cores)})
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[:cores])
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed; see {out}")
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    return Usage(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit)
+
+
+def sequences_of(workspace: Path) -> list[list[str]]:
+    """`[user, item, item, ...]` of every user in a workspace; the last two are the targets."""
+    import polars as pl
+
+    log = pl.read_parquet(workspace / "data" / "interactions.parquet")
+    rows = log.group_by("user_id", maintain_order=True).agg("item_id", "split")
+    for user, splits in rows.select("user_id", pl.col("split").list.tail(2)).iter_rows():
+        if splits != ["valid", "test"]:
+            raise SystemExit(f"the last items of {user} are {splits}")
+    return [[user, *items] for user, items in rows.select("user_id", "item_id").iter_rows()]
+
+
+def warm(source: Path) -> float:
+    """Read the files once; returns their size in GB."""
+    size = 0
+    for path in source.glob("*.json"):
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                size += len(block)
+    return size / 1e9
+
+
+def compare(ours: list[list[str]], plain: Path) -> None:
+    with plain.open(encoding="utf-8") as file:
+        theirs = [line.split() for line in file]
+    if ours != theirs:
+        differing = sum(a != b for a, b in zip(ours, theirs, strict=False))
+        raise SystemExit(f"NOT EQUAL: {len(ours):,} and {len(theirs):,} users, {differing:,} of them differ")
+    print("both find the same sequences, in the same order")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, help="folder made by make_yelp.py")
+    parser.add_argument("--plain", action="store_true", help="also run the plain loop, and compare")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each, in turn; the fastest counts")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--plainly", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.plainly:
+        prepare_plainly(chosen.plainly, sys.stdout)
+        return
+    print(f"{warm(chosen.source):.2f} GB, {chosen.cores} cores, load before {os.getloadavg()[0]:.1f}", flush=True)
+    with tempfile.TemporaryDirectory(dir=chosen.source.parent) as folder:
+        scratch = Path(folder)
+        runs: dict[str, list[Usage]] = {"llmemb init": []} | ({"plain loop": []} if chosen.plain else {})
+        for round_ in range(chosen.rounds):
+            made = scratch / f"ws{round_}"
+            call = [sys.executable, "-m", "llmemb_cli", "init", "yelp", "--source", str(chosen.source.resolve())]
+            command = [*call, "--path", str(scratch), "--name", made.name, "--json"]
+            runs["llmemb init"].append(measured(command, chosen.cores, scratch / "init.json"))
+            if chosen.plain:
+                command = [sys.executable, __file__, "--source", ".", "--plainly", str(chosen.source)]
+                runs["plain loop"].append(measured(command, chosen.cores, scratch / "plain.txt"))
+        summary = json.loads((scratch / "init.json").read_text())
+        print(", ".join(f"{summary[key]:,} {key}" for key in ("users", "items", "interactions")))
+        print(f"{'':<12} {'wall':>9} {'CPU':>9} {'peak':>10}")
+        for name, usages in runs.items():
+            best = min(usages, key=lambda usage: usage.seconds)
+            print(f"{name:<12} {best.seconds:>7.1f} s {best.cpu_seconds:>7.1f} s {best.peak_mb:>7,.0f} MB")
+        if chosen.plain:
+            fastest = {name: min(usage.seconds for usage in usages) for name, usages in runs.items()}
+            least_cpu = {name: min(usage.cpu_seconds for usage in usages) for name, usages in runs.items()}
+            for what, figures in (("wall", fastest), ("CPU", least_cpu)):
+                print(f"times as fast, {what}: {figures['plain loop'] / figures['llmemb init']:.1f}")
+            compare(sequences_of(made), scratch / "plain.txt")
+    print(f"load after {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()
