@@ -18,7 +18,8 @@ from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.catalogue import items_table, parse_python_object, plain_text, words
 from llmemb_cli.datasets.readers.chunks import Batch
 from llmemb_cli.datasets.readers.jsonl import Record, json_keys, json_records, parse_object, scan_jsonl
-from llmemb_cli.datasets.readers.sources import RawFile, find_files, plain_file
+from llmemb_cli.datasets.readers.sources import find_files, plain_file
+from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.progress import Reporter
 

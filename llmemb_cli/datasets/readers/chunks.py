@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from llmemb_cli.datasets.readers.sources import RawFile
+from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.progress import Reporter
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import polars as pl
 
 from llmemb_cli.datasets.readers.chunks import BOM, LINE, Batch, Chunk, Reject, in_order, line_chunks, printable
 from llmemb_cli.datasets.readers.jsonl import clean, text_fault
-from llmemb_cli.datasets.readers.sources import RawFile
+from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.progress import Reporter
 

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from llmemb_cli.datasets.readers.chunks import LINE, Batch, Chunk, Reject, in_order, line_chunks, printable
-from llmemb_cli.datasets.readers.sources import RawFile
+from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.progress import Reporter
 

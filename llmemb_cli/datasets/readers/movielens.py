@@ -15,7 +15,8 @@ from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE
 from llmemb_cli.datasets.readers.delimited import Layout, scan_delimited
 from llmemb_cli.datasets.readers.recbole import read_tables
-from llmemb_cli.datasets.readers.sources import RawFile, find_files
+from llmemb_cli.datasets.readers.sources import find_files
+from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.progress import Reporter
 

@@ -12,7 +12,8 @@ from llmemb_cli.datasets.columns import LEAKING, guess_column
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE, Batch
-from llmemb_cli.datasets.readers.sources import RawFile, find_files
+from llmemb_cli.datasets.readers.sources import find_files
+from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.datasets.readers.tabular import column_names, read_table, scan_table
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.progress import Reporter

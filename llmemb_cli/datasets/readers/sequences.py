@@ -17,7 +17,8 @@ from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE, Batch, Chunk, Reject, line_chunks, printable
 from llmemb_cli.datasets.readers.delimited import Layout, scan_delimited
-from llmemb_cli.datasets.readers.sources import RawFile, plain_file
+from llmemb_cli.datasets.readers.sources import plain_file
+from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.datasets.readers.tabular import column_names, read_table, table_kind
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.progress import Reporter

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmemb_cli.datasets.readers.chunks import LINE, Batch, Reject
-from llmemb_cli.datasets.readers.sources import RawFile, plain_file
+from llmemb_cli.datasets.readers.sources import plain_file
+from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.errors import BadDataError, WrongUseError, near_match
 from llmemb_cli.progress import Reporter
 
