@@ -6,6 +6,7 @@ import ast
 import html
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -15,6 +16,7 @@ from llmemb_cli.datasets.readers.chunks import LINE, Reject
 from llmemb_cli.datasets.readers.jsonl import Record, as_text, text_fault
 
 BLOCK = 50_000
+SHORT = 500  # characters; features up to here are remembered
 MAX_LITERAL = 1 << 20  # characters; a longer Python literal is not an item
 _TAGS = re.compile(r"<[a-zA-Z/!][^<>]*>")
 
@@ -57,7 +59,7 @@ def items_table(
 
 def plain_text(value: Any) -> str:
     """A value as one line of readable text: lists joined, markup and entities resolved, blanks tidied."""
-    text = as_text(value)
+    text = value if isinstance(value, str) else as_text(value)
     if "&" in text or "<" in text:
         text = html.unescape(_TAGS.sub(" ", text))
     return " ".join(text.split())
@@ -98,17 +100,27 @@ def features(value: Any) -> str:
     value = _unpacked(value)
     if not isinstance(value, dict):
         return plain_text(value)
-    parts = []
-    for key, inner in value.items():
-        inner, label = _unpacked(inner), words(str(key))
-        if isinstance(inner, dict):
-            below = features(inner)
-            parts += [f"{label}: {below}"] if below else []
-        elif inner is True:
-            parts.append(label)
-        elif inner not in (False, None, "", "none", "no"):
-            parts.append(f"{label}: {words(plain_text(inner))}")
-    return ", ".join(parts)
+    return ", ".join(filter(None, (_feature(str(key), inner) for key, inner in value.items())))
+
+
+def _feature(key: str, value: Any) -> str:
+    # The same few features stand in every record: a short one is made out once.
+    if isinstance(value, str) and len(key) + len(value) <= SHORT:
+        return _feature_once(key, value)
+    return _feature_text(key, value)
+
+
+def _feature_text(key: str, value: Any) -> str:
+    inner, label = _unpacked(value), words(key)
+    if isinstance(inner, dict):
+        below = features(inner)
+        return f"{label}: {below}" if below else ""
+    if inner is True:
+        return label
+    return "" if inner in (False, None, "", "none", "no") else f"{label}: {words(plain_text(inner))}"
+
+
+_feature_once = lru_cache(maxsize=1 << 14)(_feature_text)
 
 
 def _unpacked(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.progress import Reporter
@@ -14,7 +14,7 @@ from llmemb_cli.progress import Reporter
 if TYPE_CHECKING:
     import polars as pl
 
-CHUNK = 32 << 20  # bytes of text in a block
+CHUNK = 16 << 20  # bytes of text in a block
 MAX_LINE = 16 << 20  # bytes; a longer line is not a record
 LINE = "line"  # name of the column with the line a row came from
 BOM = b"\xef\xbb\xbf"
@@ -55,38 +55,38 @@ class Chunk:
 
 
 def line_chunks(file: RawFile, report: Reporter, size: int = CHUNK) -> Iterator[Chunk]:
-    """The file's lines in blocks of about `size` bytes; line ends stay, a byte order mark goes.
+    """The file's lines in blocks of about `size` bytes (at most `MAX_LINE`); line ends stay, a byte order mark goes.
 
     The last line may lack its line end. A line of more than `MAX_LINE` bytes comes alone, with its first bytes
-    only, as `too_long`.
+    only, as `too_long`, whatever the size of the blocks.
     """
+    # A block that cannot hold a line that is too long need not be looked through for one.
+    size = max(min(size, MAX_LINE), len(BOM))
+    number = 1
     with file.open() as stream, report.task(f"reading {file.name}", None, "bytes") as task:
-        rest, number, beginning = b"", 1, True
-        while block := stream.read(size):
-            task.advance(len(block))
-            if beginning:
-                block, beginning = block.removeprefix(BOM), False
-            data = rest + block if rest else block
-            end = data.rfind(b"\n") + 1
-            if end:
-                chunk = Chunk(data[:end], number, data.count(b"\n", 0, end))
+        block = stream.read(size).removeprefix(BOM)
+        while block:
+            # The line that the block ends in is completed: no line is in two blocks, nothing is carried over.
+            begun = len(block) - block.rfind(b"\n") - 1
+            rest = stream.readline(MAX_LINE + 1 - begun) if begun else b""
+            task.advance(len(block) + len(rest))
+            too_long = begun + len(rest) > MAX_LINE and not rest.endswith(b"\n")
+            data = block[: len(block) - begun] if too_long else block + rest if rest else block
+            if data:
+                chunk = Chunk(data, number, data.count(b"\n") + (not data.endswith(b"\n")))
                 number += chunk.lines
                 yield chunk
-            rest = data[end:]
-            if len(rest) > MAX_LINE:
-                yield Chunk(rest[:500], number, 1, too_long=True)
-                rest, number = _after_line(stream, size), number + 1
-        if rest:
-            yield Chunk(rest, number, 1)
+            if too_long:
+                yield Chunk((block[len(block) - begun :] + rest)[:500], number, 1, too_long=True)
+                number += 1
+                _skip_line(stream, size)
+            block = stream.read(size)
 
 
-def _after_line(stream: object, size: int) -> bytes:
-    """What follows the next line end."""
-    while block := stream.read(size):  # type: ignore[attr-defined]
-        _, end, rest = block.partition(b"\n")
-        if end:
-            return bytes(rest)
-    return b""
+def _skip_line(stream: IO[bytes], size: int) -> None:
+    """Read to after the next line end."""
+    while (piece := stream.readline(size)) and not piece.endswith(b"\n"):
+        continue
 
 
 def in_order(work: Callable[[Chunk], Done], chunks: Iterable[Chunk]) -> Iterator[Done]:

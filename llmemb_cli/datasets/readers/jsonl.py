@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import polars as pl
@@ -41,12 +42,21 @@ def parse_object(text: str) -> Record:
         ValueError: it is not a JSON object; says where.
     """
     try:
-        record = json.loads(text)
+        record = _DECODER.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     return record
+
+
+def _first_of_each(pairs: list[tuple[str, Any]]) -> Record:
+    """A JSON object; of a key written twice the first counts, as with polars."""
+    record = dict(pairs)
+    return record if len(record) == len(pairs) else dict(reversed(pairs))
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_first_of_each)
 
 
 def json_keys(file: RawFile, report: Reporter, limit: int | None = None) -> list[str]:
@@ -68,18 +78,27 @@ def json_keys(file: RawFile, report: Reporter, limit: int | None = None) -> list
 
 def as_text(value: Any) -> str:
     """A JSON value as readable text: lists joined by commas, nothing for null."""
+    if isinstance(value, str):
+        return value
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        # 5 and 5.0 are one JSON number, so they are one id.
-        return str(int(value))
+    if isinstance(value, float):
+        return _plain_number(value)
     if isinstance(value, list):
         return ", ".join(filter(None, map(as_text, value)))
     if isinstance(value, dict):
         return ", ".join(f"{key}: {text}" for key, inner in value.items() if (text := as_text(inner)))
     return str(value)
+
+
+def _plain_number(value: float) -> str:
+    """Without exponent and trailing zero, as polars has it: 5 and 5.0 are one JSON number, so they are one id."""
+    text = repr(value)
+    if "e" in text:
+        text = format(Decimal(text), "f")
+    return text.removesuffix(".0")
 
 
 def _batch(chunk: Chunk, columns: list[str], name: str) -> Batch:
@@ -89,7 +108,7 @@ def _batch(chunk: Chunk, columns: list[str], name: str) -> Batch:
 
 def _fast(chunk: Chunk, columns: list[str]) -> pl.DataFrame | None:
     """The block through polars, or None where a line of it is blank, damaged or oddly typed."""
-    if _EMPTY_LINE.search(chunk.data):
+    if not _begins_lines(chunk) and _EMPTY_LINE.search(chunk.data):
         return None
     try:
         frame = pl.read_ndjson(chunk.data, schema=dict.fromkeys(columns, pl.String))
@@ -103,6 +122,11 @@ def _fast(chunk: Chunk, columns: list[str]) -> pl.DataFrame | None:
         return None
     lines = pl.int_range(chunk.first, chunk.first + chunk.lines, dtype=pl.Int64, eager=True)
     return clean(frame, columns).with_columns(lines.alias(LINE))
+
+
+def _begins_lines(chunk: Chunk) -> bool:
+    """Whether every line begins with a brace, as usual: then none is blank, and that is seen at once."""
+    return chunk.data.startswith(b"{") and chunk.data.count(b"\n{") == chunk.lines - 1
 
 
 def clean(frame: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
@@ -156,6 +180,8 @@ def text_fault(text: str) -> str | None:
     """Why a value cannot be used as text, or None."""
     if "\x00" in text:
         return "unreadable line: NUL byte"
-    if any("\ud800" <= character <= "\udfff" for character in text if character > "\ud7ff"):
-        return "unreadable line: not UTF-8"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "unreadable line: not UTF-8"  # half of a character, written as \ud83d
     return None
