@@ -19,6 +19,7 @@ MAX_LINE = 16 << 20  # bytes; a longer line is not a record
 LINE = "line"  # name of the column with the line a row came from
 BOM = b"\xef\xbb\xbf"
 
+Part = TypeVar("Part")
 Done = TypeVar("Done")
 
 
@@ -89,7 +90,7 @@ def _skip_line(stream: IO[bytes], size: int) -> None:
         continue
 
 
-def in_order(work: Callable[[Chunk], Done], chunks: Iterable[Chunk]) -> Iterator[Done]:
+def in_order(work: Callable[[Part], Done], chunks: Iterable[Part]) -> Iterator[Done]:
     """`work` on every block, one block ahead in another thread: reading and unpacking go on meanwhile."""
     pending: deque[Future[Done]] = deque()
     with ThreadPoolExecutor(1) as pool:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from llmemb_cli.datasets.readers.chunks import BOM, LINE, Batch, Chunk, Reject, in_order, line_chunks, printable
-from llmemb_cli.datasets.readers.jsonl import clean, text_fault
+from llmemb_cli.datasets.readers.jsonl import clean
+from llmemb_cli.datasets.readers.rows import Row, csv_reader, read_rows
 from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.progress import Reporter
 
 HEAD_BYTES = 1 << 20
+# RecBole's headers carry a type: `user_id:token`.
+_TYPE = re.compile(r":(token|float)(_seq)?$")
 
 
 @dataclass(frozen=True)
@@ -39,44 +41,52 @@ class Layout:
     quoted: bool = True
     encoding: str = "utf-8"
 
+    @property
+    def byte(self) -> str:
+        """The separator in blocks, where it is one byte."""
+        return "\x1f" if len(self.separator) > 1 else self.separator
+
 
 def sniff(file: RawFile, encoding: str = "utf-8") -> Layout:
     """The layout of a file with a header line.
 
     Raises:
-        BadDataError: the first line is no header of distinct names.
+        BadDataError: the first line is no header of distinct names, or the text is UTF-16.
     """
     with file.open() as stream:
-        head = stream.read(HEAD_BYTES).removeprefix(BOM).decode(encoding, "replace")
-    first = head.split("\n", 1)[0]
-    separator = _separator(file.name, first)
+        raw = stream.read(HEAD_BYTES)
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise BadDataError("the text is UTF-16", where=file.where, hint="save it as UTF-8")
+    head = raw.removeprefix(BOM).decode(encoding, "replace")
+    separator = _separator(file.name, head.split("\n", 1)[0])
     # In tab-separated exports a quote is a character like any other.
     quoted = separator != "\t"
-    rows = csv.reader(io.StringIO(head, newline=""), delimiter=separator, quoting=_quoting(quoted))
-    # RecBole's headers carry a type: `user_id:token`.
-    columns = [name.strip().split(":")[0] for name in next(rows, [])]
+    rows = csv_reader(io.StringIO(head, newline="\n"), separator, quoted)
+    try:
+        columns = [_TYPE.sub("", name.strip()) for name in next(rows, [])]
+    except csv.Error as error:
+        raise BadDataError(f"the first line is not a header: {error}", where=f"{file.where}, line 1") from error
     if len(set(columns)) != len(columns) or not any(columns):
         raise BadDataError("the first line is not a header with distinct column names", where=f"{file.where}, line 1")
     return Layout(columns, separator, rows.line_num, quoted, encoding)
 
 
 def _separator(name: str, header: str) -> str:
-    if name.removesuffix(".gz").lower().endswith((".tsv", ".tab", ".inter", ".item", ".user")):
+    if name.lower().removesuffix(".gz").endswith((".tsv", ".tab", ".inter", ".item", ".user")):
         return "\t"
     return max(",\t;|", key=header.count)
 
 
-def _quoting(quoted: bool) -> Literal[0, 3]:
-    return csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-
-
 def scan_delimited(file: RawFile, columns: list[str], layout: Layout, report: Reporter) -> Iterator[Batch]:
-    """The `columns` of every row as text, in blocks; a row with too few or many fields is a reject."""
+    """The `columns` of every row as text, in blocks; a row with too few or many fields is a reject.
+
+    A block without quotes and faults goes through polars, any other row by row; the result is the same, and does
+    not depend on where blocks end.
+    """
     chunks = _after_header(line_chunks(file, report), layout.header_lines)
     chunks = (_normalised(chunk, layout) for chunk in chunks)
-    if layout.quoted:
-        chunks = _whole_rows(chunks)
-    return in_order(lambda chunk: _batch(chunk, columns, layout, file.name), chunks)
+    read = _Reader(columns, layout, file.name)
+    return in_order(read.part, read.quoted_apart(chunks) if layout.quoted else chunks)
 
 
 def _after_header(chunks: Iterator[Chunk], lines: int) -> Iterator[Chunk]:
@@ -95,132 +105,117 @@ def _normalised(chunk: Chunk, layout: Layout) -> Chunk:
     """In UTF-8, with line ends of one byte and a separator of one byte."""
     data = chunk.data.replace(b"\r\n", b"\n")
     if layout.encoding != "utf-8":
-        data = data.decode(layout.encoding, "replace").encode("utf-8")
+        # A byte that stands for nothing stays what it is: it is no UTF-8 either, and is told of its line.
+        data = data.decode(layout.encoding, "surrogateescape").encode("utf-8", "surrogateescape")
     if len(layout.separator) > 1:
         data = data.replace(layout.separator.encode(), b"\x1f")
     return replace(chunk, data=data)
 
 
-def _whole_rows(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Blocks that end between rows, as a quoted field may hold line ends: quotes before such a place are paired.
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the blocks of one file."""
 
-    A file with a stray quote has no such place for long; after one further block it is cut all the same.
-    """
-    held: Chunk | None = None
-    for chunk in chunks:
-        if held is not None and not chunk.too_long:
-            chunk = Chunk(held.data + chunk.data, held.first, held.lines + chunk.lines)
-            merged, held = True, None
-        else:
-            merged = False
-            if held is not None:
-                yield held
-                held = None
-        if chunk.too_long or chunk.data.count(b'"') % 2 == 0:
-            yield chunk
-            continue
-        end = _last_row_end(chunk.data)
-        if end == 0 and merged:
-            yield chunk
-        elif end == 0:
-            held = chunk
-        else:
-            lines = chunk.data.count(b"\n", 0, end)
-            yield Chunk(chunk.data[:end], chunk.first, lines)
-            held = Chunk(chunk.data[end:], chunk.first + lines, chunk.lines - lines)
-    if held is not None:
-        yield held
+    columns: list[str]
+    layout: Layout
+    name: str
 
+    def part(self, part: Chunk | Batch) -> Batch:
+        """A block of whole rows."""
+        if isinstance(part, Batch):
+            return part
+        if part.too_long:
+            fault = Reject(self.name, part.first, "unreadable line: too long", printable(part.data))
+            return Batch(self._frame([], []), 1, [fault])
+        fast = None if self.layout.quoted and b'"' in part.data else self._fast(part)
+        return self._slow(part)[0] if fast is None else Batch(fast, len(fast), [])
 
-def _last_row_end(data: bytes) -> int:
-    """Just after the last line end before which quotes are paired; 0 where there is none."""
-    # The count is odd in all: before the last quote it is even, and line ends there are ends of rows.
-    return data.rfind(b"\n", 0, data.rfind(b'"')) + 1
+    def quoted_apart(self, chunks: Iterator[Chunk]) -> Iterator[Chunk | Batch]:
+        """Blocks of whole rows: those with quotes are read here.
 
+        A quoted field may hold line ends, so that only reading tells where a block's last row ends.
+        """
+        rest: Chunk | None = None
+        for chunk in chunks:
+            if rest is not None and chunk.too_long:
+                yield self._slow(rest)[0]
+            elif rest is not None:
+                chunk = Chunk(rest.data + chunk.data, rest.first, rest.lines + chunk.lines)
+            rest = None
+            if chunk.too_long or b'"' not in chunk.data:
+                yield chunk
+                continue
+            batch, rest = self._slow(chunk, more=True)
+            yield batch
+        if rest is not None:
+            yield self._slow(rest)[0]
 
-def _batch(chunk: Chunk, columns: list[str], layout: Layout, name: str) -> Batch:
-    if chunk.too_long:
-        return Batch(
-            _frame([], [], columns),
-            1,
-            [Reject(name, chunk.first, "unreadable line: too long", printable(chunk.data))],
-        )
-    fast = None if layout.quoted and b'"' in chunk.data else _fast(chunk, columns, layout)
-    return _slow(chunk, columns, layout, name) if fast is None else Batch(fast, len(fast), [])
-
-
-def _fast(chunk: Chunk, columns: list[str], layout: Layout) -> pl.DataFrame | None:
-    """The block through polars, or None where one of its lines is blank or does not fit."""
-    if b"\x00" in chunk.data or b"\r" in chunk.data or not _even(chunk, layout):
-        return None
-    try:
-        frame = pl.read_csv(
-            chunk.data,
-            has_header=False,
-            schema=dict.fromkeys(layout.columns, pl.String),
-            separator=_byte(layout).decode(),
-            quote_char=None,
-            columns=[layout.columns.index(column) for column in columns],
-        )
-    except pl.exceptions.PolarsError:
-        return None
-    if len(frame) != chunk.lines:
-        return None
-    lines = pl.int_range(chunk.first, chunk.first + chunk.lines, dtype=pl.Int64, eager=True)
-    return clean(frame, columns).with_columns(lines.alias(LINE))
-
-
-def _byte(layout: Layout) -> bytes:
-    return b"\x1f" if len(layout.separator) > 1 else layout.separator.encode()
-
-
-def _even(chunk: Chunk, layout: Layout) -> bool:
-    """Whether every line has as many fields as the header; polars fills up or cuts those that have not."""
-    data = np.frombuffer(chunk.data, np.uint8)
-    ends = np.flatnonzero(data == 10)
-    if len(ends) < chunk.lines:
-        ends = np.append(ends, len(data))
-    separators = np.flatnonzero(data == _byte(layout)[0])
-    counts = np.diff(np.searchsorted(separators, ends), prepend=0)
-    return bool((counts == len(layout.columns) - 1).all())
-
-
-def _slow(chunk: Chunk, columns: list[str], layout: Layout, name: str) -> Batch:
-    csv.field_size_limit(sys.maxsize)
-    text = chunk.data.decode("utf-8", "surrogateescape")
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=_byte(layout).decode(), quoting=_quoting(layout.quoted)
-    )
-    places = [layout.columns.index(column) for column in columns]
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    rejects: list[Reject] = []
-    while True:
-        line = chunk.first + reader.line_num
+    def _fast(self, chunk: Chunk) -> pl.DataFrame | None:
+        """The block through polars, or None where one of its lines is blank or does not fit."""
+        if b"\x00" in chunk.data or b"\r" in chunk.data or b"\n\n" in chunk.data or chunk.data.startswith(b"\n"):
+            return None
+        if not self._even(chunk) or not _is_utf8(chunk.data):
+            return None
         try:
-            row = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            rejects.append(Reject(name, line, f"unreadable line: {error}", ""))
-            continue
-        if not row:
-            continue
-        fault = _fault(row, len(layout.columns))
-        if fault:
-            rejects.append(Reject(name, line, fault, printable(",".join(row))))
-            continue
-        rows.append([row[place] for place in places])
-        lines.append(line)
-    return Batch(_frame(rows, lines, columns), len(rows) + len(rejects), rejects)
+            frame = pl.read_csv(
+                chunk.data,
+                has_header=False,
+                schema=dict.fromkeys(self.layout.columns, pl.String),
+                separator=self.layout.byte,
+                quote_char=None,
+                columns=[self.layout.columns.index(column) for column in self.columns],
+            )
+        except pl.exceptions.PolarsError:
+            return None
+        if len(frame) != chunk.lines:
+            return None
+        lines = pl.int_range(chunk.first, chunk.first + chunk.lines, dtype=pl.Int64, eager=True)
+        return clean(frame, self.columns).with_columns(lines.alias(LINE))
+
+    def _even(self, chunk: Chunk) -> bool:
+        """Whether every line has as many fields as the header; polars fills up or cuts those that have not."""
+        data = np.frombuffer(chunk.data, np.uint8)
+        ends = np.flatnonzero(data == 10)
+        if len(ends) < chunk.lines:
+            ends = np.append(ends, len(data))
+        separators = np.flatnonzero(data == ord(self.layout.byte))
+        counts = np.diff(np.searchsorted(separators, ends), prepend=0)
+        return bool((counts == len(self.layout.columns) - 1).all())
+
+    def _slow(self, chunk: Chunk, more: bool = False) -> tuple[Batch, Chunk | None]:
+        """The block row by row; where `more` follows, an unfinished last row comes back as a block."""
+        lines = io.StringIO(chunk.data.decode("utf-8", "surrogateescape"), newline="\n").readlines()
+        places = [self.layout.columns.index(column) for column in self.columns]
+        rows: list[list[str]] = []
+        numbers: list[int] = []
+        rejects: list[Reject] = []
+        for row in read_rows(lines, self.layout.byte, self.layout.quoted, len(self.layout.columns), more):
+            number = chunk.first + row.line
+            if row.unfinished:
+                data = "".join(lines[row.line :]).encode("utf-8", "surrogateescape")
+                rest = Chunk(data, number, chunk.lines - row.line)
+                return self._as_batch(rows, numbers, rejects), rest
+            if row.fault:
+                rejects.append(Reject(self.name, number, self._reason(row), printable(lines[row.line].rstrip("\n"))))
+                continue
+            rows.append([row.fields[place] for place in places])
+            numbers.append(number)
+        return self._as_batch(rows, numbers, rejects), None
+
+    def _reason(self, row: Row) -> str:
+        return row.fault.replace("UTF-8", self.layout.encoding.upper())
+
+    def _as_batch(self, rows: list[list[str]], numbers: list[int], rejects: list[Reject]) -> Batch:
+        return Batch(self._frame(rows, numbers), len(rows) + len(rejects), rejects)
+
+    def _frame(self, rows: list[list[str]], numbers: list[int]) -> pl.DataFrame:
+        frame = pl.DataFrame(rows, schema=dict.fromkeys(self.columns, pl.String), orient="row")
+        return clean(frame, self.columns).with_columns(pl.Series(LINE, numbers, pl.Int64))
 
 
-def _frame(rows: list[list[str]], lines: list[int], columns: list[str]) -> pl.DataFrame:
-    frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
-    return clean(frame, columns).with_columns(pl.Series(LINE, lines, pl.Int64))
-
-
-def _fault(row: list[str], width: int) -> str | None:
-    if len(row) != width:
-        return f"unreadable line: {len(row)} fields where the header has {width}"
-    return text_fault("".join(row))
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
