@@ -62,7 +62,7 @@ def line_chunks(file: RawFile, report: Reporter, size: int = CHUNK) -> Iterator[
     only, as `too_long`, whatever the size of the blocks.
     """
     # A block that cannot hold a line that is too long need not be looked through for one.
-    size = max(min(size, MAX_LINE), len(BOM))
+    size = max(min(size, MAX_LINE), len(BOM) + 1)
     number = 1
     with file.open() as stream, report.task(f"reading {file.name}", None, "bytes") as task:
         block = stream.read(size).removeprefix(BOM)
