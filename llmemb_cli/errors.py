@@ -49,7 +49,11 @@ class InterruptedRunError(LlmembError):
 
 def near_match(word: str, known: list[str]) -> str | None:
     """The entry of `known` a person most likely meant by `word`, or None."""
+    return next(iter(near_matches(word, known)), None)
+
+
+def near_matches(word: str, known: list[str]) -> list[str]:
+    """Up to three entries of `known` a person may have meant by `word`, nearest first."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return close[0] if close else None
+    return difflib.get_close_matches(word, known, n=3, cutoff=0.6)

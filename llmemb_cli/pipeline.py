@@ -20,6 +20,7 @@ from llmemb_cli.workspace.store import sha256_json
 _HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkpoint_steps", "batch_tokens"}
 
 
+DATA_VERSION = 2
 EVAL_VERSION = 2
 
 
@@ -35,7 +36,7 @@ def data_stage(workspace: Workspace, settings: Settings) -> Stage:
         for role in ("source", "interactions", "items")
         if getattr(data, role)
     }
-    return Stage("data", workspace.data, 1, _settings(data), settings.seed, files=files)
+    return Stage("data", workspace.data, DATA_VERSION, _settings(data), settings.seed, files=files)
 
 
 def prompt_stage(workspace: Workspace, settings: Settings) -> Stage:
@@ -206,7 +207,7 @@ def candidates_stage(workspace: Workspace, settings: Settings) -> Stage:
     return Stage(
         "candidates",
         workspace.candidates(protocol_name(settings)),
-        4,
+        5,
         chosen,
         inputs={"data": workspace.data},
     )

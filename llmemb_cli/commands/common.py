@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmemb_cli.config.settings import Settings, load_settings, parse_assignments, setting_help
+from llmemb_cli.config.settings import Settings, load_settings, parse_assignments, setting_choices, setting_help
 from llmemb_cli.console import Output
 from llmemb_cli.errors import InterruptedRunError, LlmembError
 from llmemb_cli.workspace.locate import Workspace, find_candidates, find_workspace, is_workspace
@@ -24,6 +24,9 @@ SetOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it again even if nothing changed.")]
 
+# Longer lists of choices would leave the help no room on a terminal of 80 columns.
+WIDEST_CHOICES = 24
+
 _OUTPUT = {
     "json": typer.Option("--json", help="Print one JSON document on stdout and nothing else."),
     "quiet": typer.Option("--quiet", "-q", help="No progress and no messages."),
@@ -31,10 +34,19 @@ _OUTPUT = {
 }
 
 
-def option(path: str, *names: str) -> Any:
-    """A Typer option for the setting `path` ("scft.loss"), with the setting's own help and default."""
+def option(path: str, *names: str, panel: str | None = None) -> Any:
+    """A Typer option for the setting `path` ("scft.loss"), with the setting's own help, default and choices."""
     flag = "--" + path.split(".")[1].replace("_", "-")
-    return typer.Option(*(names or (flag,)), help=setting_help(path), show_default=False)
+    choices = setting_choices(path)
+    shown = "|".join(choices)
+    return typer.Option(
+        *(names or (flag,)),
+        help=setting_help(path),
+        show_default=False,
+        metavar=shown if 0 < len(shown) <= WIDEST_CHOICES else None,
+        autocompletion=(lambda: choices) if choices else None,
+        rich_help_panel=panel,
+    )
 
 
 def command(function: Callable[..., None]) -> typer.Typer:

@@ -8,116 +8,116 @@ from typing import Annotated, Any
 import typer
 
 from llmemb_cli.commands.common import SetOption, command, option
-from llmemb_cli.commands.data import show_data
-from llmemb_cli.config.data import PREPARATIONS
+from llmemb_cli.commands.data import show_account, show_attributes, show_sizes
+from llmemb_cli.config.data import PREPARATIONS, DataSettings
 from llmemb_cli.config.settings import parse_assignments, setting_help
 from llmemb_cli.console import Output, duration, may_ask, stderr
 from llmemb_cli.datasets.presets import PRESETS, SHOWN, find_preset
-from llmemb_cli.errors import WrongUseError
+from llmemb_cli.errors import InterruptedRunError, WrongUseError
+
+OWN = "Own files (custom, sequences)"
+KEPT = "What is kept"
+SPLIT = "Split into training, validation and test"
+PROMPTS = "Attributes in prompts"
 
 
 def init(
     output: Output,
     dataset: Annotated[
         str | None,
-        typer.Argument(help="Data set: " + ", ".join(SHOWN) + "; or any Amazon category, such as video-games."),
+        typer.Argument(
+            help=f"Data set: {', '.join(SHOWN)}; or another Amazon category, such as video-games.",
+            autocompletion=lambda: list(PRESETS),
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the workspace directory.")] = None,
-    path: Annotated[Path | None, typer.Option("--path", help="Directory to make it in; default: here.")] = None,
     source: Annotated[Path | None, option("data.source")] = None,
     edition: Annotated[str | None, option("data.edition")] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            "--preset", help="A whole preparation: " + ", ".join(PREPARATIONS) + "; other flags override it."
+            "--preset",
+            metavar="|".join(PREPARATIONS),
+            help="A whole preparation, said when it is used; other flags override it. paper: LLMEmb's own, with "
+            "leaking attributes in prompts; 5-core: users and items with 5 interactions, to a fixed point.",
+            autocompletion=lambda: list(PREPARATIONS),
         ),
     ] = None,
-    interactions: Annotated[Path | None, option("data.interactions")] = None,
-    items: Annotated[Path | None, option("data.items")] = None,
-    user_column: Annotated[str | None, option("data.user_column")] = None,
-    item_column: Annotated[str | None, option("data.item_column")] = None,
-    time_column: Annotated[str | None, option("data.time_column")] = None,
-    rating_column: Annotated[str | None, option("data.rating_column")] = None,
-    title_column: Annotated[str | None, option("data.title_column")] = None,
-    encoding: Annotated[str | None, option("data.encoding")] = None,
-    attributes: Annotated[str | None, option("data.attributes")] = None,
-    leaking: Annotated[bool | None, typer.Option("--leaking/--no-leaking", help=setting_help("data.leaking"))] = None,
-    min_rating: Annotated[float | None, option("data.min_rating")] = None,
-    start: Annotated[str | None, option("data.start")] = None,
-    end: Annotated[str | None, option("data.end")] = None,
-    repeats: Annotated[str | None, option("data.repeats")] = None,
-    max_users: Annotated[int | None, option("data.max_users")] = None,
-    sample: Annotated[float | None, option("data.sample")] = None,
-    filter: Annotated[str | None, option("data.filter")] = None,
-    min_user: Annotated[int | None, option("data.min_user")] = None,
-    min_item: Annotated[int | None, option("data.min_item")] = None,
-    split: Annotated[str | None, option("data.split")] = None,
-    valid_from: Annotated[str | None, option("data.valid_from")] = None,
-    test_from: Annotated[str | None, option("data.test_from")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the workspace directory. [default: the data set's]")
+    ] = None,
+    path: Annotated[Path | None, typer.Option("--path", help="Directory to make it in. [default: here]")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random. [default: 42]")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Accept fewer than 100 users or items.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Accept a set that is left with fewer than 100 users or items.")
+    ] = False,
     set: SetOption = None,
+    interactions: Annotated[Path | None, option("data.interactions", panel=OWN)] = None,
+    items: Annotated[Path | None, option("data.items", panel=OWN)] = None,
+    user_column: Annotated[str | None, option("data.user_column", panel=OWN)] = None,
+    item_column: Annotated[str | None, option("data.item_column", panel=OWN)] = None,
+    time_column: Annotated[str | None, option("data.time_column", panel=OWN)] = None,
+    rating_column: Annotated[str | None, option("data.rating_column", panel=OWN)] = None,
+    title_column: Annotated[str | None, option("data.title_column", panel=OWN)] = None,
+    encoding: Annotated[str | None, option("data.encoding", panel=OWN)] = None,
+    min_rating: Annotated[float | None, option("data.min_rating", panel=KEPT)] = None,
+    start: Annotated[str | None, option("data.start", panel=KEPT)] = None,
+    end: Annotated[str | None, option("data.end", panel=KEPT)] = None,
+    repeats: Annotated[str | None, option("data.repeats", panel=KEPT)] = None,
+    sample: Annotated[float | None, option("data.sample", panel=KEPT)] = None,
+    max_users: Annotated[int | None, option("data.max_users", panel=KEPT)] = None,
+    filter: Annotated[str | None, option("data.filter", panel=KEPT)] = None,
+    min_user: Annotated[int | None, option("data.min_user", panel=KEPT)] = None,
+    min_item: Annotated[int | None, option("data.min_item", panel=KEPT)] = None,
+    split: Annotated[str | None, option("data.split", panel=SPLIT)] = None,
+    valid_from: Annotated[str | None, option("data.valid_from", panel=SPLIT)] = None,
+    test_from: Annotated[str | None, option("data.test_from", panel=SPLIT)] = None,
+    attributes: Annotated[str | None, option("data.attributes", panel=PROMPTS)] = None,
+    leaking: Annotated[
+        bool | None,
+        typer.Option("--leaking/--no-leaking", help=setting_help("data.leaking"), rich_help_panel=PROMPTS),
+    ] = None,
 ) -> None:
     """Ingest a data set into a new workspace: items, sequences, split and data card.
 
-    Example: `llmemb init ml-100k`, or `llmemb init custom --interactions log.csv --items items.csv`
+    Example: `llmemb init ml-100k`, or `llmemb init custom --interactions log.csv --items items.csv`, or
+    `llmemb init yelp --source yelp_dataset.tar --preset paper`
     """
-    from llmemb_cli.datasets.columns import resolve_custom
+    # Flags are called as the settings of [data] that they are.
+    given = {key: value for key, value in locals().items() if key in DataSettings.model_fields and value is not None}
+    del given["dataset"]
+    given |= {key: str(value.resolve()) for key, value in given.items() if isinstance(value, Path)}
+    if attributes:
+        given["attributes"] = [part.strip() for part in attributes.split(",")]
+    if force:
+        given["allow_small"] = True
+    prepared = _preparation(preset)
+    dataset = _dataset(dataset, given, output)
+    values = prepared | given
+    if may_ask(output):
+        values |= _ask_files(dataset, values)
+    if dataset == "custom":
+        values = _columns(values, output)
+    overrides: dict[str, Any] = {f"data.{key}": value for key, value in values.items()}
+    overrides |= {"data.dataset": dataset, "seed": seed} | parse_assignments(set or [])
+    root = (path or Path()) / (name or _default_name(dataset, values))
+    if preset:
+        output.message(_said(preset, prepared, overrides))
+
     from llmemb_cli.datasets.create import create_workspace
 
-    if dataset is None:
-        dataset = "custom" if interactions else _ask_dataset(output)
-    dataset = find_preset(dataset).name
-    values: dict[str, Any] = {
-        **_preparation(preset),
-        **{
-            key: value
-            for key, value in {
-                "source": _absolute(source),
-                "interactions": _absolute(interactions),
-                "items": _absolute(items),
-                "edition": edition,
-                "user_column": user_column,
-                "item_column": item_column,
-                "time_column": time_column,
-                "rating_column": rating_column,
-                "title_column": title_column,
-                "encoding": encoding,
-                "attributes": [part.strip() for part in attributes.split(",")] if attributes else None,
-                "leaking": leaking,
-                "min_rating": min_rating,
-                "start": start,
-                "end": end,
-                "repeats": repeats,
-                "max_users": max_users,
-                "sample": sample,
-                "filter": filter,
-                "min_user": min_user,
-                "min_item": min_item,
-                "split": split,
-                "valid_from": valid_from,
-                "test_from": test_from,
-                "allow_small": True if force else None,
-            }.items()
-            if value is not None
-        },
-    }
-    if dataset == "custom":
-        values = resolve_custom(values, _ask_column if may_ask(output) else None)
-    overrides = {f"data.{key}": value for key, value in values.items() if value not in (None, "")}
-    overrides |= {"data.dataset": dataset, "seed": seed} | parse_assignments(set or [])
-    default = interactions.name.split(".")[0] if dataset == "custom" and interactions else dataset
-    root = (path or Path.cwd()) / (name or default)
-    workspace, result = create_workspace(root, overrides, output.reporter())
+    written = {f"data.{key}" for key in prepared}
+    workspace, result = create_workspace(root, overrides, output.reporter(), written)
     summary = result.manifest["summary"]
 
     def show(console: Any) -> None:
-        if result.built:
-            console.print(f"workspace {root.name} made in {duration(result.seconds)}")
-        else:
-            console.print(f"workspace {root.name} is up to date")
-        show_data(console, summary)
-        console.print(f"Next: cd {root.name} && llmemb run", markup=False)
+        made = f"made in {duration(result.seconds)}" if result.built else "is up to date"
+        console.print(f"workspace {root} {made}", markup=False, soft_wrap=True)
+        show_sizes(console, summary)
+        show_account(console, summary)
+        console.print()
+        show_attributes(console, summary)
+        console.print(f"\nThe whole card: llmemb data -w {root}, or {root / 'data' / 'card.md'}", soft_wrap=True)
+        console.print(f"Next: cd {root} && llmemb run", markup=False, soft_wrap=True)
 
     output.result({"workspace": str(workspace.root), "built": result.built} | summary, show)
 
@@ -130,29 +130,101 @@ def _preparation(name: str | None) -> dict[str, Any]:
     return dict(PREPARATIONS[name])
 
 
-def _absolute(path: Path | None) -> str | None:
-    return str(path.resolve()) if path else None
+def _said(name: str, prepared: dict[str, Any], overrides: dict[str, Any]) -> str:
+    """What a preparation sets, and what flags changed of it."""
+    parts = []
+    for key, value in prepared.items():
+        now = overrides[f"data.{key}"]
+        parts.append(f"{key} {_word(now)}" + ("" if now == value else f" (instead of {_word(value)})"))
+    return f"preset {name}: {', '.join(parts)}"
 
 
-def _ask_dataset(output: Output) -> str:
+def _word(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _default_name(dataset: str, values: dict[str, Any]) -> str:
+    """Own files are called after the file with the interactions."""
+    own = values.get("interactions") if dataset == "custom" else None
+    return (Path(own).name.split(".")[0] if own else "") or dataset
+
+
+def _dataset(asked: str | None, given: dict[str, Any], output: Output) -> str:
+    if asked is not None:
+        return find_preset(asked).name
+    if "interactions" in given:
+        return "custom"
     if not may_ask(output):
         raise WrongUseError("which data set?", hint=f"name one of: {', '.join(SHOWN)}; e.g. `llmemb init ml-100k`")
-    from rich.prompt import Prompt
+    from llmemb_cli.console import table
 
-    for name in SHOWN:
-        stderr().print(f"  {name}: {PRESETS[name].title}", markup=False)
-    stderr().print("  or another Amazon category, such as video-games", markup=False)
-    return Prompt.ask("Which data set?", console=stderr())
+    stderr().print(table(["", ""], [[name, PRESETS[name].title] for name in SHOWN], left=2))
+    while True:
+        try:
+            return find_preset(_ask("Which data set, or which Amazon category?")).name
+        except WrongUseError as error:
+            Output().error(error)
+
+
+def _ask_files(dataset: str, values: dict[str, Any]) -> dict[str, str]:
+    """Ask for the files that the data set cannot do without; they must be there."""
+    preset = PRESETS[dataset]
+    needed = "interactions" if "interactions" in preset.uses else "source"
+    if preset.assets or preset.categories or needed in values:
+        return {}
+    stderr().print(preset.manual, markup=False, style="dim")
+    asked = {needed: _ask_path("Where is it?" if needed == "source" else "File with the interactions?")}
+    if "items" in preset.uses and "items" not in values:
+        asked["items"] = _ask_path("File with the items (Enter: there is none)?", optional=True)
+    return {key: value for key, value in asked.items() if value}
+
+
+def _ask_path(question: str, *, optional: bool = False) -> str:
+    while True:
+        answer = _ask(question, default="" if optional else None).strip()
+        if answer and Path(answer).expanduser().exists():
+            return str(Path(answer).expanduser().resolve())
+        if not answer and optional:
+            return ""
+        Output().error(WrongUseError("no such file or folder", where=answer))
+
+
+def _columns(values: dict[str, Any], output: Output) -> dict[str, Any]:
+    """The columns of own files: named, guessed or asked for."""
+    from llmemb_cli.datasets.columns import resolve_custom
+
+    chosen = resolve_custom(values, _ask_column if may_ask(output) else None)
+    if not chosen["time_column"]:
+        output.message("no column with the time: the lines are taken to be in order (--time-column)")
+    return {key: value for key, value in chosen.items() if value != ""}
 
 
 def _ask_column(kind: str, columns: list[str]) -> str:
-    from rich.prompt import Prompt
-
     what = kind.removesuffix("_column")
     optional = kind == "time_column"
-    choices = [*columns, *(["none"] if optional else [])]
-    answer = Prompt.ask(f"Which column is the {what}?", choices=choices, console=stderr())
-    return "" if optional and answer == "none" else answer
+    known = [*columns, "none"] if optional else columns
+    stderr().print(f"Columns: {', '.join(known)}", markup=False)
+    while True:
+        answer = _ask(f"Which column is the {what}?").strip()
+        if answer in columns:
+            return answer
+        if optional and answer == "none":
+            return ""
+        Output().error(WrongUseError(f"no column {answer}; there are: {', '.join(known)}"))
+
+
+def _ask(question: str, default: str | None = None) -> str:
+    """A line from the terminal.
+
+    Raises:
+        InterruptedRunError: there is none (Ctrl-D).
+    """
+    from rich.prompt import Prompt
+
+    try:
+        return Prompt.ask(question, console=stderr(), default=default, show_default=False) or ""
+    except EOFError:
+        raise InterruptedRunError("no answer", hint="run the same command again, or use flags: see --help") from None
 
 
 app = command(init)

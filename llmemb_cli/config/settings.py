@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -64,6 +64,15 @@ def setting_help(path: str) -> str:
     default = SECTIONS[section]().model_dump()[key]
     text = describe(SECTIONS[section], key)
     return text if default in ("", None, []) else f"{text} [default: {_shown(default)}]"
+
+
+def setting_choices(path: str) -> list[str]:
+    """The values that `section.key`, or each entry of it, can have; none where it is free."""
+    section, key = path.split(".")
+    annotation = SECTIONS[section].model_fields[key].annotation
+    while get_origin(annotation) is list:
+        annotation = get_args(annotation)[0]
+    return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
 def _shown(value: Any) -> str:

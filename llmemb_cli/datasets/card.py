@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from llmemb_cli.config.data import DataSettings
+from llmemb_cli.config.data import PREPARATIONS, DataSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.columns import LEAKING
-from llmemb_cli.datasets.popularity import tail_items
-from llmemb_cli.datasets.presets import find_preset
+from llmemb_cli.datasets.popularity import bin_places, count_bins, tail_items
+from llmemb_cli.datasets.presets import DatasetPreset, Published, find_preset
 from llmemb_cli.datasets.raw import RawData
 from llmemb_cli.workspace.store import sha256_file
 
-BINS = ((0, 0, "0"), (1, 4, "1-4"), (5, 9, "5-9"), (10, 19, "10-19"), (20, 39, "20-39"), (40, np.inf, "40+"))
+# Settings that say which file and column is what, not what is done with it.
+_SOURCE = {"dataset", "edition", "source", "interactions", "items", "encoding", "attributes", "allow_small"}
 
 
 def describe_data(
@@ -37,9 +38,9 @@ def describe_data(
     targets = indexed.filter(pl.col("split") == "test")["item"].to_numpy()
     tail = tail_items(counts, settings.data.tail_share)
     preset = find_preset(settings.data.dataset)
-    share = {name: round(1 - items[name].null_count() / max(n_items, 1), 4) for name in items.columns[1:]}
     return {
         "dataset": settings.data.dataset,
+        "title": preset.title,
         "users": users,
         "items": n_items,
         "interactions": rows,
@@ -54,20 +55,10 @@ def describe_data(
             "largest_count": int(counts[tail].max(initial=0)),
             "share_of_test": float(tail[targets].mean()) if len(targets) else 0.0,
         },
-        "popularity": [
-            {
-                "bin": name,
-                "items": int(((counts[1:] >= low) & (counts[1:] <= (counts.max() if high is None else high))).sum()),
-            }
-            for low, high, name in BINS
-        ],
-        "source": {
-            "edition": raw.edition,
-            "licence": preset.licence,
-            "files": [
-                {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in raw.files
-            ],
-        },
+        "popularity": _histogram(counts, targets),
+        "share_of_top_fifth": share_of_top_fifth(counts[1:]),
+        "published": [_beside(published, counts, targets) for published in preset.published],
+        "source": _source(raw, preset, settings.data),
         "rows_read": dict(raw.tally.rows_read),
         "rejected": raw.tally.total(),
         "rejected_by_reason": raw.tally.by_reason(),
@@ -75,16 +66,91 @@ def describe_data(
             name: sum(count for (file, _), count in raw.tally.counts.items() if file == name)
             for name in raw.tally.rows_read
         },
+        "rejects": [
+            {"file": file, "reason": reason, "count": count}
+            for (file, reason), count in raw.tally.counts.most_common()
+        ],
         "left_out": dict(left_out),
         "items_without_interactions": 0 if raw.items is None else len(raw.items) - n_items,
         "unreadable_values": dict(raw.unreadable),
-        "published": [asdict(published) for published in preset.published],
+        "preset": _preparation(settings.data),
+        "rules": {
+            key: value
+            for key, value in settings.data.model_dump(mode="json").items()
+            if key not in _SOURCE and not key.endswith("_column")
+        }
+        | {"seed": settings.seed},
+        "rules_in_words": _rules(settings),
         "split": settings.data.split,
+        "split_rows": {name: int((log["split"] == name).sum()) for name in ("train", "valid", "test", "later")},
         "filter": settings.data.filter,
-        "instruction": raw.instruction,
-        "attributes": [name for name in raw.attributes if name in items.columns],
-        "attribute_share": share,
+        **_attributes(raw, items, settings.data),
     }
+
+
+def _histogram(counts: np.ndarray, targets: np.ndarray) -> list[dict[str, Any]]:
+    """Items, their training interactions and the users whose test item they are, by bin of popularity."""
+    bins = count_bins(int(counts[1:].max(initial=0)))
+    places = bin_places(counts[1:], bins)
+    items = np.bincount(places, minlength=len(bins))
+    events = np.bincount(places, weights=counts[1:], minlength=len(bins))
+    users = np.bincount(bin_places(counts[targets], bins), minlength=len(bins))
+    return [
+        one._asdict() | {"items": int(n), "interactions": int(m), "test_users": int(u)}
+        for one, n, m, u in zip(bins, items, events, users, strict=True)
+    ]
+
+
+def share_of_top_fifth(counts: np.ndarray) -> float:
+    """The share of all training interactions that the most popular fifth of the items has."""
+    ordered = np.sort(counts)[::-1]
+    return float(ordered[: max(1, round(0.2 * len(ordered)))].sum() / max(int(ordered.sum()), 1))
+
+
+def _beside(published: Published, counts: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """Published figures, and how much of this data is tail by the published threshold."""
+    document = asdict(published) | {"mean_length": published.interactions / published.users}
+    if published.tail_below is None:
+        return document
+    tail = tail_items(counts, 0.0, published.tail_below)
+    return document | {
+        "items_below_here": int(tail.sum()),
+        "share_of_test_below_here": float(tail[targets].mean()) if len(targets) else 0.0,
+    }
+
+
+def _source(raw: RawData, preset: DatasetPreset, data: DataSettings) -> dict[str, Any]:
+    columns = {name: getattr(data, f"{name}_column") for name in ("user", "item", "time", "rating", "title")}
+    return {
+        "edition": raw.edition,
+        "licence": preset.licence,
+        "columns": {name: column for name, column in columns.items() if column},
+        "log": raw.log_name,
+        "catalogue": raw.items_name,
+        "files": [
+            {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in raw.files
+        ],
+    }
+
+
+def _attributes(raw: RawData, items: pl.DataFrame, data: DataSettings) -> dict[str, Any]:
+    there = items.columns[1:]
+    return {
+        "instruction": raw.instruction,
+        "attributes": [name for name in raw.attributes if name in there],
+        "attribute_share": {name: round(1 - items[name].null_count() / max(len(items), 1), 4) for name in there},
+        "leaking": [name for name in there if name.lower() in LEAKING],
+    }
+
+
+def _preparation(data: DataSettings) -> str | None:
+    """The name of the whole preparation that the settings are, if they are one."""
+    defaults = DataSettings()
+    rules = [key for key in DataSettings.model_fields if key not in _SOURCE and not key.endswith("_column")]
+    for name, values in PREPARATIONS.items():
+        if all(getattr(data, key) == values.get(key, getattr(defaults, key)) for key in rules):
+            return name
+    return None
 
 
 def _day(seconds: Any) -> str:
@@ -94,97 +160,34 @@ def _day(seconds: Any) -> str:
     return datetime.fromtimestamp(seconds, UTC).date().isoformat()
 
 
-def card_text(summary: dict[str, Any], settings: Settings) -> str:
-    """The card as Markdown."""
-    files = "\n".join(
-        f"- `{f['name']}`, {f['bytes']:,} bytes, sha256 `{f['sha256']}`" for f in summary["source"]["files"]
-    )
-    read = ", ".join(f"{rows:,} from `{name}`" for name, rows in summary["rows_read"].items())
-    counted = [(count, f"rejected: {reason}") for reason, count in summary["rejected_by_reason"].items()]
-    counted += [(count, f"left out: {rule}") for rule, count in summary["left_out"].items()]
-    if summary["items_without_interactions"]:
-        counted.append((summary["items_without_interactions"], "items without an interaction that is left"))
-    counted += [
-        (count, f"values of {name} that are none, taken as missing")
-        for name, count in summary["unreadable_values"].items()
-    ]
-    losses = "".join(f"\n- {count:,} {what}" for count, what in counted)
-    attributes = "\n".join(f"| {name} | {share:.1%} |" for name, share in summary["attribute_share"].items())
-    tail = summary["tail"]
-    tail_line = (
-        f"{tail['items']:,} items with at most {tail['largest_count']} training interactions, "
-        f"{tail['share_of_test']:.1%} of test targets"
-    )
-    return f"""# Data card: {summary["dataset"]}
-
-| | |
-|---|---|
-| users | {summary["users"]:,} |
-| items | {summary["items"]:,} |
-| interactions | {summary["interactions"]:,} |
-| density | {summary["density"]:.4%} |
-| mean length | {summary["mean_length"]:.2f} |
-| dates | {summary["first"]} to {summary["last"]} |
-| test users | {summary["test_users"]:,} |
-| tail | {tail_line} |
-{_published_text(summary)}
-## Source
-
-Edition: {summary["source"]["edition"]}. Licence: {summary["source"]["licence"]}.
-
-{files}
-
-## Rules
-
-Rows read: {read}. {_rules_text(settings.data)}
-{losses}
-
-## Attributes
-
-| attribute | share of items |
-|---|---|
-{attributes}
-
-In prompts: {", ".join(summary["attributes"]) or "none"}.{_leak_text(summary["attributes"])}
-"""
-
-
-def _published_text(summary: dict[str, Any]) -> str:
-    if not summary["published"]:
-        return ""
-    rows = "\n".join(
-        f"| {entry['source']} | {entry['users']:,} | {entry['items']:,} | {entry['interactions']:,} |"
-        for entry in summary["published"]
-    )
-    return f"""
-## Beside published figures
-
-| | users | items | interactions |
-|---|---|---|---|
-| here | {summary["users"]:,} | {summary["items"]:,} | {summary["interactions"]:,} |
-{rows}
-"""
-
-
-def _rules_text(data: DataSettings) -> str:
-    """Every rule that was in force, in words."""
-    rules = []
+def _rules(settings: Settings) -> list[str]:
+    """Every rule that was in force, in words, in the order in which they are applied."""
+    data, rules = settings.data, []
     if data.min_rating is not None:
-        rules.append(f"ratings from {data.min_rating:g}")
+        rules.append(f"ratings of {data.min_rating:g} and more")
     if data.start or data.end:
-        rules.append(f"dates from {data.start or 'the first'} to before {data.end or 'the end'}")
-    rules.append({"keep": "repeats kept", "first": "first of repeats", "last": "last of repeats"}[data.repeats])
+        rules.append(
+            " and ".join(filter(None, (data.start and f"from {data.start}", data.end and f"before {data.end}")))
+        )
+    repeats = {"keep": "all are kept", "first": "the first is kept", "last": "the last is kept"}
+    rules.append(f"of a user's repeated interactions with an item {repeats[data.repeats]}")
     if data.sample is not None or data.max_users is not None:
-        size = f"{data.sample:.1%}" if data.sample is not None else f"at most {data.max_users:,}"
-        rules.append(f"a random sample of {size} of the users")
-    minimum = f"users with {data.min_user} and items with {data.min_item} interactions"
-    rules.append("no filter by count" if data.filter == "none" else f"filter {data.filter}: {minimum}")
-    cut = f" (validation from {data.valid_from}, test from {data.test_from})" if data.split == "time" else ""
-    return f"Rules: {'; '.join(rules)}; split {data.split}{cut}."
-
-
-def _leak_text(attributes: list[str]) -> str:
-    leaking = [name for name in attributes if name.lower() in LEAKING]
-    if not leaking:
-        return ""
-    return f" Of these, {', '.join(leaking)} tell how popular an item is or became, as in the authors' own prompts."
+        size = f"{data.sample:.3g} of the" if data.sample is not None else ""
+        most = f"at most {data.max_users:,}" if data.max_users is not None else ""
+        rules.append(f"a random sample of {', '.join(filter(None, (size, most)))} users, seed {settings.seed}")
+    enough = f"users with {data.min_user} and items with {data.min_item} interactions or more"
+    rules.append(
+        {
+            "none": "no filter by number of interactions",
+            "single-pass": f"{enough}, counted once; then users with fewer than {data.min_user} left go",
+            "k-core": f"{enough}, counted again until nothing changes",
+        }[data.filter]
+    )
+    if data.split == "time":
+        rules.append(
+            f"split by time: validation from {data.valid_from}, test from {data.test_from}; a user's first "
+            "interaction of either period is its target, later ones are not used"
+        )
+    else:
+        rules.append("split leave-one-out: a user's last interaction tests, the one before validates")
+    return rules

@@ -3,59 +3,110 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from llmemb_cli.config.settings import load_settings, make_settings, write_settings
+from llmemb_cli.config.data import DataSettings, check_rules
+from llmemb_cli.config.settings import Settings, load_settings, make_settings, write_settings
 from llmemb_cli.datasets.prepare import prepare
-from llmemb_cli.datasets.presets import find_preset
+from llmemb_cli.datasets.presets import DatasetPreset, find_preset
 from llmemb_cli.errors import InterruptedRunError, LlmembError, WrongUseError
+from llmemb_cli.interrupt import terminate_as_interrupt
 from llmemb_cli.progress import Reporter
-from llmemb_cli.workspace.locate import Workspace, is_workspace
+from llmemb_cli.workspace.locate import SETTINGS_FILE, Workspace, is_workspace
 from llmemb_cli.workspace.lock import write_lock
 from llmemb_cli.workspace.stage import StageResult
 
+# Settings that say where the data is; each preset uses some of them.
+WHERE = {
+    *("source", "edition", "interactions", "items", "encoding"),
+    *("user_column", "item_column", "time_column", "rating_column", "title_column"),
+}
 
-def create_workspace(root: Path, overrides: dict[str, Any], report: Reporter) -> tuple[Workspace, StageResult]:
+
+def create_workspace(
+    root: Path, overrides: dict[str, Any], report: Reporter, written: Collection[str] = ()
+) -> tuple[Workspace, StageResult]:
     """Make a workspace in `root` with the settings `overrides`, and its data; the same call again goes on.
 
+    Args:
+        root: its directory.
+        overrides: settings ("data.filter") that differ from their defaults.
+        report: shows progress.
+        written: settings that stand in `llmemb.toml` even at their default.
+
     Raises:
-        WrongUseError: `root` holds a workspace with other data settings, or something else.
-        LlmembError: as `prepare`; a directory made by this call is removed again.
+        WrongUseError: `root` holds a workspace with other data settings, or something else; settings that the data
+            set does not use or that contradict each other.
+        LlmembError: as `prepare`; what this call made is removed again.
+        InterruptedRunError: SIGINT or SIGTERM; the same.
     """
     settings = make_settings(overrides)
-    find_preset(settings.data.dataset)
+    _refuse_unused(find_preset(settings.data.dataset), settings.data)
+    check_rules(settings.data)
     workspace = Workspace(root.resolve())
-    fresh = not is_workspace(root)
-    if fresh and root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if is_workspace(root) and not _is_unfinished(workspace):
+        _refuse_other(workspace, settings)
+        with write_lock(workspace):
+            return workspace, prepare(workspace, load_settings(workspace.settings_file), report)
+    return workspace, _create(workspace, settings, report, written)
+
+
+def _create(workspace: Workspace, settings: Settings, report: Reporter, written: Collection[str]) -> StageResult:
+    root = workspace.root
+    made_directory = not root.exists()
+    if not (made_directory or is_workspace(root)) and (not root.is_dir() or any(root.iterdir())):
         raise WrongUseError(
             "this is in the way: not an empty directory", where=str(root), hint="choose another --name or --path"
         )
-    made_directory = not root.exists()
-    if fresh:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LlmembError(f"cannot make the workspace: {error.strerror}", where=str(root)) from error
-        write_settings(workspace.settings_file, settings)
-    else:
-        _refuse_other(workspace, settings)
     try:
-        with write_lock(workspace):
-            return workspace, prepare(workspace, load_settings(workspace.settings_file), report)
-    except InterruptedRunError:
-        raise
-    except LlmembError:
-        if fresh:
-            _remove(root, made_directory)
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LlmembError(f"cannot make the workspace: {error.strerror}", where=str(root)) from error
+    try:
+        with write_lock(workspace), terminate_as_interrupt():
+            write_settings(workspace.settings_file, settings, keep=set(written))
+            return prepare(workspace, settings, report)
+    except KeyboardInterrupt:
+        _remove(root, made_directory)
+        raise InterruptedRunError("interrupted; no workspace was made", hint="run the same command again") from None
+    except BaseException:
+        _remove(root, made_directory)
         raise
 
 
-def _refuse_other(workspace: Workspace, settings: Any) -> None:
+def _refuse_unused(preset: DatasetPreset, data: DataSettings) -> None:
+    """Refuse settings that say where the data is but that the preset would not look at."""
+    defaults = DataSettings()
+    for name in sorted(WHERE - set(preset.uses)):
+        if getattr(data, name) != getattr(defaults, name):
+            flags = ", ".join(f"--{used.replace('_', '-')}" for used in preset.uses)
+            raise WrongUseError(
+                f"{preset.name} has no use for data.{name} (--{name.replace('_', '-')})",
+                hint=f"it takes {flags}"
+                + ("" if preset.name == "custom" else "; your own tables: `llmemb init custom --interactions FILE`"),
+            )
+
+
+def _is_unfinished(workspace: Workspace) -> bool:
+    """Whether an earlier call was killed while it made the data, before there was anything else."""
+    names = {child.name for child in workspace.root.iterdir()}
+    made = {name for name in names if not name.startswith(".")} - {SETTINGS_FILE}
+    return not made and f".{workspace.data.name}.partial" in names
+
+
+def _refuse_other(workspace: Workspace, settings: Settings) -> None:
     there = load_settings(workspace.settings_file)
-    if (there.data, there.seed) != (settings.data, settings.seed):
+    had = there.data.model_dump() | {"seed": there.seed}
+    asked = settings.data.model_dump() | {"seed": settings.seed}
+    # What a set may be left with decides whether it is made, not what it is.
+    other = [key for key in asked if key != "allow_small" and asked[key] != had[key]]
+    if other:
+        differences = "; ".join(f"{key} is {had[key]!r} there, {asked[key]!r} asked for" for key in other[:3])
         raise WrongUseError(
-            "there is a workspace with other data settings here",
+            f"there is a workspace with other data settings here: {differences}"
+            + (f"; and {len(other) - 3} more" if len(other) > 3 else ""),
             where=str(workspace.root),
             hint="choose another --name, or edit [data] in its llmemb.toml and run `llmemb run` there",
         )

@@ -2,7 +2,38 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import NamedTuple
+
 import numpy as np
+
+# The bins of LLMEmb Figure 5; above its last one they go on doubling, so that a popular head is not one bar.
+_STARTS = (0, 1, 5, 10, 20, 40)
+
+
+class Bin(NamedTuple):
+    """Items with `low` to `high` training interactions; `bin` says so."""
+
+    bin: str
+    low: int
+    high: int
+
+
+def count_bins(largest: int) -> list[Bin]:
+    """Bins that hold every count from 0 to `largest`: 0, 1-4, 5-9, 10-19, 20-39, 40-79, 80-159, ..."""
+    starts = list(_STARTS)
+    while starts[-1] <= largest:
+        starts.append(starts[-1] * 2)
+    return [
+        Bin(f"{low:,}-{after - 1:,}" if after - 1 > low else str(low), low, after - 1)
+        for low, after in pairwise(starts)
+        if low <= largest
+    ]
+
+
+def bin_places(counts: np.ndarray, bins: list[Bin]) -> np.ndarray:
+    """The place in `bins` of every count, as int."""
+    return np.searchsorted([one.low for one in bins], counts, side="right") - 1
 
 
 def tail_items(train_counts: np.ndarray, tail_share: float, threshold: int | None = None) -> np.ndarray:

@@ -11,7 +11,8 @@ import polars as pl
 
 from llmemb_cli.config.data import DataSettings, check_rules
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.datasets.card import card_text, describe_data
+from llmemb_cli.datasets.card import describe_data
+from llmemb_cli.datasets.card_text import card_text
 from llmemb_cli.datasets.columns import LEAKING
 from llmemb_cli.datasets.presets import find_preset
 from llmemb_cli.datasets.raw import RawData, Tally
@@ -75,7 +76,7 @@ def _write(work: Path, raw: RawData, settings: Settings, report: Reporter) -> di
     write_parquet(work / "items.parquet", items)
     write_parquet(work / "interactions.parquet", log)
     write_json(work / "stats.json", summary)
-    write_text(work / "card.md", card_text(summary, settings))
+    write_text(work / "card.md", card_text(summary))
     if tally.total():
         report.warn(f"{tally.total():,} lines were not used: see data/rejected.jsonl")
     return summary
@@ -123,12 +124,18 @@ def _write_rejects(path: Path, tally: Tally) -> None:
 def _refuse_tiny(summary: dict[str, Any], settings: Settings) -> None:
     if settings.data.allow_small:
         return
-    if summary["users"] < SMALLEST or summary["items"] < SMALLEST:
-        reasons = list(summary["rejected_by_reason"].items())[:3]
-        lost = "; ".join(f"{count:,} lines: {reason}" for reason, count in reasons)
-        rules = "; ".join(f"{count:,} rows: {rule}" for rule, count in summary["left_out"].items())
-        raise BadDataError(
-            f"only {summary['users']} users and {summary['items']} items are left"
-            + "".join(f" ({part})" for part in (lost, rules) if part),
-            hint="check the columns and filters (--set data.min_item=...), or keep it so with --force",
-        )
+    if summary["users"] >= SMALLEST and summary["items"] >= SMALLEST:
+        return
+    losses = [(count, f"rejected: {reason}") for reason, count in summary["rejected_by_reason"].items()]
+    losses += [(count, f"left out: {rule}") for rule, count in summary["left_out"].items()]
+    losses.sort(key=lambda loss: -loss[0])
+    reasons = "; ".join(f"{count:,} {what}" for count, what in losses[:4])
+    read = ", ".join(f"{rows:,} rows of {name}" for name, rows in summary["rows_read"].items())
+    expected = next((f"; others report {entry['users']:,} users" for entry in summary["published"]), "")
+    raise BadDataError(
+        f"only {summary['users']} users and {summary['items']} items are left"
+        + (f" ({reasons})" if reasons else "")
+        + f"; fewer than {SMALLEST} are more often a wrong file or column{expected}",
+        where=f"of {read}",
+        hint="check files and columns, lower --min-user and --min-item, or keep it so with --force",
+    )

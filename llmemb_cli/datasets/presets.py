@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmemb_cli.assets.fetch import Asset, Source
 from llmemb_cli.datasets.amazon import categories_by_name
-from llmemb_cli.errors import WrongUseError, near_match
+from llmemb_cli.errors import WrongUseError, near_matches
 
 if TYPE_CHECKING:
     from llmemb_cli.config.data import DataSettings
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Published:
-    """What others report of the set after preparation, to compare with."""
+    """What others report of the set, to compare with.
+
+    `tail_below`: their tail items have fewer interactions than this, where they say so.
+    """
 
     users: int
     items: int
     interactions: int
     source: str
+    tail_below: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class DatasetPreset:
 
     `reader` names the function `module:function` that takes (settings, workspace root, preset, report).
     `categories` is Amazon's: edition -> the category's name there. `manual` says how a person gets the files.
+    `uses` names the settings of `[data]` that say where the data is and how it is written.
     """
 
     name: str
@@ -46,6 +51,7 @@ class DatasetPreset:
     manual: str = ""
     published: tuple[Published, ...] = ()
     categories: Mapping[str, str] = field(default_factory=dict)
+    uses: tuple[str, ...] = ("source",)
 
     def read(self, settings: DataSettings, root: Path, report: Reporter) -> RawData:
         """Read the raw data."""
@@ -75,7 +81,9 @@ def _recbole_asset(filename: str, sha256: str) -> Asset:
     )
 
 
-def _movielens(name: str, title: str, edition: str, sha256: str) -> DatasetPreset:
+def _movielens(
+    name: str, title: str, edition: str, sha256: str, published: tuple[Published, ...] = ()
+) -> DatasetPreset:
     addresses = (
         f"https://files.grouplens.org/datasets/movielens/{name}.zip",
         # The certificate of the first has run out more than once; what comes is checked against the hash.
@@ -83,17 +91,26 @@ def _movielens(name: str, title: str, edition: str, sha256: str) -> DatasetPrese
     )
     asset = Asset(name, f"{name}.zip", sha256, tuple(Source("http", url) for url in addresses), _manual(name))
     return DatasetPreset(
-        name, title, edition, _GROUPLENS, _FILMS, f"{_READERS}.movielens:read_movielens", (asset,), _manual(name)
+        name=name,
+        title=title,
+        edition=edition,
+        licence=_GROUPLENS,
+        instruction=_FILMS,
+        reader=f"{_READERS}.movielens:read_movielens",
+        assets=(asset,),
+        manual=_manual(name),
+        published=published,
     )
 
 
-_LLM_ESR = "LLM-ESR and LLMEmb, after their preparation"
+_RAW = "GroupLens, before any filter"
+_LLM_ESR = "LLM-ESR and LLMEmb, after their preparation (--preset paper)"
 _PUBLISHED = {
     "beauty": (
-        Published(52_204, 57_289, 394_908, f"{_LLM_ESR} (3-core, one pass)"),
+        Published(52_204, 57_289, 394_908, f"{_LLM_ESR}; from the 2014 edition", tail_below=4),
         Published(22_363, 12_101, 198_502, "5-core, as in P5, S3-Rec and TIGER (--preset 5-core)"),
     ),
-    "fashion": (Published(9_049, 4_722, 34_600, f"{_LLM_ESR}; interactions approximate"),),
+    "fashion": (Published(9_049, 4_722, 34_600, f"{_LLM_ESR}; interactions approximate", tail_below=4),),
 }
 
 
@@ -108,9 +125,11 @@ def _amazon(name: str, categories: Mapping[str, str]) -> DatasetPreset:
         reader=f"{_READERS}.amazon:read_amazon",
         published=_PUBLISHED.get(name, ()),
         categories=categories,
+        uses=("source", "edition"),
     )
 
 
+_ROLES = ("user", "item", "time", "rating", "title")
 PRESETS: dict[str, DatasetPreset] = {
     preset.name: preset
     for preset in (
@@ -125,7 +144,12 @@ PRESETS: dict[str, DatasetPreset] = {
                 "accept the terms at https://business.yelp.com/data/resources/open-dataset/, download the JSON "
                 "archive and run `llmemb init yelp --source yelp_dataset.tar` (the archive or its folder)"
             ),
-            published=(Published(15_720, 11_383, 192_214, f"{_LLM_ESR}; from the RecSys 2013 challenge's dump"),),
+            published=(
+                Published(
+                    15_720, 11_383, 192_214, f"{_LLM_ESR}; from the RecSys 2013 challenge's dump", tail_below=13
+                ),
+            ),
+            uses=("source", "edition"),
         ),
         DatasetPreset(
             name="ml-100k",
@@ -139,12 +163,14 @@ PRESETS: dict[str, DatasetPreset] = {
                 _recbole_asset("ml-100k.item", "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532"),
             ),
             manual=_manual("ml-100k"),
+            published=(Published(943, 1_682, 100_000, _RAW),),
         ),
         _movielens(
             "ml-1m",
             "MovieLens 1M: 6,040 users, 3,706 rated films, 1,000,209 ratings, 2000-2003",
             "2003",
             "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+            (Published(6_040, 3_706, 1_000_209, f"{_RAW}; rated films"),),
         ),
         _movielens(
             "ml-latest-small",
@@ -166,6 +192,8 @@ PRESETS: dict[str, DatasetPreset] = {
             licence="that of the set",
             instruction="The item has the following attributes:",
             reader=f"{_READERS}.recbole:read_recbole",
+            manual="name the folder with the .inter and .item files: `llmemb init recbole --source FOLDER`",
+            uses=("source", "edition"),
         ),
         DatasetPreset(
             name="sequences",
@@ -174,6 +202,8 @@ PRESETS: dict[str, DatasetPreset] = {
             licence="the user's",
             instruction="The item has the following attributes:",
             reader=f"{_READERS}.sequences:read_sequences",
+            manual="name the file with lines `user item item ...`: `llmemb init sequences --source FILE`",
+            uses=("source", "items", "item_column", "encoding", "edition"),
         ),
         DatasetPreset(
             name="custom",
@@ -182,6 +212,8 @@ PRESETS: dict[str, DatasetPreset] = {
             licence="the user's",
             instruction="The item has the following attributes:",
             reader=f"{_READERS}.custom:read_custom",
+            manual="name the file with the interactions: `llmemb init custom --interactions FILE --items FILE`",
+            uses=("interactions", "items", "encoding", "edition", *(f"{role}_column" for role in _ROLES)),
         ),
     )
 }
@@ -200,7 +232,13 @@ def find_preset(name: str) -> DatasetPreset:
         key = "fashion"
     if key in PRESETS:
         return PRESETS[key]
-    amazon = [name for name, preset in PRESETS.items() if preset.categories]
-    close = near_match(key.removeprefix("amazon-"), list(PRESETS))
-    hint = f"did you mean {close}?" if close else f"there are: {', '.join(SHOWN)}"
-    raise WrongUseError(f"no data set preset {name}", hint=f"{hint} Amazon categories: {', '.join(amazon)}")
+    if key == "amazon":
+        categories = ", ".join(name for name, preset in PRESETS.items() if preset.categories)
+        raise WrongUseError("which category of Amazon's?", hint=f"`llmemb init CATEGORY`, one of: {categories}")
+    word = key.removeprefix("amazon-")
+    close = [known for known in PRESETS if len(word) > 2 and word in known]
+    close += [known for known in near_matches(word, list(PRESETS)) if known not in close]
+    there = f"{', '.join(SHOWN)}, and Amazon categories, which `llmemb init amazon` lists"
+    raise WrongUseError(
+        f"no data set {name}", hint=f"did you mean {' or '.join(close[:4])}?" if close else f"there are: {there}"
+    )

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 MARKERS = "osD^vPXh"
 ORDERED = ("#999999", "#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2")  # warm is rare, cool is popular
 INK = "#8a8f98"  # readable on white and on near-black; the page's style sheet sets text darker or lighter
+PRINTED = "#222222"  # ink of figures that are files of their own, on white
 SMALL = (4.4, 2.9)
 WIDE = (8.6, 3.1)
 NARROW_SERIES = 3  # with more, bars need a wide drawing
@@ -65,7 +67,7 @@ class Figure:
         return "data:text/csv;charset=utf-8;base64," + base64.b64encode(self.csv.encode()).decode()
 
 
-def _axis(size: tuple[float, float]) -> tuple[Any, Any]:
+def _axis(size: tuple[float, float], ink: str = INK) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("svg")
@@ -78,7 +80,7 @@ def _axis(size: tuple[float, float]) -> tuple[Any, Any]:
             "font.size": 10,
             "axes.spines.top": False,
             "axes.spines.right": False,
-            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink),
         }
     )
     figure, axis = plt.subplots(figsize=size, layout="constrained")
@@ -96,6 +98,15 @@ def _svg(figure: Any) -> str:
     # Names such as axes_1 would stand many times in one page; only those that something refers to are kept.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     return re.sub(r' id="([^"]+)"', lambda found: found.group() if found.group(1) in used else "", text)
+
+
+def save(figure: Any, path: Path, kind: str) -> None:
+    """Write a drawing as a picture of its own: `kind` is png, svg or pdf."""
+    import matplotlib.pyplot as plt
+
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    figure.savefig(path, format=kind, dpi=200, facecolor="white", metadata=dates.get(kind))
+    plt.close(figure)
 
 
 def label(text: str) -> str:
@@ -133,6 +144,36 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y:
     axis.set_xlabel(x)
     _legend(axis, len(series))
     return _svg(figure)
+
+
+def draw_popularity(bins: Sequence[Mapping[str, Any]], run: str, metric: str) -> Any:
+    """Items by training interactions as bars, and over them a run's metric for the test users whose item is there.
+
+    Args:
+        bins: entries with `bin`, `items`, `test_users` and, under `metric`, a figure or None.
+        run: what the line is, for the legend; "": no line is drawn.
+        metric: name of the figure.
+    """
+    figure, axis = _axis((6.4, 3.4), PRINTED)
+    places = range(len(bins))
+    items = axis.bar(places, [entry["items"] for entry in bins], 0.84, color="#B9CCDA", label="items")
+    axis.bar_label(items, [f"{entry['items']:,}" for entry in bins], fontsize=7, padding=1, color="#5A6B78")
+    ticks = [f"{entry['bin']}\n{entry['test_users']:,}" if run else str(entry["bin"]) for entry in bins]
+    axis.set_xticks(places, ticks, fontsize=8)
+    axis.tick_params(axis="x", length=0)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.set_ylabel("items")
+    axis.set_xlabel("training interactions" + (" (below: test users whose item has as many)" if run else ""))
+    handles = [items]
+    if run:
+        rates = [np.nan if entry[metric] is None else entry[metric] for entry in bins]
+        right = axis.twinx()
+        handles += right.plot(places, rates, color=COLOURS[5], marker="o", markersize=4.5, label=label(run))
+        right.set_ylabel(metric)
+        right.set_ylim(bottom=0)
+        right.spines["right"].set_visible(True)
+    axis.legend(handles=handles, frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return figure
 
 
 def lines(

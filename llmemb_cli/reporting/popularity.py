@@ -1,0 +1,105 @@
+"""Items by popularity, and how well a run finds those of each bin (LLMEmb Figure 1a)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llmemb_cli.errors import WrongUseError
+from llmemb_cli.evaluation.document import check_runs, known_runs
+from llmemb_cli.reporting.tables import protocol_label
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
+from llmemb_cli.workspace.store import atomic_path
+
+METRIC = "HR@10"  # every evaluation has it
+FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
+
+
+def popularity_curve(
+    workspace: Workspace, bins: list[dict[str, Any]], run: str | None = None, protocol: str | None = None
+) -> dict[str, Any]:
+    """The data card's `popularity` with a run's HR@10 in every bin.
+
+    Args:
+        bins: `popularity` of the data stage's summary.
+        run: the run; None: the one evaluated last, if any.
+        protocol: "full" or "sampled"; None: either.
+
+    Returns:
+        `bins`: as given, each with `HR@10` (None where there is no run, or nobody's test item is in the bin);
+        `run`: None, or its `name`, `protocol`, `users` and `HR@10` over all of them.
+
+    Raises:
+        WrongUseError: the run is not there, or has not been evaluated on the present data.
+    """
+    found = _newest_evaluation(workspace, run, protocol)
+    if found is None:
+        return {"bins": [entry | {METRIC: None} for entry in bins], "run": None}
+    ranks = pl.read_parquet(found / "ranks.parquet", columns=["train_count", METRIC])
+    hits, counts = ranks[METRIC].to_numpy(), ranks["train_count"].to_numpy()
+    inside = [(counts >= entry["low"]) & (counts <= entry["high"]) for entry in bins]
+    rates = [float(hits[chosen].mean()) if chosen.any() else None for chosen in inside]
+    summary = (read_manifest(found) or {})["summary"]
+    return {
+        "bins": [entry | {METRIC: rate} for entry, rate in zip(bins, rates, strict=True)],
+        "run": {
+            "name": found.parent.parent.name,
+            "protocol": summary["protocol"],
+            "users": len(ranks),
+            METRIC: float(np.mean(hits)),
+        },
+    }
+
+
+def _newest_evaluation(workspace: Workspace, run: str | None, protocol: str | None) -> Path | None:
+    """The evaluation made last of the present data and run, among those asked for."""
+    data = output_fingerprint(workspace.data)
+    found: list[tuple[str, int, Path]] = []
+    for name in check_runs(workspace, [run]) if run else known_runs(workspace):
+        trained = output_fingerprint(workspace.run(name))
+        for path in sorted((workspace.run(name) / "eval").glob("[!.]*")):
+            manifest = read_manifest(path)
+            if manifest is None or protocol not in (None, manifest["summary"]["protocol"]["kind"]):
+                continue
+            inputs = manifest["made_from"]["inputs"]
+            if (inputs["data"], inputs["run"]) == (data, trained):
+                # The clock of a manifest counts whole seconds.
+                found.append((manifest["made"], (path / "ranks.parquet").stat().st_mtime_ns, path))
+    if run and not found:
+        how = f" under the protocol {protocol}" if protocol else ""
+        raise WrongUseError(f"{run} has not been evaluated on this data{how}", hint=f"run `llmemb eval {run}` first")
+    return max(found)[2] if found else None
+
+
+def run_label(run: dict[str, Any]) -> str:
+    """The run and how it was measured, in words."""
+    return f"{METRIC} of {run['name']}, {protocol_label(run['protocol'])}"
+
+
+def write_figure(path: Path, curve: dict[str, Any]) -> None:
+    """The curve as a picture; the ending of `path` says which kind.
+
+    Raises:
+        WrongUseError: an ending that is none of PNG, SVG and PDF.
+    """
+    from llmemb_cli.reporting.figures import draw_popularity, save
+
+    kind = figure_format(path)
+    label = run_label(curve["run"]) if curve["run"] else ""
+    with atomic_path(path) as part:
+        save(draw_popularity(curve["bins"], label, METRIC), part, kind)
+
+
+def figure_format(path: Path) -> str:
+    """The kind of picture that a file's ending says.
+
+    Raises:
+        WrongUseError: it says none.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise WrongUseError(f"--figure {path}: its ending says no format", hint=f"end it with {', '.join(FORMATS)}")
+    return FORMATS[path.suffix.lower()]
