@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 METRIC = "HR@10"
-WIDEST_BAR = 60
+NARROWEST_BAR, WIDEST_BAR = 10, 60
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -143,7 +143,7 @@ def show_curve(console: Console, curve: dict[str, Any]) -> None:
     mark, block = ("o", "#") if plain else ("◆", "█")
     most = max(entry["items"] for entry in bins) or 1
     best = max((entry[METRIC] or 0.0 for entry in bins), default=0.0) or 1.0
-    width = min(console.width - (46 if run else 37), WIDEST_BAR)
+    width = max(min(console.width - (47 if run else 39), WIDEST_BAR), NARROWEST_BAR)
     console.print()
     head = Text.assemble(
         ("interactions".rjust(15) + "items".rjust(10) + "  " + "test users".rjust(width + 11), "dim")
@@ -158,11 +158,14 @@ def show_curve(console: Console, curve: dict[str, Any]) -> None:
             place = round((width - 1) * rate / best)
             bar = Text.assemble(bar[:place], (mark, "bold yellow"), bar[place + 1 :])
         line = Text(f"{entry['bin']:>15}{entry['items']:>10,}  ") + bar + Text(f" {entry['test_users']:>10,}")
-        console.print(line + Text("" if not run else ("–" if rate is None else f"{rate:.4f}").rjust(8)))
-    legend = f"{block} items by training interactions, to {most:,}"
+        console.print(line + Text("" if not run else ("-" if rate is None else f"{rate:.4f}").rjust(8)))
+    _line(console, f"{block} items by training interactions; the longest bar is {most:,}", "dim")
     if run:
-        legend += f"   {mark} {run_label(run)}, to {best:.4f}; {run[METRIC]:.4f} over all"
-    _line(console, legend, "dim")
+        _line(
+            console, f"{mark} {run_label(run)}; the right end is {best:.4f}, over all users {run[METRIC]:.4f}", "dim"
+        )
+    else:
+        _line(console, f"Once a run has been evaluated (`llmemb eval`), its {METRIC} is drawn over the bars.", "dim")
 
 
 def _bar(share: float, width: int, plain: bool) -> str:

@@ -154,16 +154,18 @@ def draw_popularity(bins: Sequence[Mapping[str, Any]], run: str, metric: str) ->
         run: what the line is, for the legend; "": no line is drawn.
         metric: name of the figure.
     """
-    figure, axis = _axis((6.4, 3.4), PRINTED)
+    figure, axis = _axis((max(6.4, 0.74 * len(bins)), 3.4), PRINTED)
     places = range(len(bins))
     items = axis.bar(places, [entry["items"] for entry in bins], 0.84, color="#B9CCDA", label="items")
     axis.bar_label(items, [f"{entry['items']:,}" for entry in bins], fontsize=7, padding=1, color="#5A6B78")
-    ticks = [f"{entry['bin']}\n{entry['test_users']:,}" if run else str(entry["bin"]) for entry in bins]
-    axis.set_xticks(places, ticks, fontsize=8)
+    # Bins follow each other: of wide ones the start is enough, and there is no room for more.
+    names = [entry["bin"] if entry["low"] < 640 else f"{entry['low']:,}+" for entry in bins]
+    ticks = [f"{name}\nn={entry['test_users']:,}" if run else name for name, entry in zip(names, bins, strict=True)]
+    axis.set_xticks(places, ticks, fontsize=8 if len(bins) < 10 else 7)
     axis.tick_params(axis="x", length=0)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.set_ylabel("items")
-    axis.set_xlabel("training interactions" + (" (below: test users whose item has as many)" if run else ""))
+    axis.set_xlabel("training interactions" + (" (n: test users whose item has as many)" if run else ""))
     handles = [items]
     if run:
         rates = [np.nan if entry[metric] is None else entry[metric] for entry in bins]
@@ -172,7 +174,7 @@ def draw_popularity(bins: Sequence[Mapping[str, Any]], run: str, metric: str) ->
         right.set_ylabel(metric)
         right.set_ylim(bottom=0)
         right.spines["right"].set_visible(True)
-    axis.legend(handles=handles, frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        axis.legend(handles=handles, frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
