@@ -13,11 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.contrastive import contrastive_loss
 from llmemb_cli.errors import BadDataError, LlmembError
 from llmemb_cli.llm import load
+from llmemb_cli.llm import scft as scft_module
 from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import load_model
+from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.llm.plan import MicroBatches, learning_rate, step_items, total_steps
 from llmemb_cli.llm.scft import run_scft
 from llmemb_cli.llm.validate import ranks_of_own
@@ -153,8 +156,6 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path: Path, tiny: Path) ->
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_learning_rate_warms_up_and_ends_as_its_schedule_says(tiny: Path, schedule: str) -> None:
-    from llmemb_cli.config.scft import ScftSettings
-
     settings = ScftSettings(schedule=schedule, warmup=0.1, learning_rate=1.0)  # type: ignore[arg-type]
     rates = [learning_rate(settings, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
@@ -164,8 +165,6 @@ def test_learning_rate_warms_up_and_ends_as_its_schedule_says(tiny: Path, schedu
 
 
 def test_an_epoch_sees_every_item_once() -> None:
-    from llmemb_cli.config.scft import ScftSettings
-
     settings = ScftSettings(batch_size=8, epochs=2.0)
     items = np.arange(3, 43)
     assert total_steps(settings, len(items)) == 10
@@ -228,6 +227,40 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(
     assert heard.warnings and "out of memory with" in heard.warnings[0]
     one, other = ([record["loss"] for record in log_of(w)[1:]] for w in (plain, small))
     assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_memory_that_ran_out_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert out_of_memory(caught.value)
+    for error in (torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), OSError("Cannot allocate memory")):
+        assert out_of_memory(error)
+    for other in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError("No such file"), KeyError("x")):
+        assert not out_of_memory(other)
+
+
+def test_weights_or_a_loss_that_do_not_fit_say_so(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaModel
+
+    def no_memory(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    workspace, settings = with_prompts(tmp_path / "w", tiny)
+    with monkeypatch.context() as changed:
+        changed.setattr(LlamaModel, "to", no_memory)
+        with pytest.raises(LlmembError, match="do not fit into the memory of cpu") as caught:
+            run_scft(workspace, settings, Reporter())
+        assert "--load-in-4bit" in (caught.value.hint or "")
+    monkeypatch.setattr(scft_module, "contrastive_loss", no_memory)
+    with pytest.raises(LlmembError, match="comparing 16 vectors") as caught:
+        run_scft(workspace, settings.model_copy(update={"scft": without_validation(settings.scft)}), Reporter())
+    assert "batch_size" in (caught.value.hint or "")
+
+
+def without_validation(scft: ScftSettings) -> ScftSettings:
+    return scft.model_copy(update={"validation_share": 0.0})
 
 
 def test_out_of_memory_in_the_backward_pass_does_the_step_again(

@@ -27,15 +27,18 @@ def with_lora(loaded: LoadedModel, settings: ScftSettings) -> Any:
 
     base = loaded.model
     once = {"use_reentrant": False}
-    if settings.load_in_8bit or settings.load_in_4bit:
-        base = prepare_model_for_kbit_training(
-            base,
-            use_gradient_checkpointing=settings.gradient_checkpointing,
-            gradient_checkpointing_kwargs=once,
-        )
-    elif settings.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=once)
-        base.enable_input_require_grads()
+    with quiet_transformers():  # PEFT uses names that newer versions of transformers warn of
+        if settings.load_in_8bit or settings.load_in_4bit:
+            base = prepare_model_for_kbit_training(
+                base,
+                use_gradient_checkpointing=settings.gradient_checkpointing,
+                gradient_checkpointing_kwargs=once,
+            )
+        elif settings.gradient_checkpointing:
+            # The second name is that of older versions.
+            enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
+            enable(once)
+            base.enable_input_require_grads()
     config = LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
         r=settings.lora_rank,

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 
+from llmemb_cli.errors import LlmembError
+from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.peers import ALONE, Peers
 
 Batch = TypeVar("Batch")
@@ -50,6 +52,7 @@ def cached_backward(
 
     Raises:
         OutOfMemoryAtError: in every process, when one ran out of memory; gradients are then incomplete.
+        LlmembError: the loss itself, which no smaller micro-batch helps, took too much.
     """
     vectors: list[torch.Tensor] = []
     graphs: list[torch.Tensor | None] = []
@@ -65,8 +68,15 @@ def cached_backward(
     own = torch.cat(vectors)
     counts = counts or [len(own)]
     joined = peers.gather(own, counts).requires_grad_()
-    loss = loss_of(joined)
-    scale(loss).backward()
+    try:
+        loss = loss_of(joined)
+        scale(loss).backward()
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise LlmembError(
+                f"out of memory comparing {len(joined):,} vectors with each other", hint="a smaller scft.batch_size"
+            ) from None
+        raise
     assert joined.grad is not None
     start = sum(counts[: peers.rank])
     gradients = joined.grad[start : start + len(own)].split([len(part) for part in vectors])
@@ -102,14 +112,10 @@ def _together(work: Callable[[int], None], count: int, peers: Peers) -> None:
     for number in range(count):
         try:
             work(number)
-        except RuntimeError as error:
-            if not _out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
                 raise
             failed = number
             break
     if peers.any(failed is not None):
         raise OutOfMemoryAtError(failed)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -11,7 +11,8 @@ import torch
 from llmemb_cli.assets.models import local_model
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.devices import pick_device, pick_dtype
-from llmemb_cli.errors import BadDataError, MissingError, WrongUseError
+from llmemb_cli.errors import BadDataError, LlmembError, MissingError, WrongUseError
+from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.llm.quiet import import_bitsandbytes, quiet_transformers
 from llmemb_cli.progress import Reporter
 
@@ -37,6 +38,7 @@ def load_model(
 
     Raises:
         MissingError: the model, the device or bitsandbytes is not here.
+        LlmembError: the weights do not fit into memory.
         BadDataError: the folder is damaged, or its weights, config and tokenizer do not belong together.
         WrongUseError: max_tokens is more than the model reads.
     """
@@ -56,7 +58,15 @@ def load_model(
             model, info = AutoModel.from_pretrained(
                 str(folder), **options, trust_remote_code=False, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            if not quantised:
+                model = model.to(where)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise LlmembError(
+                f"the model's weights do not fit into the memory of {where}",
+                where=str(folder),
+                hint="--load-in-8bit, --load-in-4bit, or a smaller model; `llmemb models` says what each needs",
+            ) from None
         raise BadDataError(f"cannot load the model: {_first_line(error)}", where=str(folder)) from error
     _check_weights(info, folder)
     _check_vocabulary(tokenizer, model, folder)
@@ -68,7 +78,10 @@ def load_model(
             hint=f"--set scft.max_tokens={positions}",
         )
     model.requires_grad_(False)
-    return LoadedModel(model if quantised else model.to(where), tokenizer, where, dtype, folder)
+    # Keys and values are kept only where a call asks for it: for the shared beginning of prompts.
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    return LoadedModel(model, tokenizer, where, dtype, folder)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -14,6 +14,7 @@ from llmemb_cli.peers import world_size
 from llmemb_cli.progress import Reporter
 
 GIB = 2**30
+_OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def activation_bytes(config: Any, settings: ScftSettings, width: int, length: int, *, lean: bool = True) -> int:
@@ -64,6 +65,17 @@ def micro_batches(settings: ScftSettings, bytes_per_token: int, device: str) -> 
     if settings.micro_batch_size:
         return MicroBatches(settings.micro_batch_size, 0, fitting)
     return MicroBatches(0, max(min(AUTO_TOKENS[device.split(":")[0]], fitting), LEAST_TOKENS), fitting)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out.
+
+    A card has an exception of its own; on a CPU and on an Apple GPU torch raises a plain RuntimeError, in other words
+    on each system, and Python itself a MemoryError.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def make_room(micro: MicroBatches, lengths: list[int], report: Reporter) -> None:

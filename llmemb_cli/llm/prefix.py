@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,23 +54,34 @@ def compute_prefix(loaded: LoadedModel, token_lists: Sequence[list[int]], poolin
     A few prompts are computed both ways first: a model that looks ahead, or keeps something else than keys and
     values, gives other vectors and is read without the cache.
     """
+    length = common_prefix(token_lists)
+    if length < LEAST_TOKENS or loaded.model.config.model_type in ENCODERS:
+        return None
+    prefix = read_beginning(loaded.model, token_lists[0][:length], loaded.device)
+    return prefix if prefix is not None and _agrees(loaded, prefix, token_lists, pooling) else None
+
+
+def read_beginning(model: Any, tokens: list[int], device: str) -> Prefix | None:
+    """The states of these tokens, with a graph where gradients are on; None if the model keeps no keys and values."""
     from transformers import DynamicCache
 
-    model = loaded.model
-    length = common_prefix(token_lists)
-    if length < LEAST_TOKENS or model.config.model_type in ENCODERS:
+    # A cache of our own keeps the whole beginning also where a layer sees a window only; the mask narrows it again.
+    cache = DynamicCache()
+    ids = torch.tensor([tokens], device=device)
+    asked = {"attention_mask": torch.ones_like(ids), "use_cache": True, cache_argument(model): cache}
+    states = model(input_ids=ids, **asked).last_hidden_state
+    if not cache.layers or any(getattr(layer, "keys", None) is None for layer in cache.layers):
         return None
-    ids = torch.tensor([token_lists[0][:length]], device=loaded.device)
-    # A cache of its own keeps the whole prefix also where a layer sees a window only; the mask narrows it again.
-    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=DynamicCache(), use_cache=True)
-    layers = getattr(getattr(out, "past_key_values", None), "layers", None)
-    if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
+    keys_values = [(layer.keys, layer.values) for layer in cache.layers]
+    if any(keys.shape[2] != len(tokens) for keys, _ in keys_values):
         return None
-    keys_values = [(layer.keys.clone(), layer.values.clone()) for layer in layers]
-    if any(keys.shape[2] != length for keys, _ in keys_values):
-        return None
-    prefix = Prefix(length, keys_values, out.last_hidden_state[0].float().sum(dim=0))
-    return prefix if _agrees(loaded, prefix, token_lists, pooling) else None
+    return Prefix(len(tokens), keys_values, states[0].float().sum(dim=0))
+
+
+def cache_argument(model: Any) -> str:
+    """What the model calls the cache it is given: `cache` in newer transformers, which warn of `past_key_values`."""
+    base = getattr(model, "get_base_model", lambda: model)()
+    return "cache" if "cache" in inspect.signature(type(base).forward).parameters else "past_key_values"
 
 
 def _agrees(loaded: LoadedModel, prefix: Prefix, token_lists: Sequence[list[int]], pooling: str) -> bool:
@@ -100,9 +112,8 @@ def embed_after(model: Any, prefix: Prefix, ids: torch.Tensor, mask: torch.Tenso
         cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
     positions = torch.arange(prefix.length, prefix.length + rest, device=ids.device).expand(rows, -1)
     whole = torch.cat([mask.new_ones(rows, prefix.length), mask], dim=1)
-    states = model(
-        input_ids=ids, attention_mask=whole, position_ids=positions, past_key_values=cache, use_cache=True
-    ).last_hidden_state
+    asked = {"attention_mask": whole, "position_ids": positions, "use_cache": True, cache_argument(model): cache}
+    states = model(input_ids=ids, **asked).last_hidden_state
     if pooling == "last":
         return pool(states, mask, pooling)
     count = mask.sum(dim=1, keepdim=True)

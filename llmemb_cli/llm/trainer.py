@@ -14,7 +14,7 @@ from llmemb_cli.llm.fastlora import DropoutPool
 from llmemb_cli.llm.load import LoadedModel
 from llmemb_cli.llm.plan import MicroBatches
 from llmemb_cli.llm.pooling import embed_batch, pad_tokens
-from llmemb_cli.llm.prefix import LEAST_TOKENS, Prefix, common_prefix, compute_prefix, embed_after
+from llmemb_cli.llm.prefix import LEAST_TOKENS, common_prefix, compute_prefix, embed_after, read_beginning
 from llmemb_cli.peers import ALONE, Peers
 from llmemb_cli.prompts.template import render
 from llmemb_cli.prompts.views import other_drop, random_drop
@@ -95,15 +95,9 @@ class Trainer:
 
     def _embed_after_prefix(self, token_lists: list[list[int]], length: int) -> torch.Tensor:
         """As `embed`, with gradients through the shared beginning too; its dropout is the same for all texts."""
-        from transformers import DynamicCache
-
         device = self.loaded.device
-        ids = torch.tensor([token_lists[0][:length]], device=device)
-        out = self.model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=DynamicCache(), use_cache=True
-        )
-        keys_values = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
-        prefix = Prefix(length, keys_values, out.last_hidden_state[0].float().sum(dim=0))
+        prefix = read_beginning(self.model, token_lists[0][:length], device)
+        assert prefix is not None, "find_prefix has seen that this model keeps keys and values"
         rest, mask = pad_tokens([tokens[length:] for tokens in token_lists], self.loaded.tokenizer.pad_token_id)
         return embed_after(self.model, prefix, rest.to(device), mask.to(device), self.settings.pooling)
 

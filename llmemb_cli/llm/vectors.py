@@ -15,6 +15,7 @@ from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.llm.attention import use_short_attention
 from llmemb_cli.llm.load import LoadedModel
+from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.llm.pooling import embed_batch, pad_tokens
 from llmemb_cli.llm.prefix import Prefix, compute_prefix, embed_after
 from llmemb_cli.progress import Reporter
@@ -159,11 +160,13 @@ def _encode_shard(encoder: Encoder, tokens: list[list[int]], stop: StopRequest) 
             raise InterruptedRunError("interrupted", hint="run the same command again to go on")
         batch = waiting.pop()
         try:
-            vectors = embed_tokens(encoder, [tokens[i] for i in batch])
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            waiting += _halved(encoder, batch, error)
+            parts.append((batch, embed_tokens(encoder, [tokens[i] for i in batch]).cpu()))
             continue
-        parts.append((batch, vectors.cpu()))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # Here, where the error no longer holds on to what it was computing.
+        waiting += _halved(encoder, batch)
     shard = torch.empty(len(tokens), parts[0][1].shape[1])
     for batch, vectors in parts:
         shard[torch.from_numpy(batch)] = vectors
@@ -180,15 +183,12 @@ def embed_tokens(encoder: Encoder, tokens: list[list[int]]) -> torch.Tensor:
     return embed_after(model, prefix, ids.to(device), mask.to(device), encoder.pooling)
 
 
-def _halved(encoder: Encoder, batch: np.ndarray, error: Exception) -> list[np.ndarray]:
+def _halved(encoder: Encoder, batch: np.ndarray) -> list[np.ndarray]:
     """The two halves of a batch that did not fit into memory.
 
     Raises:
         LlmembError: it is one prompt already.
     """
-    # On a CPU torch raises a plain RuntimeError.
-    if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
-        raise error
     if encoder.loaded.device.startswith("cuda"):
         torch.cuda.empty_cache()
     if len(batch) == 1:
