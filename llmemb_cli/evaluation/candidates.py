@@ -10,7 +10,7 @@ import polars as pl
 import torch
 
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.datasets.split import SplitData, load_split
+from llmemb_cli.datasets.split import Ragged, SplitData, load_split
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.pipeline import candidates_stage
 from llmemb_cli.progress import Reporter
@@ -20,8 +20,8 @@ from llmemb_cli.workspace.stage import StageResult, run_stage
 from llmemb_cli.workspace.store import read_tensors, write_parquet, write_tensors
 
 FILE = "candidates.safetensors"
-USERS_AT_ONCE = 20_000  # part of what the seed means: each block has a random stream of its own
-ROUNDS = 3
+DRAWN_AT_ONCE = 500_000  # part of what the seed means: each block of users has a random stream of its own
+ROUNDS = 4
 
 
 def make_candidates(workspace: Workspace, settings: Settings, report: Reporter) -> StageResult:
@@ -70,40 +70,40 @@ def draw_candidates(data: SplitData, negatives: int, how: str, seed: int) -> np.
     Raises:
         BadDataError: a user has not had fewer than `negatives` other items.
     """
-    users = test_users(data)
-    weights = data.train_counts[1:].astype(np.float64) if how == "popularity" else np.ones(data.n_items)
+    users, history = test_users(data), data.test_history()
+    # A training interaction drawn at random is an item drawn in proportion to its popularity.
+    pool = data.train.values if how == "popularity" else np.arange(1, data.n_items + 1, dtype=np.int32)
+    block = max(1, DRAWN_AT_ONCE // (negatives + 1))
     result = np.empty((len(users), negatives), dtype=np.int32)
-    for start in range(0, len(users), USERS_AT_ONCE):
+    for start in range(0, len(users), block):
         rng = numpy_rng(seed, "candidates", how, start)
-        block = users[start : start + USERS_AT_ONCE]
-        result[start : start + len(block)] = _draw_block(data, block, weights, negatives, rng)
+        some = users[start : start + block]
+        own = np.sort(_own_items(history, some, data.test[some], data.n_items + 1))
+        result[start : start + block] = _draw_block(data, some, own, pool, negatives, rng)
     return result
 
 
 def _draw_block(
-    data: SplitData, users: np.ndarray, weights: np.ndarray, negatives: int, rng: np.random.Generator
+    data: SplitData, users: np.ndarray, own: np.ndarray, pool: np.ndarray, negatives: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """(len(users), negatives) int32 for a block of users."""
+    """(len(users), negatives) int32 for a block of users; an item is as likely as it is frequent in `pool`."""
     width = data.n_items + 1
-    own = np.unique(_own_items(data, users, width))
-    cumulative = None if (weights == weights[0]).all() else np.cumsum(weights) / weights.sum()
     result = np.zeros((len(users), negatives), dtype=np.int32)
     found = np.zeros(len(users), dtype=np.int64)
     short = np.arange(len(users))
     drawn = np.empty((len(users), 0), dtype=np.int64)
     for _ in range(ROUNDS):
-        chances = rng.random((len(short), negatives + negatives // 8 + 2))
-        if cumulative is None:
-            items = (chances * data.n_items).astype(np.int64) + 1
-        else:
-            items = np.searchsorted(cumulative, chances, side="right") + 1
-        drawn = np.concatenate([drawn, np.minimum(items, data.n_items)], axis=1)
+        places = rng.integers(0, len(pool), size=(len(short), negatives + negatives // 8 + 4))
+        drawn = np.concatenate([drawn, pool[places]], axis=1, dtype=np.int64)
         result[short], found[short] = _first_strangers(drawn, short * width, own, negatives)
         left = found[short] < negatives
         short, drawn = short[left], drawn[left]
+        if not len(short):
+            return result
+    weights = np.bincount(pool, minlength=width)[1:].astype(np.float64)
     for row in short:
         free = weights.copy()
-        free[own[own // width == row] % width - 1] = 0
+        free[own[np.searchsorted(own, row * width) : np.searchsorted(own, (row + 1) * width)] - row * width - 1] = 0
         left_items = int((free > 0).sum())
         if left_items < negatives:
             raise BadDataError(
@@ -121,8 +121,8 @@ def _first_strangers(
     """The first `count` different items of each row that are not the user's own, in the order of the draw.
 
     Args:
-        drawn: (rows, m) int64 items.
-        base: (rows,) int64; base + item is the item's number in `own`.
+        drawn: (rows, m) int64 items, m at least `count`.
+        base: (rows,) int64, ascending; base + item is the item's number in `own`.
         own: sorted numbers of the users' own items.
 
     Returns:
@@ -130,29 +130,32 @@ def _first_strangers(
     """
     rows, m = drawn.shape
     # Items with their place in the draw, as one number: sorting it brings repeats together, the earliest first.
-    keys = np.sort(drawn * m + np.arange(m), axis=1)
-    items, places = keys // m, keys % m
+    bits = m.bit_length()
+    keys = np.sort((drawn << bits) | np.arange(m), axis=1)
+    items = keys >> bits
+    # Few draws are repeats or the user's own, so it is these that are looked for, not the others.
+    refused_row, at = np.nonzero(items[:, 1:] == items[:, :-1])
     numbers = (base[:, None] + items).ravel()
-    at = np.searchsorted(own, numbers)
-    fresh = (own[np.minimum(at, len(own) - 1)] != numbers).reshape(rows, m)
-    fresh[:, 1:] &= items[:, 1:] != items[:, :-1]
-    kept = np.zeros((rows, m), dtype=bool)
-    np.put_along_axis(kept, places, fresh, axis=1)
-    order = np.cumsum(kept, axis=1, dtype=np.int32)
-    kept &= order <= count
-    row, place = np.nonzero(kept)
-    result = np.zeros((rows, count), dtype=np.int32)
-    result[row, order[row, place] - 1] = drawn[row, place]
-    return result, np.minimum(order[:, -1], count).astype(np.int64)
+    hits = np.minimum(np.searchsorted(numbers, own), numbers.size - 1)
+    own_row, own_at = np.divmod(hits[numbers[hits] == own], m)
+    refused = np.zeros((rows, m), dtype=bool)
+    refused[refused_row, keys[refused_row, at + 1] & ((1 << bits) - 1)] = True
+    refused[own_row, keys[own_row, own_at] & ((1 << bits) - 1)] = True
+    found = np.minimum(m - refused.sum(axis=1), count)
+    result = drawn[:, :count].astype(np.int32)
+    some = np.flatnonzero(refused[:, :count].any(axis=1))
+    order = np.argsort(refused[some], axis=1, kind="stable")[:, :count]
+    moved = np.take_along_axis(drawn[some], order, axis=1)
+    result[some] = np.where(np.arange(count) < found[some, None], moved, 0)
+    return result, found
 
 
-def _own_items(data: SplitData, users: np.ndarray, width: int) -> np.ndarray:
+def _own_items(history: Ragged, users: np.ndarray, targets: np.ndarray, width: int) -> np.ndarray:
     """Every item a user has had, the target too, as row * width + item."""
-    history = data.test_history()
     lengths = history.lengths()[users]
     rows = np.repeat(np.arange(len(users)), lengths)
     places = np.arange(lengths.sum()) + np.repeat(history.offsets[users] - np.cumsum(lengths) + lengths, lengths)
-    return np.concatenate([rows * width + history.values[places], np.arange(len(users)) * width + data.test[users]])
+    return np.concatenate([rows * width + history.values[places], np.arange(len(users)) * width + targets])
 
 
 def _fill(free: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
