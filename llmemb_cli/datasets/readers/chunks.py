@@ -18,6 +18,7 @@ CHUNK = 16 << 20  # bytes of text in a block
 MAX_LINE = 16 << 20  # bytes; a longer line is not a record
 LINE = "line"  # name of the column with the line a row came from
 BOM = b"\xef\xbb\xbf"
+_PACKED = (b"\x1f\x8b", b"x\x01", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd")
 
 Part = TypeVar("Part")
 Done = TypeVar("Done")
@@ -53,6 +54,11 @@ class Chunk:
     first: int
     lines: int
     too_long: bool = False
+
+    @property
+    def looks_packed(self) -> bool:
+        """Whether polars would take it for gzip, zlib or zstd and unpack it, with no bound."""
+        return self.data.startswith(_PACKED)
 
 
 def line_chunks(file: RawFile, report: Reporter, size: int = CHUNK) -> Iterator[Chunk]:

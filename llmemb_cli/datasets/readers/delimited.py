@@ -154,7 +154,7 @@ class _Reader:
         """The block through polars, or None where one of its lines is blank or does not fit."""
         if b"\x00" in chunk.data or b"\r" in chunk.data or b"\n\n" in chunk.data or chunk.data.startswith(b"\n"):
             return None
-        if not self._even(chunk) or not _is_utf8(chunk.data):
+        if chunk.looks_packed or not self._even(chunk) or not _is_utf8(chunk.data):
             return None
         try:
             frame = pl.read_csv(

@@ -108,7 +108,7 @@ def _batch(chunk: Chunk, columns: list[str], name: str) -> Batch:
 
 def _fast(chunk: Chunk, columns: list[str]) -> pl.DataFrame | None:
     """The block through polars, or None where a line of it is blank, damaged or oddly typed."""
-    if not _begins_lines(chunk) and _EMPTY_LINE.search(chunk.data):
+    if chunk.looks_packed or (not _begins_lines(chunk) and _EMPTY_LINE.search(chunk.data)):
         return None
     try:
         frame = pl.read_ndjson(chunk.data, schema=dict.fromkeys(columns, pl.String))
