@@ -121,6 +121,33 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def amount(number: float, unit: str) -> str:
+    """How much of a task: 12,345 steps, 4.2 GB."""
+    if unit != "bytes":
+        return f"{number:,.0f} {unit}"
+    for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= size:
+            return f"{number / size:,.1f} {name}"
+    return f"{number:.0f} bytes"
+
+
+def _rate(number: float, unit: str) -> str:
+    return f"{amount(number, unit)}/s" if unit == "bytes" else f"{number:.3g}/s"
+
+
+def _count(done: int, total: int | None, unit: str) -> str:
+    """12/100 steps, or 1.2 GB of 4.2 GB."""
+    if not total:
+        return amount(done, unit)
+    return f"{amount(done, unit)} of {amount(total, unit)}" if unit == "bytes" else f"{done:,}/{total:,} {unit}"
+
+
+def _finished(label: str, done: int, unit: str, started: float, figures: dict[str, float | str]) -> str:
+    """The line that stays of a task."""
+    passed = duration(time.monotonic() - started)
+    return f"{label}: {amount(done, unit)} in {passed}  {_figures(figures)}".rstrip()
+
+
 def _figures(figures: dict[str, float | str]) -> str:
     return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
 
@@ -154,21 +181,17 @@ class _PlainTask(Task):
         self.shown = time.monotonic()
         passed = self.shown - self.started
         rate = (self.done - self.start_done) / passed if passed > 0 else 0.0
-        of = f"/{self.total}" if self.total else ""
         left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
-        line = f"{self.label}: {self.done}{of} {self.unit}, {rate:.3g}/s{left}  {_figures(self.figures)}"
+        count = _count(self.done, self.total, self.unit)
+        line = f"{self.label}: {count}, {_rate(rate, self.unit)}{left}  {_figures(self.figures)}"
         print(line.rstrip(), file=sys.stderr, flush=True)  # noqa: T201
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            passed = time.monotonic() - self.started
-            print(  # noqa: T201
-                f"{self.label}: {self.done} {self.unit} in {duration(passed)}  {_figures(self.figures)}".rstrip(),
-                file=sys.stderr,
-                flush=True,
-            )
+            line = _finished(self.label, self.done, self.unit, self.started, self.figures)
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 class LiveReporter(Reporter):
@@ -213,8 +236,7 @@ class _LiveTask(Task):
     def _count(self) -> str:
         passed = max(time.monotonic() - self.started, 1e-9)
         rate = (self.done - self.start_done) / passed
-        of = f"/{self.total:,}" if self.total else ""
-        return f"{self.done:,}{of} {self.unit}  {rate:.3g}/s"
+        return f"{_count(self.done, self.total, self.unit)}  {_rate(rate, self.unit)}"
 
     def advance(self, n: int = 1, **figures: float | str) -> None:
         self.done += n
@@ -228,9 +250,5 @@ class _LiveTask(Task):
         if self.progress is not None:
             self.progress.stop()
         if error is None:
-            passed = duration(time.monotonic() - self.started)
-            stderr().print(
-                f"{self.label}: {self.done:,} {self.unit} in {passed}  {_figures(self.figures)}".rstrip(),
-                markup=False,
-                soft_wrap=True,
-            )
+            line = _finished(self.label, self.done, self.unit, self.started, self.figures)
+            stderr().print(line, markup=False, soft_wrap=True)

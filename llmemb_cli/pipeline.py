@@ -21,7 +21,7 @@ _HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkp
 
 
 DATA_VERSION = 2
-EVAL_VERSION = 2
+EVAL_VERSION = 3
 
 
 def _settings(section: Any) -> dict[str, Any]:
@@ -241,4 +241,4 @@ def report_stage(workspace: Workspace, settings: Settings) -> Stage:
         and not any(part.startswith(".") for part in path.relative_to(workspace.root).parts)
     }
     chosen = {"protocol": protocol_name(settings)}
-    return Stage("report", workspace.reports, 2, chosen, settings.seed, inputs)
+    return Stage("report", workspace.reports, 3, chosen, settings.seed, inputs)

@@ -55,7 +55,7 @@ def describe_data(
             "largest_count": int(counts[tail].max(initial=0)),
             "share_of_test": float(tail[targets].mean()) if len(targets) else 0.0,
         },
-        "popularity": _histogram(counts, targets),
+        "popularity": histogram(counts, targets),
         "share_of_top_fifth": share_of_top_fifth(counts[1:]),
         "published": [_beside(published, counts, targets) for published in preset.published],
         "source": _source(raw, preset, settings.data),
@@ -88,8 +88,13 @@ def describe_data(
     }
 
 
-def _histogram(counts: np.ndarray, targets: np.ndarray) -> list[dict[str, Any]]:
-    """Items, their training interactions and the users whose test item they are, by bin of popularity."""
+def histogram(counts: np.ndarray, targets: np.ndarray) -> list[dict[str, Any]]:
+    """Items, their training interactions and the users whose test item they are, by bin of popularity.
+
+    Args:
+        counts: (n_items + 1,) int, training interactions; index 0 is the padding.
+        targets: (test users,) int, their test items.
+    """
     bins = count_bins(int(counts[1:].max(initial=0)))
     places = bin_places(counts[1:], bins)
     items = np.bincount(places, minlength=len(bins))

@@ -146,7 +146,12 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y:
     return _svg(figure)
 
 
-def draw_popularity(bins: Sequence[Mapping[str, Any]], run: str, metric: str) -> Any:
+def popularity(bins: Sequence[Mapping[str, Any]], run: str, metric: str) -> str:
+    """`draw_popularity` for the page."""
+    return _svg(draw_popularity(bins, run, metric, INK))
+
+
+def draw_popularity(bins: Sequence[Mapping[str, Any]], run: str, metric: str, ink: str = PRINTED) -> Any:
     """Items by training interactions as bars, and over them a run's metric for the test users whose item is there.
 
     Args:
@@ -154,10 +159,10 @@ def draw_popularity(bins: Sequence[Mapping[str, Any]], run: str, metric: str) ->
         run: what the line is, for the legend; "": no line is drawn.
         metric: name of the figure.
     """
-    figure, axis = _axis((max(6.4, 0.74 * len(bins)), 3.4), PRINTED)
+    figure, axis = _axis((max(6.4, 0.74 * len(bins)), 3.4), ink)
     places = range(len(bins))
     items = axis.bar(places, [entry["items"] for entry in bins], 0.84, color="#B9CCDA", label="items")
-    axis.bar_label(items, [f"{entry['items']:,}" for entry in bins], fontsize=7, padding=1, color="#5A6B78")
+    axis.bar_label(items, [f"{entry['items']:,}" for entry in bins], fontsize=7, padding=1, color=ink)
     # Bins follow each other: of wide ones the start is enough, and there is no room for more.
     names = [entry["bin"] if entry["low"] < 640 else f"{entry['low']:,}+" for entry in bins]
     ticks = [f"{name}\nn={entry['test_users']:,}" if run else name for name, entry in zip(names, bins, strict=True)]

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.card import histogram, share_of_top_fifth
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.prompts.views import random_drop
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.figures import Figure
+from llmemb_cli.reporting.popularity import METRIC, popularity_curve, run_label
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest, require_stage
@@ -21,11 +23,10 @@ EXAMPLES = 3
 
 
 def data_part(workspace: Workspace, data: SplitData) -> dict[str, Any]:
-    """The data card, items by popularity bin, and the curve of popularity."""
+    """The data card, items by popularity bin with the newest run's HR@10, and the curve of popularity."""
     summary = require_stage(workspace.data, made_by="llmemb init")["summary"]
-    names = [entry["bin"] for entry in summary["popularity"]]
-    counts = [entry["items"] for entry in summary["popularity"]]
-    bins = figures.bars(names, {"items": counts}, "items", "training interactions")
+    bins = popularity_curve(workspace, histogram(data.train_counts, data.test[data.test > 0]))
+    label = run_label(bins["run"]) if bins["run"] else ""
     ordered = np.sort(data.train_counts[1:])[::-1]
     places = np.arange(1, len(ordered) + 1)
     if len(ordered) > CURVE_POINTS:
@@ -38,11 +39,15 @@ def data_part(workspace: Workspace, data: SplitData) -> dict[str, Any]:
         logarithmic="xy",
     )
     share = np.cumsum(ordered)[places - 1] / max(int(ordered.sum()), 1)
-    fifth = float(ordered[: max(1, round(0.2 * len(ordered)))].sum() / max(int(ordered.sum()), 1))
+    fifth = share_of_top_fifth(ordered)
     return {
         "summary": summary,
         "bins": Figure(
-            "items-by-popularity", "Items by training interactions", [bins], {"bin": names, "items": counts}
+            "items-by-popularity",
+            "Items by training interactions" + (", and a run's HR@10 (the paper's Figure 1a)" if label else ""),
+            [figures.popularity(bins["bins"], label, METRIC)],
+            {key: [entry[key] for entry in bins["bins"]] for key in bins["bins"][0]},
+            wide=True,
         ),
         "curve": Figure(
             "popularity-curve",
