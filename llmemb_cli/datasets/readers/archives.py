@@ -88,7 +88,7 @@ def _walk_zip(path: Path) -> Iterator[RawFile]:
         if _TAR_NAME.search(name):
             yield from _walk_tar(path, opened)
         else:
-            yield RawFile(name, path, opened)
+            yield RawFile(name, path, opened, info.file_size)
 
 
 def _zip_opener(path: Path, info: zipfile.ZipInfo, where: str) -> Open:
@@ -122,7 +122,7 @@ def _tar_members(path: Path, opened: Open) -> Iterator[tuple[tarfile.TarFile, ta
 def _walk_tar(path: Path, opened: Open) -> Iterator[RawFile]:
     for _, member in _tar_members(path, opened):
         name = _own_name(member.name, path)
-        yield RawFile(name, path, _tar_opener(path, opened, member.name, f"{path}: {name}"))
+        yield RawFile(name, path, _tar_opener(path, opened, member.name, f"{path}: {name}"), member.size)
 
 
 def _tar_opener(path: Path, opened: Open, wanted: str, where: str) -> Open:

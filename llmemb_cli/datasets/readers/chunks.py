@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, TypeVar
 
-from llmemb_cli.datasets.readers.streams import RawFile
+from llmemb_cli.datasets.readers.streams import RawFile, bytes_read
 from llmemb_cli.progress import Reporter
 
 if TYPE_CHECKING:
@@ -70,13 +70,16 @@ def line_chunks(file: RawFile, report: Reporter, size: int = CHUNK) -> Iterator[
     # A block that cannot hold a line that is too long need not be looked through for one.
     size = max(min(size, MAX_LINE), len(BOM) + 1)
     number = 1
-    with file.open() as stream, report.task(f"reading {file.name}", None, "bytes") as task:
+    with file.open() as stream, report.task(f"reading {file.name}", file.size, "bytes") as task:
+        shown = 0
         block = stream.read(size).removeprefix(BOM)
         while block:
             # The line that the block ends in is completed: no line is in two blocks, nothing is carried over.
             begun = len(block) - block.rfind(b"\n") - 1
             rest = stream.readline(MAX_LINE + 1 - begun) if begun else b""
-            task.advance(len(block) + len(rest))
+            place = bytes_read(stream)
+            task.advance(place - shown)
+            shown = place
             too_long = begun + len(rest) > MAX_LINE and not rest.endswith(b"\n")
             data = block[: len(block) - begun] if too_long else block + rest if rest else block
             if data:

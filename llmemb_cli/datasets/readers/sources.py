@@ -31,7 +31,7 @@ def plain_file(path: Path) -> RawFile:
         raise WrongUseError("a file is expected here, this is a device or pipe", where=str(path))
     if status.st_size == 0:
         raise BadDataError("the file is empty", where=str(path))
-    return RawFile(path.name, path, partial(open_plain, path))
+    return RawFile(path.name, path, partial(open_plain, path), status.st_size)
 
 
 def find_files(source: Path, roles: dict[str, str], *, expected: str) -> dict[str, RawFile]:
@@ -107,7 +107,7 @@ def _files_in(folder: Path) -> Iterator[RawFile]:
     for path in _entries(folder):
         for file in _entries(path) if _is_a(stat.S_ISDIR, path) else [path]:
             if _is_a(stat.S_ISREG, file):
-                yield RawFile(file.name, file, partial(open_plain, file))
+                yield RawFile(file.name, file, partial(open_plain, file), file.stat().st_size)
 
 
 def _is_a(kind: Callable[[int], bool], path: Path) -> bool:

@@ -37,11 +37,13 @@ class RawFile:
         name: its name for messages and the data card, without folders.
         path: the file on disk that holds it: itself, or the archive.
         open: gives a new binary stream of its content, unpacked.
+        size: bytes that reading it goes through, as `bytes_read` counts them; None where that is not known.
     """
 
     name: str
     path: Path
     open: Callable[[], IO[bytes]]
+    size: int | None = None
 
     @property
     def where(self) -> str:
@@ -62,6 +64,10 @@ class _Bounded(io.RawIOBase):
 
     def tell(self) -> int:
         return self._done
+
+    def bytes_read(self) -> int:
+        """What has been taken of the file as it lies there, packed."""
+        return self._done if self._packed is None else self._packed_bytes()
 
     def readinto(self, buffer: Any) -> int:
         try:
@@ -120,6 +126,12 @@ def unpacked(stream: IO[bytes], where: str) -> IO[bytes]:
         if head.startswith(magic):
             return bounded(unpack(stream), stream.tell, where, stream)
     return stream
+
+
+def bytes_read(stream: IO[bytes]) -> int:
+    """How far a stream that `RawFile.open` gave has come through the file, in the bytes of `RawFile.size`."""
+    raw = getattr(stream, "raw", None)
+    return raw.bytes_read() if isinstance(raw, _Bounded) else stream.tell()
 
 
 def open_plain(path: Path) -> IO[bytes]:
