@@ -17,7 +17,7 @@ from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.catalogue import items_table, parse_python_object, plain_text, words
 from llmemb_cli.datasets.readers.chunks import Batch
-from llmemb_cli.datasets.readers.jsonl import Record, json_keys, json_records, parse_object, scan_jsonl
+from llmemb_cli.datasets.readers.jsonl import Record, as_text, json_keys, json_records, parse_object, scan_jsonl
 from llmemb_cli.datasets.readers.sources import find_files, plain_file
 from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.errors import BadDataError, WrongUseError
@@ -30,14 +30,11 @@ COLUMNS = [
 SAMPLE = 1000
 # Keys of reviews that only one edition has.
 MARKS = (("2023", {"parent_asin", "user_id"}), ("2018", {"verified", "vote", "style"}), ("2014", {"helpful"}))
-_PRICE = re.compile(r"\$?\s?\d[\d,]*(\.\d+)?(\s?-\s?\$?\s?\d[\d,]*(\.\d+)?)?")
-_LEAKING_DETAILS = {
-    "best sellers rank",
-    "date first available",
-    "customer reviews",
-    "release date",
-    "publication date",
-}
+_PRICE = re.compile(r"(?:from )?\$?\s?\d[\d,]*(\.\d+)?(\s?-\s?\$?\s?\d[\d,]*(\.\d+)?)?")
+# Details that tell how popular a product is or when it came, and its id, which tells nothing.
+_LEAKING_DETAILS = re.compile(
+    r"asin|.*best ?sellers rank|.*customer reviews?|date first.*|.*(release|publication) date", re.IGNORECASE
+)
 
 
 def read_amazon(settings: DataSettings, root: Path, preset: DatasetPreset, report: Reporter) -> RawData:
@@ -92,12 +89,13 @@ def _local(source: Path, preset: DatasetPreset) -> tuple[RawFile, RawFile]:
     expected = f"the reviews and meta_*.json.gz of {' or '.join(sorted(set(preset.categories.values())))}"
     ending = r"\.jsonl?(\.gz)?"
     metadata = rf"meta_({names}){ending}"
-    if source.is_file() and re.search(ending + "$", source.name):
+    if re.search(ending + "$", source.name) and not source.name.startswith("meta_"):
+        reviews = plain_file(source)
         category = re.sub(rf"^reviews_|(_5)?{ending}$", "", source.name)
         found = find_files(
             source.parent, {"metadata": rf"meta_({names}|{re.escape(category)}){ending}"}, expected=expected
         )
-        return plain_file(source), found["metadata"]
+        return reviews, found["metadata"]
     found = find_files(
         source, {"reviews": rf"(reviews_)?({names})(_5)?{ending}", "metadata": metadata}, expected=expected
     )
@@ -149,16 +147,15 @@ def _parse_metadata(text: str) -> Record:
 
 
 def _product(record: Record, unreadable: Counter[str]) -> dict[str, str]:
-    details = _details(record.get("details"))
     return {
-        "item_id": plain_text(record.get("parent_asin") or record.get("asin")),
+        "item_id": as_text(record.get("parent_asin") or record.get("asin")).strip(),
         "title": _title(record.get("title")),
         "brand": plain_text(record.get("brand") or record.get("store")),
         "categories": _categories(record.get("categories") or record.get("category")),
         "price": _price(record.get("price"), unreadable),
         "features": plain_text(record.get("features") or record.get("feature")),
         "description": plain_text(record.get("description")),
-        "details": details,
+        "details": _details(record.get("details")),
         "sales_rank": plain_text(record.get("salesRank") or record.get("rank")),
         "date": plain_text(record.get("date")),
         "average_rating": plain_text(record.get("average_rating")),
@@ -196,9 +193,10 @@ def _details(value: Any) -> str:
             return plain_text(value)
     if not isinstance(value, dict):
         return plain_text(value)
-    kept = {
-        key: text
-        for key, inner in value.items()
-        if str(key).strip(": ").lower() not in LEAKING | _LEAKING_DETAILS and (text := plain_text(inner))
-    }
-    return ", ".join(f"{words(str(key))}: {text}" for key, text in kept.items())
+    parts = []
+    for key, inner in value.items():
+        # In 2018 keys are "\\n    Item Weight: \\n    " and values end where a link began: "6.4 ounces (".
+        name, text = plain_text(str(key)).rstrip(": "), plain_text(inner).removesuffix(" (")
+        if text and name.lower() not in LEAKING and not _LEAKING_DETAILS.fullmatch(name):
+            parts.append(f"{words(name)}: {text}")
+    return ", ".join(parts)

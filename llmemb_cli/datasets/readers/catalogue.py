@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import html
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -17,8 +18,9 @@ from llmemb_cli.datasets.readers.jsonl import Record, as_text, text_fault
 
 BLOCK = 50_000
 SHORT = 500  # characters; features up to here are remembered
-MAX_LITERAL = 1 << 20  # characters; a longer Python literal is not an item
+MAX_LITERAL = 1 << 18  # characters; a longer Python literal is not an item
 _TAGS = re.compile(r"<[a-zA-Z/!][^<>]*>")
+_CODE = re.compile(r"</?(?:script|style)\b[^<>]*>", re.IGNORECASE)
 
 
 def items_table(
@@ -44,7 +46,12 @@ def items_table(
         if isinstance(record, Reject):
             tally.add([record])
             continue
-        values = describe(record)
+        try:
+            values = describe(record)
+        except (RecursionError, ValueError):
+            # Nested deeper than Python goes, or a number of more digits than it writes.
+            tally.add([Reject(name, line, "unreadable line: a value that cannot be text", "")])
+            continue
         row = [values.get(column) or None for column in ("item_id", *columns)]
         if fault := text_fault("".join(filter(None, row))):
             tally.add([Reject(name, line, fault, str(row[0])[:100].encode("utf-8", "replace").decode())])
@@ -60,6 +67,9 @@ def items_table(
 def plain_text(value: Any) -> str:
     """A value as one line of readable text: lists joined, markup and entities resolved, blanks tidied."""
     text = value if isinstance(value, str) else as_text(value)
+    if "<s" in text or "<S" in text:
+        # What stands between the tags of a script or style is no text either.
+        text = " ".join(_CODE.split(text)[::2])
     if "&" in text or "<" in text:
         text = html.unescape(_TAGS.sub(" ", text))
     return " ".join(text.split())
@@ -74,7 +84,9 @@ def parse_literal(text: str) -> Any:
     if len(text) > MAX_LITERAL:
         raise ValueError("too long")
     try:
-        return ast.literal_eval(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a stray backslash is worth no line on the user's terminal
+            return ast.literal_eval(text)
     except (SyntaxError, RecursionError, MemoryError, TypeError):
         raise ValueError("not a Python literal") from None
 
@@ -94,10 +106,13 @@ def parse_python_object(text: str) -> Record:
 def features(value: Any) -> str:
     """Nested yes/no and text features as a list a person can read.
 
-    `{"WiFi": "u'free'", "GoodForMeal": {"lunch": True, "dinner": False}}` is "WiFi: free, Good For Meal: lunch".
+    `{"WiFi": "u'free'", "GoodForMeal": {"lunch": True, "dinner": False}}` is "WiFi: free, Good For Meal: lunch",
+    and so is `["WiFi: free", "GoodForMeal: {'lunch': True, 'dinner': False}"]`, the form of early 2017.
     What is false, none or missing is left out: a list of what an item lacks would be longer than what it has.
     """
     value = _unpacked(value)
+    if isinstance(value, list) and all(isinstance(part, str) and ": " in part for part in value):
+        value = dict(part.split(": ", 1) for part in value)
     if not isinstance(value, dict):
         return plain_text(value)
     return ", ".join(filter(None, (_feature(str(key), inner) for key, inner in value.items())))
@@ -117,7 +132,7 @@ def _feature_text(key: str, value: Any) -> str:
         return f"{label}: {below}" if below else ""
     if inner is True:
         return label
-    return "" if inner in (False, None, "", "none", "no") else f"{label}: {words(plain_text(inner))}"
+    return "" if inner in (False, None, "", "none", "no") else f"{label}: {plain_text(inner).replace('_', ' ')}"
 
 
 _feature_once = lru_cache(maxsize=1 << 14)(_feature_text)
@@ -134,5 +149,9 @@ def _unpacked(value: Any) -> Any:
 
 
 def words(name: str) -> str:
-    """`GoodForMeal` and `good_for_meal` as words."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.replace("_", " ")).strip()
+    """`GoodForMeal`, `good_for_meal` and `PriceRange2` as words; a name that is words already stays."""
+    name = name.strip()
+    if " " in name:
+        return name
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.replace("_", " ")).replace("Wi Fi", "WiFi")
+    return re.sub(r"(?<=[a-z])\d$", "", name)

@@ -25,6 +25,8 @@ GENRES = (
     *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
 ATTRIBUTES = ["title", "year", "genres"]
+# "Title (1995)", "Title (1995) (TV)", "Title (1975-1979)".
+_YEAR = r"\s*\((\d{4})(?:[-\u2013][^)]*)?\)\s*(?:\([A-Z]{1,3}\)\s*)?$"
 _RATING = ["user_id", "item_id", "rating", "timestamp"]
 
 
@@ -101,11 +103,10 @@ def _films(file: RawFile, layout: Layout, tally: Tally, report: Reporter) -> pl.
         frames.append(_genre_flags(batch.frame) if "Action" in layout.columns else batch.frame)
     if not frames:
         raise WrongUseError("the file is empty", where=file.where)
-    year = pl.col("title").str.extract(r"\((\d{4})[^)]*\)\s*$")
     return pl.concat(frames).select(
         "item_id",
-        pl.col("title").str.replace(r"\s*\(\d{4}[^)]*\)\s*$", ""),
-        year.alias("year"),
+        pl.col("title").str.replace(_YEAR, ""),
+        pl.col("title").str.extract(_YEAR).alias("year"),
         pl.col("genres").str.replace_all("|", ", ", literal=True).replace("(no genres listed)", None),
         LINE,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from llmemb_cli.config.data import DataSettings
-from llmemb_cli.datasets.columns import LEAKING, guess_column
+from llmemb_cli.datasets.columns import guess_column
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE, Batch
@@ -18,10 +18,12 @@ from llmemb_cli.datasets.readers.tabular import column_names, read_table, scan_t
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.progress import Reporter
 
-# What RecBole's own data sets call things -> what reads well in a prompt.
+# What RecBole's own data sets call things -> what the attribute is called here. The first that is there has the name.
 NAMES = {
-    **{"movie_title": "title", "release_year": "year", "class": "genres", "item_name": "title", "name": "title"},
-    **{"sales_type": "type", "categories": "categories", "genre": "genres"},
+    **{"movie_title": "title", "item_name": "title", "name": "title", "release_year": "year"},
+    **{"class": "genres", "genre": "genres", "sales_type": "type"},
+    # Told apart from other attributes by these names: they leak.
+    **{"item_stars": "stars", "item_review_count": "review_count"},
 }
 
 
@@ -85,15 +87,18 @@ def _items(file: RawFile, key: str, tally: Tally, report: Reporter) -> tuple[pl.
     table = read_table(file, report=report)
     tally.rows_read[file.name] += table.rows_read
     tally.add(table.rejects)
-    names = {column: NAMES.get(column, column) for column in table.frame.columns}
-    frame = table.frame.rename({old: new for old, new in names.items() if old == new or new not in names})
+    names: dict[str, str] = {}
+    for column in table.frame.columns:
+        name = NAMES.get(column, column)
+        names[column] = column if name in names.values() or (name != column and name in table.frame.columns) else name
+    frame = table.frame.rename(names)
     if key not in frame.columns:
         raise WrongUseError(f"no column {key}", where=file.where)
     if "genres" in frame.columns:
         # RecBole separates the values of a sequence by blanks; a comma reads better and no genre holds a blank.
         frame = frame.with_columns(pl.col("genres").str.replace_all(" ", ", ", literal=True))
     frame = frame.rename({key: "item_id"}) if key != "item_id" else frame
-    attributes = [name for name in frame.columns if name not in ("item_id", LINE) and name.lower() not in LEAKING]
+    attributes = [name for name in frame.columns if name not in ("item_id", LINE)]
     attributes.sort(key=lambda name: name != "title")
     return frame.select("item_id", pl.exclude("item_id", LINE), LINE), attributes
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from llmemb_cli.config.data import DataSettings
-from llmemb_cli.datasets.columns import LEAKING, guess_column
+from llmemb_cli.datasets.columns import guess_column
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE, Batch, Chunk, Reject, line_chunks, printable
@@ -20,7 +20,7 @@ from llmemb_cli.datasets.readers.delimited import Layout, scan_delimited
 from llmemb_cli.datasets.readers.sources import plain_file
 from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.datasets.readers.tabular import column_names, read_table, table_kind
-from llmemb_cli.errors import WrongUseError
+from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.progress import Reporter
 
 
@@ -94,7 +94,8 @@ def _batch(chunk: Chunk, name: str, lengths: Counter[str]) -> Batch:
 
 
 def _texts(file: RawFile, settings: DataSettings, tally: Tally, report: Reporter) -> tuple[pl.DataFrame, list[str]]:
-    columns = column_names(file, encoding=settings.encoding)
+    """The items and the names of their attributes."""
+    columns = _header(file, settings)
     key = settings.item_column or guess_column("item_column", columns)[0]
     if key is None and table_kind(file) == "csv":
         layout = Layout(["item_id", "title"], "\t", 0, quoted=False, encoding=settings.encoding)
@@ -110,7 +111,18 @@ def _texts(file: RawFile, settings: DataSettings, tally: Tally, report: Reporter
     table = read_table(file, columns, encoding=settings.encoding, report=report)
     tally.rows_read[file.name] = table.rows_read
     tally.add(table.rejects)
-    others = [name for name in columns if name != key]
-    return table.frame.rename({key: "item_id"}).select("item_id", *others, LINE), [
-        name for name in others if name.lower() not in LEAKING
-    ]
+    title = settings.title_column or guess_column("title_column", columns)[0]
+    frame = table.frame.rename({key: "item_id"} | ({title: "title"} if title else {}))
+    attributes = [name for name in frame.columns if name not in ("item_id", LINE)]
+    attributes.sort(key=lambda name: name != "title")
+    return frame.select("item_id", *attributes, LINE), attributes
+
+
+def _header(file: RawFile, settings: DataSettings) -> list[str]:
+    """The columns of the text file; none where its first line is no header, but an item already."""
+    try:
+        return column_names(file, encoding=settings.encoding)
+    except BadDataError:
+        if settings.item_column or table_kind(file) != "csv":
+            raise
+        return []

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llmemb_cli.datasets.readers.chunks import LINE, Batch, Reject
+from llmemb_cli.datasets.readers.chunks import LINE, Batch, Reject, printable
 from llmemb_cli.datasets.readers.sources import plain_file
 from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.errors import BadDataError, WrongUseError, near_match
@@ -125,26 +125,57 @@ def _scan_parquet(file: RawFile, columns: list[str]) -> Iterator[Batch]:
             raise BadDataError("the table has no rows", where=file.where)
         for start in range(0, rows, PARQUET_ROWS):
             frame = pl.scan_parquet(file.path).select(columns).slice(start, PARQUET_ROWS).collect()
-            yield Batch(_as_texts(frame, start + 1), len(frame), [])
+            yield _as_batch(frame, start + 1, file)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise BadDataError(f"not a readable Parquet file: {error}", where=file.where) from error
 
 
-def _as_texts(frame: pl.DataFrame, first: int) -> pl.DataFrame:
+def _as_batch(frame: pl.DataFrame, first: int, file: RawFile) -> Batch:
     import polars as pl
 
-    from llmemb_cli.datasets.readers.jsonl import clean
+    from llmemb_cli.datasets.readers.jsonl import clean, text_fault
 
-    texts = [
-        pl.col(name).cast(pl.List(pl.String)).list.join(", ").alias(name)
-        if isinstance(dtype, pl.List)
-        else pl.col(name).dt.epoch("s").cast(pl.String).alias(name)
-        if isinstance(dtype, pl.Datetime)
-        else pl.col(name).cast(pl.String)
-        for name, dtype in frame.schema.items()
-    ]
+    columns = frame.columns
     lines = pl.int_range(first, first + len(frame), dtype=pl.Int64, eager=True)
-    return clean(frame.select(texts), frame.columns).with_columns(lines.alias(LINE))
+    texts = frame.select(
+        _text(pl.col(name), kind, f"{file.where}, column {name}").alias(name) for name, kind in frame.schema.items()
+    )
+    texts = clean(texts, columns).with_columns(lines.alias(LINE))
+    bad = pl.any_horizontal(pl.col(columns).str.contains("\x00", literal=True).fill_null(False))
+    reason = text_fault("\x00") or ""
+    rejects = [
+        Reject(file.name, row[LINE], reason, printable(", ".join(filter(None, map(row.get, columns)))))
+        for row in texts.filter(bad).iter_rows(named=True)
+    ]
+    return Batch(texts.filter(~bad), len(frame), rejects)
+
+
+def _text(value: pl.Expr, kind: Any, where: str) -> pl.Expr:
+    """A value of polars type `kind` as the text it would be read as from JSON Lines.
+
+    Raises:
+        BadDataError: values of this type have no text.
+    """
+    import polars as pl
+
+    if kind.is_float():
+        # pandas makes a column of ids with one missing a column of floats, and the missing one NaN.
+        value = value.fill_nan(None)
+        whole = (value == value.floor()) & (value.abs() < 2**53)
+        return (
+            pl.when(whole).then(value.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(value.cast(pl.String))
+        )
+    if kind == pl.Boolean:
+        return pl.when(value).then(pl.lit("yes")).when(~value).then(pl.lit("no"))
+    if isinstance(kind, pl.Datetime):
+        return value.dt.epoch("s").cast(pl.String)
+    if isinstance(kind, pl.Array):
+        return _text(value.arr.to_list(), pl.List(kind.inner), where)
+    if isinstance(kind, pl.List):
+        return value.list.eval(_text(pl.element(), kind.inner, where)).list.join(", ")
+    if isinstance(kind, pl.Struct | pl.Duration | pl.Object):
+        raise BadDataError(f"values of type {kind} are not understood", where=where, hint="make it a column of text")
+    return value.cast(pl.String)
 
 
 def _require(wanted: list[str], header: list[str], file: RawFile) -> None:

@@ -8,7 +8,7 @@ from llmemb_cli.config.data import DataSettings
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.catalogue import features, items_table, plain_text
-from llmemb_cli.datasets.readers.jsonl import Record, json_records, parse_object, scan_jsonl
+from llmemb_cli.datasets.readers.jsonl import Record, as_text, json_records, parse_object, scan_jsonl
 from llmemb_cli.datasets.readers.sources import find_files
 from llmemb_cli.errors import MissingError
 from llmemb_cli.progress import Reporter
@@ -23,6 +23,8 @@ COLUMNS = [
     *("title", "categories", "city", "state", "neighborhoods", "address", "features", "hours"),
     *("stars", "review_count", "open"),
 ]
+# `open` was true or false until 2016, `is_open` is 1 or 0 since.
+_OPEN = {"yes": "yes", "true": "yes", "1": "yes", "no": "no", "false": "no", "0": "no"}
 
 
 def read_yelp(settings: DataSettings, root: Path, preset: DatasetPreset, report: Reporter) -> RawData:
@@ -60,9 +62,8 @@ def read_yelp(settings: DataSettings, root: Path, preset: DatasetPreset, report:
 
 
 def _business(record: Record) -> dict[str, str]:
-    opened = record.get("is_open", record.get("open"))
     return {
-        "item_id": plain_text(record.get("business_id")),
+        "item_id": as_text(record.get("business_id")).strip(),
         "title": plain_text(record.get("name")),
         # A list until 2017, one text with commas since.
         "categories": plain_text(record.get("categories")),
@@ -74,7 +75,7 @@ def _business(record: Record) -> dict[str, str]:
         "hours": _hours(record.get("hours")),
         "stars": plain_text(record.get("stars")),
         "review_count": plain_text(record.get("review_count")),
-        "open": "" if opened is None else "yes" if opened in (True, 1) else "no",
+        "open": _OPEN.get(as_text(record.get("is_open", record.get("open"))).lower(), ""),
     }
 
 
@@ -86,7 +87,8 @@ def _hours(value: object) -> str:
     for day, hours in value.items():
         if isinstance(hours, dict):
             hours = f"{hours.get('open', '')}-{hours.get('close', '')}"
-        days.append(f"{day} {plain_text(hours)}")
+        if text := plain_text(hours):
+            days.append(f"{day} {text}")
     return ", ".join(days)
 
 
