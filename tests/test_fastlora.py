@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from llmemb_cli.config.scft import ScftSettings
+from llmemb_cli.dropout import random_mask
 from llmemb_cli.llm.adapter import with_lora
 from llmemb_cli.llm.attention import use_short_attention
-from llmemb_cli.llm.fastlora import DropoutPool, _LoraLinear, random_mask, speed_up
+from llmemb_cli.llm.fastlora import DropoutPool, _LoraLinear, speed_up
 from llmemb_cli.llm.load import LoadedModel, load_model
 from llmemb_cli.llm.memory import activation_bytes
 from llmemb_cli.llm.pooling import embed_batch

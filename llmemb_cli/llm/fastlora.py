@@ -13,12 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-# The bits of 1.0; a mask is made as integers and read as floats, since converting from bool is slow on a CPU.
-_ONE = {
-    torch.bfloat16: (torch.int16, 0x3F80),
-    torch.float16: (torch.int16, 0x3C00),
-    torch.float32: (torch.int32, 0x3F800000),
-}
+from llmemb_cli.dropout import random_mask
+
 # Numbers in the pool beyond the largest mask: so many places a mask can begin at.
 _SPARE = 1 << 18
 
@@ -42,19 +38,6 @@ class DropoutPool:
             pool = self._pool = random_mask(2 * count + _SPARE, self.ratio, like.dtype, like.device)
         start = int(torch.randint(len(pool) - count, ()))
         return pool[start : start + count].view(like.shape)
-
-
-def random_mask(count: int, ratio: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """(count,) zeros with probability `ratio` (to 1 / 65,536) and ones, from torch's generator of the device."""
-    if device.type != "cpu":
-        return torch.empty(count, dtype=dtype, device=device).bernoulli_(1 - ratio)
-    integer, one = _ONE[dtype]
-    per = 8 // dtype.itemsize
-    bits = torch.empty(-(-count // per), dtype=torch.int64).random_(-(2**63), None).view(integer)[:count]
-    least = torch.iinfo(integer).min
-    cut = min(least + round(ratio * 2 ** (8 * dtype.itemsize)), torch.iinfo(integer).max - 1)
-    # 0 below the cut, 1 from it on.
-    return bits.clamp_(cut - 1, cut).sub_(cut - 1).mul_(one).view(dtype)
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -41,7 +41,10 @@ class Recommender(nn.Module):
     @property
     def item_table(self) -> torch.Tensor:
         """(n_items + 1, d) float, what states are multiplied with; row 0 = padding."""
-        table = self.embedding.table()
+        return self.scored(self.embedding.table())
+
+    def scored(self, table: torch.Tensor) -> torch.Tensor:
+        """What states are multiplied with, from item embeddings: those, or their directions where cosines count."""
         return table if self.temperature is None else nn.functional.normalize(table, dim=1)
 
     @property
@@ -57,28 +60,32 @@ class Recommender(nn.Module):
             embedded = torch.where(masked, mask_vector.to(embedded.dtype), embedded)
         return self.backbone(embedded, sequences > 0)
 
-    def encode(self, sequences: torch.Tensor) -> torch.Tensor:
+    def encode(self, sequences: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
         """The user's state after each sequence.
 
         Args:
             sequences: (batch, length) int64, left-padded with 0, at most `max_length` are used.
+            table: `embedding.table()`, where many batches are encoded; else embeddings are made for this one.
 
         Returns:
             (batch, d) float.
         """
-        states = self.last_states(sequences)
+        states = self.last_states(sequences, table)
         if self.branches is not None:
             states = self.branches.lift_short(states, (sequences > 0).sum(dim=1))
         # With cosines a state's length matters only to the biases.
         return states if self.temperature is None else nn.functional.normalize(states, dim=1) / self.temperature
 
-    def last_states(self, sequences: torch.Tensor) -> torch.Tensor:
-        """(batch, d): the backbone's state after each sequence, f(S), before anything a method adds."""
+    def last_states(self, sequences: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, d): the backbone's state after each sequence, f(S), before anything a method adds; see `encode`."""
         if self.kind == "bert4rec":
             mask = torch.full_like(sequences[:, :1], self.mask_item)
             sequences = torch.cat([sequences, mask], dim=1)
         sequences = sequences[:, -self.max_length :]
-        items, place = torch.unique(sequences.clamp(max=self.n_items), return_inverse=True)
+        known = sequences.clamp(max=self.n_items)
+        if table is not None:
+            return self.states(sequences, nn.functional.embedding(known, table))[:, -1]
+        items, place = torch.unique(known, return_inverse=True)
         return self.states(sequences, self.embedding.rows(items)[place])[:, -1]
 
 

@@ -9,7 +9,7 @@ from llmemb_cli.datasets.split import PAD, Ragged
 from llmemb_cli.seeds import numpy_rng
 
 # Positions of padding that are worth one more call of the backbone.
-GROUP_SAVING = 512
+GROUP_SAVING = 256
 
 
 def left_padded(rows: Ragged, chosen: np.ndarray, max_length: int) -> torch.Tensor:

@@ -7,11 +7,16 @@ import torch
 
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.peers import ALONE, Peers
+from llmemb_cli.ranking import rank_of_target
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import left_padded
 
-BLOCK = 512
+# Users scored at once; on a CPU their scores stay in its cache.
+BLOCK = {"cpu": 128}
+MOST = 512
+# Rows of scores begin at multiples of this: a matrix product whose rows begin anywhere takes up to twice as long.
+ALIGNED = 16
 
 
 def validation_users(data: SplitData, most: int, seed: int) -> np.ndarray:
@@ -37,20 +42,22 @@ def validation_ranks(
     """
     model.train(False)
     mine = users[peers.rank :: peers.size]
-    table, bias = model.item_table, model.item_bias
-    ranks = []
-    for start in range(0, len(mine), BLOCK):
-        block = mine[start : start + BLOCK]
-        states = model.encode(left_padded(data.train, block, model.max_length).to(device))
-        scores = states @ table.T if bias is None else torch.addmm(bias, states, table.T)
-        target = torch.from_numpy(data.valid[block].astype(np.int64)).to(device)[:, None]
+    raw = model.embedding.table()
+    table, bias = model.scored(raw), model.item_bias
+    ranks, block = [], BLOCK.get(device, MOST)
+    buffer = raw.new_empty(min(block, len(mine)), -(-len(table) // ALIGNED) * ALIGNED)
+    for start in range(0, len(mine), block):
+        chosen = mine[start : start + block]
+        states = model.encode(left_padded(data.train, chosen, model.max_length).to(device), raw)
+        scores = torch.mm(states, table.T, out=buffer[: len(chosen), : len(table)])
+        if bias is not None:
+            scores += bias
+        target = torch.from_numpy(data.valid[chosen].astype(np.int64)).to(device)[:, None]
         wanted = scores.gather(1, target)
-        every = left_padded(data.train, block, int(data.train.lengths()[block].max()))
+        every = left_padded(data.train, chosen, int(data.train.lengths()[chosen].max()))
         scores.scatter_(1, every.to(device), -torch.inf).scatter_(1, target, -torch.inf)
         scores[:, 0] = -torch.inf
-        # Ties count against the target, and a score that is not a number ranks it last.
-        ahead = (scores >= wanted).sum(dim=1) + torch.isnan(wanted[:, 0]) * data.n_items
-        ranks.append(1 + ahead)
+        ranks.append(rank_of_target(wanted[:, 0], scores))
     found = torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64, device=device)
     counts = peers.share(len(users))
     parts = peers.gather(found, counts).cpu().split(counts)

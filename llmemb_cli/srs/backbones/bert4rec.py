@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from llmemb_cli.dropout import Dropout
 from llmemb_cli.srs.backbones.sasrec import attend, attention_mask
 
 
@@ -21,7 +22,7 @@ class BERT4Rec(nn.Module):
         self.max_length, self.causal = max_length, False
         self.mask_vector = nn.Parameter(torch.randn(hidden_size) * 0.02)
         self.positions = nn.Parameter(torch.randn(max_length, hidden_size) * 0.02)
-        self.norm, self.dropout = nn.LayerNorm(hidden_size), nn.Dropout(dropout)
+        self.norm, self.dropout = nn.LayerNorm(hidden_size), Dropout(dropout)
         self.blocks = nn.ModuleList(BertBlock(hidden_size, heads, dropout) for _ in range(layers))
         self.head, self.head_norm = nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size)
 
@@ -52,7 +53,7 @@ class BertBlock(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(hidden_size, hidden_size) for _ in range(4))
         self.up, self.down = nn.Linear(hidden_size, 4 * hidden_size), nn.Linear(4 * hidden_size, hidden_size)
         self.norm1, self.norm2 = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         """x (batch, length, d), allowed (batch, 1, length, length) -> (batch, length, d)."""

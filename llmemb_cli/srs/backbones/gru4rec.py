@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from llmemb_cli.dropout import Dropout
+
 
 class GRU4Rec(nn.Module):
     """Item embeddings in, a state for every position out; padding never enters the state."""
@@ -13,7 +15,7 @@ class GRU4Rec(nn.Module):
 
     def __init__(self, hidden_size: int, layers: int, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gru = nn.GRU(hidden_size, hidden_size, layers, batch_first=True)
 
     def forward(self, embedded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from llmemb_cli.dropout import Dropout, mask_out
+
 
 class SASRec(nn.Module):
     """Item embeddings in, a state for every position out.
@@ -24,7 +26,7 @@ class SASRec(nn.Module):
         super().__init__()
         self.max_length, self.causal, self.scale = max_length, causal, math.sqrt(hidden_size)
         self.positions = nn.Parameter(torch.randn(max_length, hidden_size) * 0.02)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(hidden_size, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden_size)
 
@@ -76,7 +78,7 @@ class Block(nn.Module):
         self.query_norm, self.feed_norm = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
         self.query, self.key, self.value = (nn.Linear(hidden_size, hidden_size) for _ in range(3))
         self.up, self.down = nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         """x (batch, length, d), allowed (batch, 1, length, length) -> (batch, length, d)."""
@@ -99,5 +101,11 @@ def attend(
 ) -> torch.Tensor:
     """Multi-head scaled dot-product attention over (batch, length, d)."""
     q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+    if dropout and q.device.type == "cpu":
+        # torch has no fused kernel with dropout here: its own way is this one with dearer random numbers.
+        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(2, 3)
+        weights = scores.masked_fill_(~allowed, -torch.inf).softmax(dim=-1)
+        out = mask_out(weights, dropout) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
     return out.transpose(1, 2).flatten(2)
