@@ -40,14 +40,15 @@ def read_items(path: Path) -> Items:
         [f"{name} is {value}" for name, value in zip(names, row, strict=True) if value]
         for row in frame.select(names).iter_rows()
     ]
-    return Items(parts, [f"{INSTRUCTION}\n" + "; ".join(texts) for texts in parts], INSTRUCTION, "; ")
+    prompts = [f"{INSTRUCTION}\n" + "; ".join(texts) for texts in parts]
+    return Items(pl.Series(parts), pl.Series(prompts), INSTRUCTION, "; ")
 
 
 def ours(items: Items, settings: Settings, steps: int) -> float:
     """Real tokens a second of our steps."""
     trainer = make_trainer(items, settings, Reporter(), "cuda" if torch.cuda.is_available() else "cpu", ALONE)
     trainer.model.train()
-    every = np.arange(len(items.prompts))
+    every = np.arange(len(items))
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(trainer, Path(folder), Reporter())
         tokens = seconds = 0.0
@@ -89,7 +90,7 @@ def theirs(items: Items, settings: Settings, steps: int, mini: int) -> float:
             target_modules=scft.target_modules,
         )
     )
-    every = np.arange(len(items.prompts))
+    every = np.arange(len(items))
     pairs: dict[str, list[str]] = {"anchor": [], "positive": []}
     tokens = 0
     for step in range(steps + 1):

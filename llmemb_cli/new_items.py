@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from llmemb_cli.config.prompt import PromptSettings
 from llmemb_cli.config.settings import Settings
@@ -16,20 +14,21 @@ from llmemb_cli.datasets.columns import guess_column
 from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, read_pca
-from llmemb_cli.embeddings.table import check_vectors, rows_for
+from llmemb_cli.embeddings.table import read_ids, rows_for
 from llmemb_cli.embeddings.table import read_table as read_vectors
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.llm.encode import open_llm, resolve
-from llmemb_cli.llm.vectors import SHARDS, encode
+from llmemb_cli.llm.vectors import encode
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import build_prompts
 from llmemb_cli.srs.vectors import INPUT_RMS
 from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.rows import RowsFile, blocks, map_rows
 from llmemb_cli.workspace.stage import Stage, StageResult, output_fingerprint, require_stage, run_stage
-from llmemb_cli.workspace.store import read_tensors, write_json, write_parquet, write_tensors
+from llmemb_cli.workspace.store import read_tensors, write_json, write_parquet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 def embed_new_items(
@@ -70,22 +69,20 @@ def embed_new_items(
 
     def build(work: Path) -> dict[str, Any]:
         loaded = open_llm(settings, adapter, device, report)
-        done = encode(loaded, frame["prompt"].to_list(), frame["item_id"], settings, work, report)
-        shutil.rmtree(work / SHARDS)
-        check_vectors(done.vectors, frame["item_id"], str(items))
-        tables = {"embeddings": done.vectors, "reduced": read_pca(directory).transform(done.vectors)}
+        done = encode(loaded, frame["prompt"], frame["item_id"], settings, work, report)
+        pca = read_pca(directory)
+        tables = {"embeddings": done.vectors.shape[1], "reduced": len(pca.components)}
+        _write_mapped(work / "reduced.safetensors", "reduced", done.vectors, pca.transform, len(pca.components))
         if mapping is not None:
-            tables["item_embeddings"] = mapping(done.vectors)
-        write_parquet(work / "ids.parquet", frame.select("item_id"))
-        for name, table in tables.items():
-            write_tensors(work / f"{name}.safetensors", {name: torch.from_numpy(np.ascontiguousarray(table))})
+            tables["item_embeddings"] = mapping.hidden_size
+            path = work / "item_embeddings.safetensors"
+            _write_mapped(path, "item_embeddings", done.vectors, mapping, mapping.hidden_size)
         if done.cut:
-            write_json(work / "cut.json", [str(frame["item_id"][row]) for row in done.cut])
-        known = set(read_vectors(directory).item_ids.to_list())
+            write_json(work / "cut.json", frame["item_id"].gather(done.cut).to_list())
         return {
             "items": len(frame),
-            "known": sum(item in known for item in frame["item_id"].to_list()),
-            "tables": {name: table.shape[1] for name, table in tables.items()},
+            "known": int(frame["item_id"].is_in(read_ids(directory).implode()).sum()),
+            "tables": tables,
             "run": run,
             "cut": len(done.cut),
         }
@@ -97,11 +94,20 @@ def embed_new_items(
     return result, stage.path
 
 
+def _write_mapped(
+    path: Path, name: str, vectors: np.ndarray, mapped: Callable[[np.ndarray], np.ndarray], width: int
+) -> None:
+    """Write `mapped(vectors)`, (n, width), some rows at a time."""
+    with RowsFile(path, name, len(vectors), width) as file:
+        for rows in blocks(*vectors.shape):
+            file.write(np.arange(rows.start, rows.stop), mapped(vectors[rows]))
+
+
 def _as_frame(folder: Path, tables: Mapping[str, int]) -> pl.DataFrame:
     """The result as one table: `item_id` and a list of numbers for each kind of vector."""
-    frame = pl.read_parquet(folder / "ids.parquet")
+    frame = pl.DataFrame({"item_id": read_ids(folder)})
     for name, width in tables.items():
-        values = read_tensors(folder / f"{name}.safetensors")[name].numpy()
+        values = map_rows(folder / f"{name}.safetensors", name)
         frame = frame.with_columns(pl.Series(name, values, dtype=pl.Array(pl.Float32, width)).arr.to_list())
     return frame
 
@@ -191,6 +197,7 @@ class RunMapping:
         self.run = workspace.run(run)
         manifest = require_stage(self.run, made_by="llmemb rat")
         made = manifest["made_from"]["settings"]
+        self.hidden_size = int(made["hidden_size"])
         self._check(workspace, run, kind, manifest)
         self.weights = {
             name.removeprefix("embedding."): tensor.double().numpy()
@@ -201,9 +208,9 @@ class RunMapping:
         ids = pl.read_parquet(self.run / "ids.parquet")["item_id"]
         vectors = rows_for(read_vectors(directory), ids, str(directory))
         if "adapter" in made.get("without", []):
-            self.pca, self.width = fit_pca(vectors, made["hidden_size"]), made["hidden_size"]
+            self.pca = fit_pca(vectors, self.hidden_size)
         elif {"inner.weight", "linear.weight"} & set(self.weights):
-            self.pca, self.width = read_pca(directory), made["d_m"]
+            self.pca = read_pca(directory).first(made["d_m"])
         else:
             raise WrongUseError(
                 f"{run} has an embedding of its own for every item: it has none for new ones",
@@ -212,7 +219,13 @@ class RunMapping:
             )
         if "vectors" in self.weights:
             report.warn(f"{run} trained the LLM vectors of its items; new items start from theirs untrained")
-        self.scale = INPUT_RMS / float(np.sqrt(np.mean(self._reduced(vectors) ** 2)))
+        if made.get("control", "none") != "none":
+            raise WrongUseError(
+                f"{run} is a control run with {made['control']} vectors: those of new items mean nothing to it",
+                where=str(self.run),
+            )
+        squares = [float(np.square(self.pca.transform(vectors[rows])).sum()) for rows in blocks(*vectors.shape)]
+        self.scale = INPUT_RMS / float(np.sqrt(sum(squares) / (len(vectors) * len(self.pca.components))))
 
     def _check(self, workspace: Workspace, run: str, kind: str, manifest: dict[str, Any]) -> None:
         summary, inputs = manifest["summary"], manifest["made_from"]["inputs"]
@@ -235,12 +248,9 @@ class RunMapping:
                 hint="run `llmemb rat` again",
             )
 
-    def _reduced(self, vectors: np.ndarray) -> np.ndarray:
-        return self.pca.transform(vectors)[:, : self.width]
-
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """(n, d) LLM vectors -> (n, hidden_size) float32 item embeddings."""
-        states = self._reduced(vectors).astype(np.float64) * self.scale
+        states = self.pca.transform(vectors).astype(np.float64) * self.scale
         for layer in ("inner", "outer", "linear"):
             if f"{layer}.weight" in self.weights:
                 states = states @ self.weights[f"{layer}.weight"].T + self.weights[f"{layer}.bias"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -31,6 +33,7 @@ from llmemb_cli.llm.vectors import embed_tokens, make_encoder
 from llmemb_cli.pipeline import embed_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
+from llmemb_cli.workspace import rows as rows_module
 from llmemb_cli.workspace.stage import stage_state
 from tests.tiny_llm import with_prompts
 from tests.tiny_model import SIZES, WORDS, tiny_bert, tiny_llama, word_tokenizer
@@ -237,6 +240,46 @@ def test_processes_started_together_share_the_work_and_one_merges(tmp_path: Path
     assert len(read_table(workspace.embeddings("base")).item_ids) == 30
 
 
+@pytest.mark.parametrize("how", ["crash", "full disk"])
+def test_a_broken_export_loses_one_shard_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    folder = tiny_llama(tmp_path / "m")
+    small = {"embed.shard_items": 7, "scft.model": str(folder), "embed.precision": "fp32", "embed.device": "cpu"}
+    workspace, _ = with_prompts(tmp_path / "ws", folder)
+    settings = make_settings(small)
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    whole = {path.name: path.read_bytes() for path in workspace.embeddings("base").iterdir()}
+    shutil.rmtree(workspace.embeddings("base"))
+    encode_shard, write_all = vectors_module._encode_shard, rows_module._write_all
+    computed: list[int] = []
+
+    def counted(encoder: Any, tokens: list[list[int]], stop: Any) -> torch.Tensor:
+        computed.append(len(tokens))
+        if how == "crash" and broken and len(computed) == 3:
+            raise RuntimeError("the power failed")
+        return encode_shard(encoder, tokens, stop)
+
+    def full(file: Any, values: np.ndarray) -> None:
+        if how == "full disk" and broken and len(computed) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_all(file, values)
+
+    monkeypatch.setattr(vectors_module, "_encode_shard", counted)
+    monkeypatch.setattr(rows_module, "_write_all", full)
+    broken = True
+    with pytest.raises((RuntimeError, LlmembError), match=r"the power failed|no space left"):
+        run_embed(workspace, settings, Reporter(), tuned=False)
+    assert not workspace.embeddings("base").exists() and computed == [7, 7, 7]
+    broken = False
+    computed.clear()
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    assert computed == [7, 7, 2]  # of 30 items the first 14 were on the disk
+    for name in ("embeddings.safetensors", "ids.parquet", "pca.safetensors"):
+        assert (workspace.embeddings("base") / name).read_bytes() == whole[name]
+    assert sorted(path.name for path in workspace.embeddings("base").iterdir()) == sorted(whole)
+
+
 def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, settings = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"))
     run_embed(workspace, settings, Reporter(), tuned=False)
@@ -293,16 +336,26 @@ def test_pooling_other_than_the_adapters_is_wrong_use(tmp_path: Path) -> None:
     assert done.exit_code == 0 and json.loads(done.stdout)["pooling"] == "last"
 
 
-def test_randomised_pca_finds_the_components_of_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [3, 60])
+def test_pca_in_blocks_exact_or_randomised_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     rng = np.random.default_rng(0)
-    scales = np.array([30.0, 10.0, 5.0, *np.full(57, 0.1)])
-    vectors = (rng.normal(size=(400, 60)) * scales @ np.linalg.qr(rng.normal(size=(60, 60)))[0]).astype(np.float32)
-    exact = fit_pca(vectors, 3)
-    monkeypatch.setattr(pca_module, "EXACT_UP_TO", 1)
-    fast = fit_pca(vectors, 3, seed=1)
-    np.testing.assert_allclose(fast.components, exact.components, atol=1e-3)
-    np.testing.assert_allclose(fast.explained_variance, exact.explained_variance, rtol=1e-3)
-    assert fast.total_variance == exact.total_variance
+    scales = np.array([30.0, 10.0, 5.0, *np.full(297, 0.1)])
+    vectors = (rng.normal(size=(500, 300)) * scales @ np.linalg.qr(rng.normal(size=(300, 300)))[0] + 7).astype("f4")
+    whole = fit_pca(vectors, width)
+    monkeypatch.setattr(pca_module, "SVD_UP_TO", 1)
+    monkeypatch.setattr(rows_module, "BLOCK_BYTES", 4 * 300 * 7)
+    monkeypatch.setattr(pca_module, "_by_svd", lambda *args: pytest.fail("not in blocks"))
+    other = "_by_covariance" if width == 3 else "_by_subspace"
+    monkeypatch.setattr(pca_module, other, lambda *args: pytest.fail("not the cheaper way"))
+    blockwise = fit_pca(vectors, width, seed=1)
+    np.testing.assert_allclose(blockwise.mean, whole.mean, rtol=1e-5)
+    np.testing.assert_allclose(blockwise.explained_variance, whole.explained_variance, rtol=1e-4)
+    np.testing.assert_allclose(blockwise.components[:3], whole.components[:3], atol=1e-4)
+    np.testing.assert_allclose(np.abs(blockwise.components @ whole.components.T), np.eye(width), atol=1e-2)
+    assert blockwise.total_variance == pytest.approx(whole.total_variance, rel=1e-9)
+    np.testing.assert_allclose(
+        whole.transform(vectors), (vectors - whole.mean) @ whole.components.T, rtol=1e-4, atol=1e-3
+    )
 
 
 BLOCKED = """
@@ -372,7 +425,7 @@ def test_the_prompts_that_stand_for_all_share_what_all_share(tmp_path: Path, mon
         for _ in range(200)
     ]
     tokens = [loaded.tokenizer(prompt)["input_ids"] for prompt in prompts]
-    lengths, some = vectors_module.survey(loaded, prompts, 20)
+    lengths, some = vectors_module.survey(loaded, pl.Series(prompts), 20)
     assert lengths.tolist() == [len(ids) for ids in tokens]
     assert common_prefix(some) == common_prefix(tokens)
     assert min(map(len, some)) == min(map(len, tokens)) and max(map(len, some)) == 20

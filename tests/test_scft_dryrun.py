@@ -34,7 +34,7 @@ def test_parameters_and_tokens_are_those_of_the_training(tmp_path: Path, tiny: P
     assert not (workspace.root / "scft").exists()
     # An epoch by hand: whole words and separators are the tokens.
     items = read_items(workspace)
-    train, _ = split_items(len(items.prompts), settings.scft, settings.seed)
+    train, _ = split_items(len(items), settings.scft, settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     order = numpy_rng(settings.seed, "scft-order", 0).permutation(train)
     total = 0
@@ -42,7 +42,7 @@ def test_parameters_and_tokens_are_those_of_the_training(tmp_path: Path, tiny: P
         rng = numpy_rng(settings.seed, "views", step)
         for _ in range(2):
             for item in order[8 * step : 8 * step + 8]:
-                kept = random_drop(items.parts[int(item)], 0.4, rng)
+                kept = random_drop(items.parts[int(item)].to_list(), 0.4, rng)
                 total += len(tokenizer(items.text(kept))["input_ids"])
     assert found["tokens"]["per_epoch"] == total
     summary = run_scft(workspace, settings, Reporter()).manifest["summary"]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmemb_cli.workspace.rows import blocks
 from llmemb_cli.workspace.store import read_tensors, write_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llmemb_cli.progress import Reporter
 
 FILE = "pca.safetensors"
-EXACT_UP_TO = 50_000_000  # values in the table; above, a randomised decomposition
+SVD_UP_TO = 50_000_000  # values in the table; larger ones are read in blocks, some times over
+# Of the randomised decomposition: passes over the table, and directions beyond those asked for.
+PASSES = 7
+SPARE = 10
 
 
 @dataclass(frozen=True)
@@ -33,28 +39,99 @@ class Pca:
     explained_variance: np.ndarray
     total_variance: float
 
+    def first(self, width: int) -> Pca:
+        """The same with at most the `width` strongest components."""
+        return replace(self, components=self.components[:width], explained_variance=self.explained_variance[:width])
+
     def transform(self, vectors: np.ndarray) -> np.ndarray:
         """(n, d) -> (n, width) float32."""
-        return ((vectors - self.mean) @ self.components.T).astype(np.float32, copy=False)
+        result = np.empty((len(vectors), len(self.components)), dtype=np.float32)
+        for rows in blocks(*vectors.shape):
+            result[rows] = (vectors[rows] - self.mean) @ self.components.T
+        return result
 
 
 def fit_pca(vectors: np.ndarray, width: int, report: Reporter | None = None, seed: int = 0) -> Pca:
-    """Fit on all rows; `width` is clamped to what the rows can give, min(width, n - 1, d), with a note."""
-    from sklearn.decomposition import PCA
+    """Fit on all rows; `width` is clamped to what the rows can give, min(width, n - 1, d), with a note.
 
+    A small table is decomposed as a whole. A larger one, which may be a memory map, is read in blocks: its covariance
+    matrix is decomposed, also exactly, or, where few components of wide vectors are asked for, a random subspace is
+    turned towards them (Halko, Martinsson and Tropp, 2011).
+    """
     possible = max(1, min(width, len(vectors) - 1, vectors.shape[1]))
     if possible < width and report is not None:
         report.note(f"PCA: {possible} components, all that {len(vectors)} vectors of {vectors.shape[1]} numbers have")
-    solver = "full" if vectors.size <= EXACT_UP_TO else "randomized"
-    fitted = PCA(possible, svd_solver=solver, random_state=seed).fit(vectors.astype(np.float64, copy=False))
-    # The sign of a component is arbitrary; fixing it makes results the same with every linear-algebra library.
-    largest = np.abs(fitted.components_).argmax(axis=1)
-    signs = np.sign(fitted.components_[np.arange(possible), largest])
+    if vectors.size <= SVD_UP_TO:
+        return _by_svd(vectors, possible)
+    # A pass with l directions costs 4 n d l operations, the covariance matrix 2 n d d.
+    if 2 * PASSES * (possible + SPARE) < vectors.shape[1]:
+        return _by_subspace(vectors, possible, seed)
+    return _by_covariance(vectors, possible)
+
+
+def _by_svd(vectors: np.ndarray, width: int) -> Pca:
+    from sklearn.decomposition import PCA
+
+    fitted = PCA(width, svd_solver="full").fit(vectors.astype(np.float64, copy=False))
+    total = float(vectors.var(axis=0, ddof=1, dtype=np.float64).sum())
+    return _signed(fitted.mean_, fitted.components_, fitted.explained_variance_, total)
+
+
+def _by_covariance(vectors: np.ndarray, width: int) -> Pca:
+    from scipy.linalg import eigh
+
+    mean, d = _mean(vectors), vectors.shape[1]
+    scatter = np.zeros((d, d))
+    for block in _centred(vectors, mean):
+        scatter += block.T @ block
+    scatter /= len(vectors) - 1
+    values, directions = eigh(scatter, subset_by_index=[d - width, d - 1])
+    return _signed(mean, directions.T[::-1], values[::-1], float(np.trace(scatter)))
+
+
+def _by_subspace(vectors: np.ndarray, width: int, seed: int) -> Pca:
+    mean, d = _mean(vectors), vectors.shape[1]
+    directions = np.random.default_rng(seed).normal(size=(d, min(width + SPARE, d)))
+    for _ in range(PASSES - 1):
+        directions = np.linalg.qr(directions)[0]
+        turned = np.zeros_like(directions)
+        for block in _centred(vectors, mean):
+            turned += block.T @ (block @ directions)
+        directions = turned
+    directions = np.linalg.qr(directions)[0]
+    inner, total = np.zeros((directions.shape[1],) * 2), 0.0
+    for block in _centred(vectors, mean):
+        inside = block @ directions
+        inner += inside.T @ inside
+        total += float(np.einsum("ij,ij->", block, block))
+    values, turn = np.linalg.eigh(inner / (len(vectors) - 1))
+    components = (directions @ turn[:, ::-1][:, :width]).T
+    return _signed(mean, components, values[::-1][:width], total / (len(vectors) - 1))
+
+
+def _mean(vectors: np.ndarray) -> np.ndarray:
+    """(d,) float64."""
+    total = np.zeros(vectors.shape[1])
+    for rows in blocks(*vectors.shape):
+        total += vectors[rows].sum(axis=0, dtype=np.float64)
+    return total / len(vectors)
+
+
+def _centred(vectors: np.ndarray, mean: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows in blocks, float64, `mean` taken away."""
+    for rows in blocks(*vectors.shape):
+        yield vectors[rows].astype(np.float64) - mean
+
+
+def _signed(mean: np.ndarray, components: np.ndarray, variance: np.ndarray, total: float) -> Pca:
+    """The sign of a component is arbitrary; fixing it makes results the same with every linear-algebra library."""
+    largest = np.abs(components).argmax(axis=1)
+    signs = np.sign(components[np.arange(len(components)), largest])
     return Pca(
-        mean=fitted.mean_.astype(np.float32),
-        components=(fitted.components_ * signs[:, None]).astype(np.float32),
-        explained_variance=fitted.explained_variance_.astype(np.float32),
-        total_variance=float(vectors.var(axis=0, ddof=1, dtype=np.float64).sum()),
+        mean=mean.astype(np.float32),
+        components=(components * signs[:, None]).astype(np.float32),
+        explained_variance=np.maximum(variance, 0.0).astype(np.float32),
+        total_variance=total,
     )
 
 

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmemb_cli.errors import BadDataError
+from llmemb_cli.workspace.rows import RowsFile, blocks, map_rows
 from llmemb_cli.workspace.stage import require_stage
-from llmemb_cli.workspace.store import read_tensors, write_parquet, write_tensors
+from llmemb_cli.workspace.store import write_parquet
 
 if TYPE_CHECKING:
     import polars as pl
+
+VECTORS = "embeddings.safetensors"
+IDS = "ids.parquet"
+NAME = "embeddings"
 
 
 @dataclass(frozen=True)
@@ -32,37 +37,67 @@ def check_vectors(vectors: np.ndarray, item_ids: pl.Series, where: str) -> None:
     """
     if len(vectors) != len(item_ids):
         raise BadDataError(f"{len(vectors)} vectors for {len(item_ids)} items", where=where)
-    norms = np.linalg.norm(vectors, axis=1)
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    bad = np.concatenate([rows.start + _unusable(vectors[rows]) for rows in blocks(*vectors.shape)] or [[]])
     if len(bad):
         names = ", ".join(str(item_ids[int(i)]) for i in bad[:5])
         raise BadDataError(f"{len(bad)} vectors are zero or not finite, for items {names}", where=where)
 
 
-def write_table(directory: Path, table: EmbeddingTable) -> None:
-    """Write `embeddings.safetensors` and `ids.parquet` after checking them."""
-    import polars as pl
-    import torch
+def _unusable(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1)
+    return np.flatnonzero(~np.isfinite(norms) | (norms == 0))
 
-    check_vectors(table.vectors, table.item_ids, str(directory))
-    write_parquet(directory / "ids.parquet", pl.DataFrame({"item_id": table.item_ids}))
-    write_tensors(directory / "embeddings.safetensors", {"embeddings": torch.from_numpy(table.vectors)})
+
+def open_rows(directory: Path, rows: int, width: int) -> RowsFile:
+    """The vectors of a table, to be written some at a time; `finish_table` makes a table of them."""
+    return RowsFile(directory / VECTORS, NAME, rows, width)
+
+
+def finish_table(directory: Path, item_ids: pl.Series) -> np.ndarray:
+    """Check the vectors that were written with `open_rows` and put the ids beside them; returns the vectors, mapped.
+
+    Raises:
+        BadDataError: they are not one finite, non-zero vector an item.
+    """
+    import polars as pl
+
+    vectors = map_rows(directory / VECTORS, NAME)
+    check_vectors(vectors, item_ids, str(directory))
+    write_parquet(directory / IDS, pl.DataFrame({"item_id": item_ids}))
+    return vectors
+
+
+def write_table(directory: Path, table: EmbeddingTable) -> None:
+    """Write a table that stands in memory.
+
+    Raises:
+        BadDataError: as `check_vectors`.
+    """
+    with open_rows(directory, *table.vectors.shape) as file:
+        for rows in blocks(*table.vectors.shape):
+            file.write(np.arange(rows.start, rows.stop), table.vectors[rows])
+    finish_table(directory, table.item_ids)
 
 
 def read_table(directory: Path, *, made_by: str = "llmemb embed") -> EmbeddingTable:
-    """Read a table and check it again.
+    """Read a table and check it again; its vectors are read from the disk as they are looked at.
 
     Raises:
         WrongUseError: it has not been made.
         BadDataError: it is damaged.
     """
-    import polars as pl
-
     require_stage(directory, made_by=made_by)
-    item_ids = pl.read_parquet(directory / "ids.parquet")["item_id"]
-    vectors = read_tensors(directory / "embeddings.safetensors")["embeddings"].float().numpy()
+    item_ids = read_ids(directory)
+    vectors = map_rows(directory / VECTORS, NAME)
     check_vectors(vectors, item_ids, str(directory))
     return EmbeddingTable(item_ids, vectors)
+
+
+def read_ids(directory: Path) -> pl.Series:
+    """The item ids of a table, in its order."""
+    import polars as pl
+
+    return pl.read_parquet(directory / IDS)["item_id"]
 
 
 def rows_for(table: EmbeddingTable, item_ids: pl.Series, where: str) -> np.ndarray:
@@ -73,12 +108,15 @@ def rows_for(table: EmbeddingTable, item_ids: pl.Series, where: str) -> np.ndarr
     """
     if len(item_ids) == len(table.item_ids) and (item_ids == table.item_ids).all():
         return table.vectors
-    row_of = {item: row for row, item in enumerate(table.item_ids.to_list())}
-    missing = [item for item in item_ids.to_list() if item not in row_of]
-    if missing:
+    import polars as pl
+
+    places = pl.DataFrame({"item_id": table.item_ids}).with_row_index("row")
+    found = pl.DataFrame({"item_id": item_ids}).join(places, on="item_id", how="left", maintain_order="left")
+    missing = found.filter(pl.col("row").is_null())["item_id"]
+    if len(missing):
         raise BadDataError(
             f"{len(missing)} items have no embedding, for example {missing[0]}",
             where=where,
             hint="run `llmemb embed`",
         )
-    return table.vectors[[row_of[item] for item in item_ids.to_list()]]
+    return table.vectors[found["row"].to_numpy()]

@@ -47,7 +47,7 @@ def dry_run(workspace: Workspace, settings: Settings, report: Reporter) -> dict[
     device = pick_device(scft.device)
     _check_room(settings, device, report)
     trainer = make_trainer(items, settings, report, device, ALONE)
-    train, held_out = split_items(len(items.prompts), scft, settings.seed)
+    train, held_out = split_items(len(items), scft, settings.seed)
     per_epoch, steps = steps_per_epoch(scft, len(train)), total_steps(scft, len(train))
     counted = min(per_epoch, COUNTED_STEPS)
     lengths = [[len(row) for row in _step_tokens(trainer, train, step)] for step in range(counted)]

@@ -16,21 +16,23 @@ from llmemb_cli.assets.models import local_model
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
-from llmemb_cli.embeddings.table import EmbeddingTable, read_table, write_table
+from llmemb_cli.embeddings.table import finish_table, open_rows, read_table
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import LoadedModel, load_model
-from llmemb_cli.llm.vectors import SHARDS, encode, token_batches
+from llmemb_cli.llm.vectors import encode, token_batches
 from llmemb_cli.pipeline import embed_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.lock import write_lock
+from llmemb_cli.workspace.rows import blocks
 from llmemb_cli.workspace.stage import Stage, StageResult, require_stage, run_stage, stage_state
 from llmemb_cli.workspace.store import read_json, write_json
 
 __all__ = ["merge_parts", "open_llm", "run_embed", "run_part", "token_batches"]
 CUT = "cut.json"
+READ = ["item_id", "prompt"]
 MERGE_SECONDS = 3600.0
 
 
@@ -49,7 +51,7 @@ def run_embed(
     device = pick_device(settings.embed.device)
 
     def build(work: Path) -> dict[str, Any]:
-        frame, _ = read_prompts(workspace)
+        frame, _ = read_prompts(workspace, READ)
         vectors, summary = _embed(workspace, frame, settings, adapter, device, work, report)
         return _with_pca(work, vectors, settings, report) | summary
 
@@ -114,11 +116,9 @@ def _embed(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Write the table of the items in `frame` and give its vectors and what the manifest says of them."""
     loaded = open_llm(settings, adapter, device, report)
-    done = encode(loaded, frame["prompt"].to_list(), frame["item_id"], settings, work, report)
-    write_table(work, EmbeddingTable(frame["item_id"], done.vectors))
-    cut = [str(frame["item_id"][row]) for row in done.cut]
+    done = encode(loaded, frame["prompt"], frame["item_id"], settings, work, report)
+    cut = frame["item_id"].gather(done.cut).to_list()
     _note_cut(work, cut, settings, report)
-    shutil.rmtree(work / SHARDS)
     return done.vectors, {
         "items": len(frame),
         "width": done.vectors.shape[1],
@@ -170,7 +170,7 @@ def run_part(
     device = pick_device(settings.embed.device)
 
     def build(work: Path) -> dict[str, Any]:
-        frame = read_prompts(workspace)[0].gather_every(of, number - 1)
+        frame = read_prompts(workspace, READ)[0].gather_every(of, number - 1)
         if frame.is_empty():
             raise BadDataError(f"there are fewer items than {of} parts")
         return _embed(workspace, frame, settings, adapter, device, work, report)[1]
@@ -225,16 +225,19 @@ def _merge(
         )
 
     def build(work: Path) -> dict[str, Any]:
-        frame, _ = read_prompts(workspace)
-        vectors = np.empty((len(frame), summaries[0]["width"]), dtype=np.float32)
+        item_ids = read_prompts(workspace, ["item_id"])[0]["item_id"]
+        tables = [read_table(stage.path) for stage in stages]
         cut: list[str] = []
-        for number, stage in enumerate(stages):
-            part = read_table(stage.path)
-            if part.item_ids.to_list() != frame["item_id"].gather_every(of, number).to_list():
+        for number, (stage, table) in enumerate(zip(stages, tables, strict=True)):
+            if not table.item_ids.equals(item_ids.gather_every(of, number)):
                 raise BadDataError("a part has other items than it should", where=str(stage.path))
-            vectors[number::of] = part.vectors
             cut += read_json(stage.path / CUT) if (stage.path / CUT).is_file() else []
-        write_table(work, EmbeddingTable(frame["item_id"], vectors))
+        with open_rows(work, len(item_ids), summaries[0]["width"]) as file:
+            for number, table in enumerate(tables):
+                rows = np.arange(number, len(item_ids), of)
+                for some in blocks(*table.vectors.shape):
+                    file.write(rows[some], table.vectors[some])
+        vectors = finish_table(work, item_ids)
         _note_cut(work, cut, settings, report)
         counts = {key: sum(summary[key] for summary in summaries) for key in ("items", "cut", "tokens")}
         return summaries[0] | counts | _with_pca(work, vectors, settings, report) | {"parts": of}

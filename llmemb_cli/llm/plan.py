@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
@@ -42,9 +43,14 @@ def step_items(train: np.ndarray, settings: ScftSettings, seed: int, step: int) 
     """The items of a step: each epoch is a new permutation, its incomplete last batch is left out."""
     size = min(settings.batch_size, len(train))
     per_epoch = steps_per_epoch(settings, len(train))
-    order = numpy_rng(seed, "scft-order", step // per_epoch).permutation(train)
     at = (step % per_epoch) * size
-    return order[at : at + size]
+    return train[_epoch_order(len(train), seed, step // per_epoch)[at : at + size]]
+
+
+@lru_cache(maxsize=1)
+def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    # Kept, since of ten million items a new one at every step would take longer than the step.
+    return numpy_rng(seed, "scft-order", epoch).permutation(count)
 
 
 def learning_rate(settings: ScftSettings, step: int, total: int) -> float:

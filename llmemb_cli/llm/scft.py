@@ -64,7 +64,7 @@ def run_scft(
     def build(work: Path) -> dict[str, Any]:
         nonlocal begun
         items = read_items(workspace)
-        if 2 * min(settings.scft.batch_size, len(items.prompts)) < peers.size:
+        if 2 * min(settings.scft.batch_size, len(items)) < peers.size:
             raise WrongUseError(f"scft.batch_size {settings.scft.batch_size} is too small for {peers.size} processes")
         begun = True
         peers.any(True)
@@ -98,8 +98,8 @@ def read_items(workspace: Workspace) -> Items:
     Raises:
         WrongUseError: prompts have not been made.
     """
-    frame, summary = read_prompts(workspace)
-    return Items(frame["parts"].to_list(), frame["prompt"].to_list(), summary["instruction"], summary["separator"])
+    frame, summary = read_prompts(workspace, ["parts", "prompt"])
+    return Items(frame["parts"], frame["prompt"], summary["instruction"], summary["separator"])
 
 
 def make_trainer(items: Items, settings: Settings, report: Reporter, device: str, peers: Peers) -> Trainer:
@@ -123,7 +123,7 @@ def make_trainer(items: Items, settings: Settings, report: Reporter, device: str
 
 def bytes_per_token(trainer: Trainer) -> int:
     """Bytes of activations that a token of a typical prompt leaves until its backward pass."""
-    length = max(map(len, trainer.tokens(trainer.items.prompts[:256])))
+    length = max(map(len, trainer.tokens(trainer.items.prompts[:256].to_list())))
     width = torch.finfo(trainer.loaded.dtype).bits // 8
     config = trainer.loaded.model.config
     return activation_bytes(config, trainer.settings, width, length, lean=trainer.dropout is not None)
@@ -160,7 +160,7 @@ class Run:
 
 def _build(trainer: Trainer, work: Path, report: Reporter) -> dict[str, Any]:
     scft = trainer.settings
-    train, held_out = split_items(len(trainer.items.prompts), scft, trainer.seed)
+    train, held_out = split_items(len(trainer.items), scft, trainer.seed)
     run = prepare(trainer, work, report)
     _train(run, train, held_out, report)
     state, temperature = run.state, trainer.temperature()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from llmemb_cli.config.scft import ScftSettings
@@ -22,12 +23,20 @@ from llmemb_cli.prompts.views import other_drop, random_drop
 
 @dataclass(frozen=True)
 class Items:
-    """What SCFT knows of the items: their attribute texts and full prompts, in item order."""
+    """What SCFT knows of the items, in item order.
 
-    parts: list[list[str]]
-    prompts: list[str]
+    Attributes:
+        parts: (n,) lists of attribute texts.
+        prompts: (n,) full prompts.
+    """
+
+    parts: pl.Series
+    prompts: pl.Series
     instruction: str
     separator: str
+
+    def __len__(self) -> int:
+        return len(self.prompts)
 
     def text(self, kept: list[str]) -> str:
         """A view as text."""
@@ -48,15 +57,14 @@ def draw_views(
     items: Items, chosen: np.ndarray, ratio: float, rng: np.random.Generator, *, unlike: bool = False
 ) -> Views:
     """Two fresh views of every chosen item; with `unlike`, of different attributes where the item has enough."""
-    first = [random_drop(items.parts[int(item)], ratio, rng) for item in chosen]
+    parts = items.parts.gather(chosen).to_list()
+    first = [random_drop(texts, ratio, rng) for texts in parts]
     if unlike:
-        second = [
-            other_drop(items.parts[int(item)], ratio, rng, kept) for item, kept in zip(chosen, first, strict=True)
-        ]
+        second = [other_drop(texts, ratio, rng, kept) for texts, kept in zip(parts, first, strict=True)]
     else:
-        second = [random_drop(items.parts[int(item)], ratio, rng) for item in chosen]
+        second = [random_drop(texts, ratio, rng) for texts in parts]
     texts = [items.text(kept) for kept in (*first, *second)]
-    return Views(first, second, texts, [items.prompts[int(item)] for item in chosen])
+    return Views(first, second, texts, items.prompts.gather(chosen).to_list())
 
 
 @dataclass
@@ -105,7 +113,7 @@ class Trainer:
         """See whether this model gives the same vectors when the beginning of its texts is computed once."""
         if self.settings.gradient_checkpointing:
             return  # which allows no cache
-        some = self.tokens(self.items.prompts[:64])
+        some = self.tokens(self.items.prompts[:64].to_list())
         set_training(self.model, False)
         self.shares_prefix = len(some) > 1 and compute_prefix(self.loaded, some, self.settings.pooling) is not None
         set_training(self.model, True)

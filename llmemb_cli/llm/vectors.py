@@ -1,4 +1,4 @@
-"""Prompts through the LLM to vectors: batches of a token budget, shard by shard, each vector checked."""
+"""Prompts through the LLM to vectors on disk: batches of a token budget, shard by shard, each vector checked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import polars as pl
 import torch
 
 from llmemb_cli.config.settings import Settings
+from llmemb_cli.embeddings.table import VECTORS, finish_table, open_rows
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.llm.attention import use_short_attention
@@ -19,9 +20,10 @@ from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.llm.pooling import embed_batch, pad_tokens
 from llmemb_cli.llm.prefix import Prefix, compute_prefix, embed_after
 from llmemb_cli.progress import Reporter
-from llmemb_cli.workspace.store import read_tensors, write_tensors
+from llmemb_cli.workspace.store import read_json, write_json
 
-SHARDS = "shards"
+# How many shards are on the disk, while an export is under way.
+DONE = "done.json"
 # Tokens that pass at once unless told. On a CPU few, so that activations stay in its caches: SmolLM2-135M takes 512
 # tokens faster than 2,048 (docs/benchmarks.md). A GPU wants many.
 AUTO_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 8192}
@@ -44,7 +46,7 @@ class Encoded:
     """Vectors of prompts.
 
     Attributes:
-        vectors: (n, d) float32.
+        vectors: (n, d) float32, mapped from the file of the table.
         cut: rows whose prompt was longer than the limit.
         tokens: real tokens of all prompts after the cut.
         prefix: tokens at their beginning that were computed only once.
@@ -57,42 +59,56 @@ class Encoded:
 
 
 def encode(
-    loaded: LoadedModel, prompts: list[str], item_ids: pl.Series, settings: Settings, work: Path, report: Reporter
+    loaded: LoadedModel, prompts: pl.Series, item_ids: pl.Series, settings: Settings, work: Path, report: Reporter
 ) -> Encoded:
-    """Vectors of all prompts, shard by shard so that a crash costs one shard.
+    """Write the table of all prompts' vectors into `work`, shard by shard so that a crash costs one shard.
 
     Raises:
-        BadDataError: a vector is not finite even in float32; names the item.
+        BadDataError: a vector is not finite even in float32, or is zero; names the item.
         InterruptedRunError: a signal came; finished shards are in `work` and the same call goes on.
     """
     limit = settings.scft.max_tokens
     lengths, examples = survey(loaded, prompts, limit)
     order = np.argsort(np.minimum(lengths, limit), kind="stable")
-    (work / SHARDS).mkdir(exist_ok=True)
     encoder = make_encoder(loaded, examples, settings, report)
-    vectors: np.ndarray | None = None
-    size = settings.embed.shard_items
-    with StopRequest() as stop, report.task("embed", len(prompts), "items") as task:
-        for number, at in enumerate(range(0, len(order), size)):
-            rows = order[at : at + size]
-            path = work / SHARDS / f"{number:06d}.safetensors"
-            if not path.is_file():
-                tokens = tokenise(loaded, [prompts[row] for row in rows], limit)
-                shard = _encode_shard(encoder, tokens, stop)
-                _mend(encoder, shard, tokens, rows, item_ids)
-                write_tensors(path, {"vectors": shard})
-            part = read_tensors(path)["vectors"].numpy()
-            if vectors is None:
-                vectors = np.empty((len(prompts), part.shape[1]), dtype=np.float32)
-            vectors[rows] = part
-            task.advance(len(rows))
-    assert vectors is not None
+    with StopRequest() as stop:
+        _fill(encoder, prompts, item_ids, order, settings, work, stop)
+    vectors = finish_table(work, item_ids)
+    (work / DONE).unlink()
     return Encoded(
         vectors=vectors,
         cut=np.flatnonzero(lengths > limit).tolist(),
         tokens=int(np.minimum(lengths, limit).sum()),
         prefix=0 if encoder.prefix is None else encoder.prefix.length,
     )
+
+
+def _fill(
+    encoder: Encoder,
+    prompts: pl.Series,
+    item_ids: pl.Series,
+    order: np.ndarray,
+    settings: Settings,
+    work: Path,
+    stop: StopRequest,
+) -> None:
+    """Compute the shards that are not on the disk yet; a shard is counted once its rows are there."""
+    size = settings.embed.shard_items
+    shards = [order[at : at + size] for at in range(0, len(order), size)]
+    done = read_json(work / DONE)["shards"] if (work / DONE).is_file() and (work / VECTORS).is_file() else 0
+    width = int(encoder.loaded.model.config.get_text_config().hidden_size)
+    with (
+        open_rows(work, len(prompts), width) as file,
+        encoder.report.task("embed", len(prompts), "items", done=sum(map(len, shards[:done]))) as task,
+    ):
+        for number, rows in enumerate(shards[done:], start=done + 1):
+            tokens = tokenise(encoder.loaded, prompts.gather(rows).to_list(), settings.scft.max_tokens)
+            shard = _encode_shard(encoder, tokens, stop)
+            _mend(encoder, shard, tokens, rows, item_ids)
+            file.write(rows, shard.numpy())
+            file.sync()
+            write_json(work / DONE, {"shards": number})
+            task.advance(len(rows))
 
 
 def tokenise(loaded: LoadedModel, prompts: list[str], limit: int | None = None) -> list[list[int]]:
@@ -103,7 +119,7 @@ def tokenise(loaded: LoadedModel, prompts: list[str], limit: int | None = None) 
     return list(encoded["input_ids"])
 
 
-def survey(loaded: LoadedModel, prompts: list[str], limit: int) -> tuple[np.ndarray, list[list[int]]]:
+def survey(loaded: LoadedModel, prompts: pl.Series, limit: int) -> tuple[np.ndarray, list[list[int]]]:
     """Tokens of every prompt, (n,) int64 and uncut, and some prompts that stand for all.
 
     Among these are the first and the last in order, which share what all share, the shortest and the longest. All
@@ -112,7 +128,7 @@ def survey(loaded: LoadedModel, prompts: list[str], limit: int) -> tuple[np.ndar
     lengths = np.empty(len(prompts), dtype=np.int64)
     some: list[list[int]] = []
     for at in range(0, len(prompts), TOKENISED_AT_ONCE):
-        tokens = tokenise(loaded, prompts[at : at + TOKENISED_AT_ONCE])
+        tokens = tokenise(loaded, prompts[at : at + TOKENISED_AT_ONCE].to_list())
         lengths[at : at + len(tokens)] = [len(ids) for ids in tokens]
         some += [ids[:limit] for ids in (*tokens[:4], *(pick(tokens, key=len) for pick in (min, max)))]
         some += [min(tokens)[:limit], max(tokens)[:limit]]

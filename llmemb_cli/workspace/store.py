@@ -33,15 +33,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         part.chmod(0o644)
         part.replace(path)
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain_os_error(error, path) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def _explain(error: OSError, path: Path) -> LlmembError:
+def explain_os_error(error: OSError, path: Path) -> LlmembError:
+    """What the system says when writing `path` fails, as an error for a person."""
     import errno
 
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return LlmembError(
             "no space left on the device",
             where=str(path),
@@ -82,7 +83,7 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(line)
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain_os_error(error, path) from error
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
