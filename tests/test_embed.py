@@ -326,14 +326,25 @@ def test_other_weights_in_the_same_folder_make_the_export_stale_and_do_not_fit_t
     assert run_embed(workspace, settings, Reporter(), tuned=False).built
 
 
-def test_pooling_other_than_the_adapters_is_wrong_use(tmp_path: Path) -> None:
-    workspace, settings = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"), steps=1)
-    run_scft(workspace, settings, Reporter())
-    args = ["embed", "-w", str(workspace.root), "--pooling", "last"]
-    done = CliRunner().invoke(app, [*args, "--json"])
-    assert done.exit_code == 2 and "--without scft" in json.loads(done.stdout)["error"]["hint"]
-    done = CliRunner().invoke(app, [*args, "--without", "scft", "--json"])
-    assert done.exit_code == 0 and json.loads(done.stdout)["pooling"] == "last"
+def test_reading_otherwise_than_the_adapter_was_trained_is_wrong_use(tmp_path: Path) -> None:
+    workspace, _ = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"), steps=1)
+
+    def call(*args: str) -> tuple[int, Any]:
+        done = CliRunner().invoke(app, [*args, "-w", str(workspace.root), "--json"])
+        return done.exit_code, json.loads(done.stdout)
+
+    assert call("scft")[0] == 0
+    for flags in (["--pooling", "last"], ["--load-in-4bit"], ["--model", "smollm2-135m"]):
+        code, document = call("embed", *flags)
+        assert code == 2 and f"`llmemb scft {' '.join(flags)}`" in document["error"]["hint"]
+    assert call("embed", "--pooling", "mean")[0] == 0
+    code, document = call("embed", "--without", "scft", "--pooling", "last", "--load-in-8bit")
+    assert code == 0 and document["pooling"] == "last"
+    # What the hint says works.
+    code, document = call("scft", "--pooling", "last")
+    assert code == 0 and document["built"]
+    code, document = call("embed", "--pooling", "last")
+    assert code == 0 and document["pooling"] == "last"
 
 
 @pytest.mark.parametrize("width", [3, 60])

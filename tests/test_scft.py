@@ -12,7 +12,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from llmemb_cli.app import app
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.contrastive import contrastive_loss
 from llmemb_cli.errors import BadDataError, LlmembError
@@ -387,3 +389,44 @@ def test_an_adapter_with_a_missing_or_unexpected_tensor_is_refused(tmp_path: Pat
     with pytest.raises(BadDataError, match=f"the adapter {change}") as caught:
         attach_adapter(load_model(settings.scft, Reporter()), workspace.scft())
     assert name in caught.value.message
+
+
+def test_every_choice_has_a_flag_that_reaches_the_training(tmp_path: Path, tiny: Path) -> None:
+    workspace, _ = with_prompts(tmp_path / "w", tiny)
+    flags = [
+        "--loss",
+        "soft",
+        "--temperature",
+        "2",
+        "--fixed-temperature",
+        "--pooling",
+        "last",
+        "--drop-ratio",
+        "0.5",
+    ]
+    flags += ["--max-tokens", "40", "--lora-rank", "3", "--lora-alpha", "5", "--lora-dropout", "0.2"]
+    flags += ["--target-modules", "q_proj, v_proj", "--batch-size", "6", "--steps", "2", "--learning-rate", "0.01"]
+    flags += ["--schedule", "cosine", "--warmup", "0.5", "--clip-norm", "0.3", "--micro-batch-size", "4"]
+    flags += [
+        "--gradient-checkpointing",
+        "--validate-every",
+        "1",
+        "--best-by",
+        "retrieval",
+        "--checkpoint-steps",
+        "1",
+    ]
+    done = CliRunner().invoke(app, ["scft", "-w", str(workspace.root), "--json", *flags])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    # Two layers, q 64x64 and v 64x32, each a pair of matrices.
+    assert document["parameters"] == 2 * 3 * ((64 + 64) + (64 + 32))
+    assert document["temperature"] == pytest.approx(2) and document["held_out"]["best_by"] == "retrieval"
+    made = json.loads((workspace.scft() / "manifest.json").read_text())["made_from"]["settings"]
+    expected = {"loss": "soft", "train_temperature": False, "pooling": "last", "drop_ratio": 0.5, "max_tokens": 40}
+    expected |= {"lora_rank": 3, "lora_alpha": 5, "lora_dropout": 0.2, "target_modules": ["q_proj", "v_proj"]}
+    expected |= {"batch_size": 6, "steps": 2, "learning_rate": 0.01, "schedule": "cosine", "warmup": 0.5}
+    expected |= {"clip_norm": 0.3, "gradient_checkpointing": True, "validate_every": 1}
+    assert expected.items() <= made.items()
+    done = CliRunner().invoke(app, ["scft", "-w", str(workspace.root), "--json", "--target-modules", "no_such"])
+    assert done.exit_code == 4 and "LoRA does not fit" in json.loads(done.stdout)["error"]["message"]

@@ -39,11 +39,14 @@ def embed(
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Embed part I of N; the last one done merges all.")
     ] = None,
+    model: Annotated[str | None, option("scft.model")] = None,
     pooling: Annotated[str | None, option("scft.pooling")] = None,
     pca: Annotated[int | None, option("embed.pca")] = None,
     batch_tokens: Annotated[int | None, option("embed.batch_tokens")] = None,
     precision: Annotated[str | None, option("embed.precision")] = None,
     device: Annotated[str | None, option("embed.device")] = None,
+    load_in_8bit: Annotated[bool | None, option("scft.load_in_8bit", "--load-in-8bit")] = None,
+    load_in_4bit: Annotated[bool | None, option("scft.load_in_4bit", "--load-in-4bit")] = None,
     workspace: WorkspaceOption = None,
     force: ForceOption = False,
     set: SetOption = None,
@@ -52,20 +55,21 @@ def embed(
 
     With --shard several processes or machines that share the workspace embed a part each. With --items vectors of
     items that the workspace has never seen come out of the same prompt, LoRA and PCA, and with --run the adapter.
+    --model, --pooling, --load-in-8bit and --load-in-4bit go with --without scft: a tuned LLM has its own.
 
     Example: `llmemb embed`, or `llmemb embed --items new.csv --run sasrec-llmemb-42`
     """
     given = {"embed.pca": pca, "embed.batch_tokens": batch_tokens, "embed.precision": precision}
-    located, settings = open_workspace(
-        output, workspace, given | {"embed.device": device, "scft.pooling": pooling}, set
-    )
+    of_llm = {"model": model, "pooling": pooling, "load_in_8bit": load_in_8bit, "load_in_4bit": load_in_4bit}
+    given |= {"embed.device": device} | {f"scft.{key}": value for key, value in of_llm.items()}
+    located, settings = open_workspace(output, workspace, given, set)
     tuned = without is None
     if items is None and shard is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         shard, settings = _share_of_process(settings)
     if items is None and (run is not None or out is not None):
         raise WrongUseError("--run and --out go with --items", hint="add --items FILE")
-    if pooling is not None and tuned:
-        _check_pooling(located, pooling)
+    if tuned:
+        _check_trained_with(located, of_llm)
     if items is not None:
         _embed_new(output, located, settings, items, out, run, tuned, force)
     elif shard is not None:
@@ -78,16 +82,21 @@ def embed(
         _show(output, located, result, tuned)
 
 
-def _check_pooling(workspace: Workspace, pooling: str) -> None:
-    """The adapter decides how its vectors are pooled; another choice needs another adapter."""
+def _check_trained_with(workspace: Workspace, asked: dict[str, Any]) -> None:
+    """The adapter decides which LLM reads the prompts, and how; another choice needs another adapter."""
     from llmemb_cli.workspace.stage import require_stage
 
-    trained = require_stage(workspace.scft(), made_by="llmemb scft")["made_from"]["settings"]["pooling"]
-    if trained != pooling:
-        raise WrongUseError(
-            f"the LLM was fine-tuned with {trained} pooling, --pooling {pooling} does not fit it",
-            hint=f"`llmemb scft --pooling {pooling}` first, or --without scft",
-        )
+    if all(value is None for value in asked.values()):
+        return
+    trained = require_stage(workspace.scft(), made_by="llmemb scft")["made_from"]["settings"]
+    for key, value in asked.items():
+        if value is not None and trained[key] != value:
+            flag = "--" + key.replace("_", "-")
+            words = flag if value is True else f"{flag} {value}"
+            raise WrongUseError(
+                f"the LLM was fine-tuned with {key} {trained[key]}, {words} does not fit it",
+                hint=f"`llmemb scft {words}` first, or --without scft",
+            )
 
 
 def _share_of_process(settings: Settings) -> tuple[str, Settings]:

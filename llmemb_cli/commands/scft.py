@@ -17,29 +17,50 @@ if TYPE_CHECKING:
     from llmemb_cli.workspace.locate import Workspace
 
 
+WHAT, LORA, STEPS, MEMORY, CURVE = (
+    "Model and loss",
+    "LoRA",
+    "Optimisation",
+    "Memory and device",
+    "Validation and checkpoints",
+)
+
+
 def scft(
     output: Output,
-    model: Annotated[str | None, option("scft.model")] = None,
-    loss: Annotated[str | None, option("scft.loss")] = None,
-    temperature: Annotated[float | None, option("scft.temperature")] = None,
-    drop_ratio: Annotated[float | None, option("scft.drop_ratio")] = None,
-    lora_rank: Annotated[int | None, option("scft.lora_rank")] = None,
-    lora_alpha: Annotated[int | None, option("scft.lora_alpha")] = None,
-    lora_dropout: Annotated[float | None, option("scft.lora_dropout")] = None,
-    learning_rate: Annotated[float | None, option("scft.learning_rate")] = None,
-    schedule: Annotated[str | None, option("scft.schedule")] = None,
-    batch_size: Annotated[int | None, option("scft.batch_size")] = None,
-    micro_batch_size: Annotated[str | None, option("scft.micro_batch_size")] = None,
-    epochs: Annotated[float | None, option("scft.epochs")] = None,
-    steps: Annotated[int | None, option("scft.steps")] = None,
-    max_tokens: Annotated[int | None, option("scft.max_tokens")] = None,
-    precision: Annotated[str | None, option("scft.precision")] = None,
-    device: Annotated[str | None, option("scft.device")] = None,
+    model: Annotated[str | None, option("scft.model", panel=WHAT)] = None,
+    loss: Annotated[str | None, option("scft.loss", panel=WHAT)] = None,
+    temperature: Annotated[float | None, option("scft.temperature", panel=WHAT)] = None,
+    fixed_temperature: Annotated[
+        bool,
+        typer.Option("--fixed-temperature", help="Do not train the temperature.", rich_help_panel=WHAT),
+    ] = False,
+    pooling: Annotated[str | None, option("scft.pooling", panel=WHAT)] = None,
+    drop_ratio: Annotated[float | None, option("scft.drop_ratio", panel=WHAT)] = None,
+    max_tokens: Annotated[int | None, option("scft.max_tokens", panel=WHAT)] = None,
+    lora_rank: Annotated[int | None, option("scft.lora_rank", panel=LORA)] = None,
+    lora_alpha: Annotated[int | None, option("scft.lora_alpha", panel=LORA)] = None,
+    lora_dropout: Annotated[float | None, option("scft.lora_dropout", panel=LORA)] = None,
+    target_modules: Annotated[str | None, option("scft.target_modules", panel=LORA)] = None,
+    batch_size: Annotated[int | None, option("scft.batch_size", panel=STEPS)] = None,
+    epochs: Annotated[float | None, option("scft.epochs", panel=STEPS)] = None,
+    steps: Annotated[int | None, option("scft.steps", panel=STEPS)] = None,
+    learning_rate: Annotated[float | None, option("scft.learning_rate", panel=STEPS)] = None,
+    schedule: Annotated[str | None, option("scft.schedule", panel=STEPS)] = None,
+    warmup: Annotated[float | None, option("scft.warmup", panel=STEPS)] = None,
+    clip_norm: Annotated[float | None, option("scft.clip_norm", panel=STEPS)] = None,
+    precision: Annotated[str | None, option("scft.precision", panel=MEMORY)] = None,
+    device: Annotated[str | None, option("scft.device", panel=MEMORY)] = None,
+    micro_batch_size: Annotated[str | None, option("scft.micro_batch_size", panel=MEMORY)] = None,
     gradient_checkpointing: Annotated[
-        bool | None, option("scft.gradient_checkpointing", "--gradient-checkpointing")
+        bool | None, option("scft.gradient_checkpointing", "--gradient-checkpointing", panel=MEMORY)
     ] = None,
-    load_in_8bit: Annotated[bool | None, option("scft.load_in_8bit", "--load-in-8bit")] = None,
-    load_in_4bit: Annotated[bool | None, option("scft.load_in_4bit", "--load-in-4bit")] = None,
+    load_in_8bit: Annotated[bool | None, option("scft.load_in_8bit", "--load-in-8bit", panel=MEMORY)] = None,
+    load_in_4bit: Annotated[bool | None, option("scft.load_in_4bit", "--load-in-4bit", panel=MEMORY)] = None,
+    validate_every: Annotated[int | None, option("scft.validate_every", panel=CURVE)] = None,
+    best_by: Annotated[str | None, option("scft.best_by", panel=CURVE)] = None,
+    checkpoint_minutes: Annotated[float | None, option("scft.checkpoint_minutes", panel=CURVE)] = None,
+    checkpoint_steps: Annotated[int | None, option("scft.checkpoint_steps", panel=CURVE)] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be trained, read, needed and how long; train nothing.")
     ] = False,
@@ -56,6 +77,8 @@ def scft(
     if process_rank():  # process 0 speaks for all
         output.json, output.quiet = False, True
     given = {f"scft.{key}": value for key, value in locals().items() if key in _SETTINGS}
+    if fixed_temperature:
+        given["scft.train_temperature"] = False
     located, settings = open_workspace(output, workspace, given, set)
     if dry_run:
         _dry_run(output, located, settings)
@@ -118,9 +141,11 @@ def _dry_run(output: Output, located: Workspace, settings: Settings) -> None:
 
 
 _SETTINGS = {
-    *("model", "loss", "temperature", "drop_ratio", "lora_rank", "lora_alpha", "lora_dropout", "learning_rate"),
-    *("schedule", "batch_size", "micro_batch_size", "epochs", "steps", "max_tokens", "precision", "device"),
-    *("gradient_checkpointing", "load_in_8bit", "load_in_4bit"),
+    *("model", "loss", "temperature", "pooling", "drop_ratio", "max_tokens"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "target_modules"),
+    *("batch_size", "epochs", "steps", "learning_rate", "schedule", "warmup", "clip_norm"),
+    *("precision", "device", "micro_batch_size", "gradient_checkpointing", "load_in_8bit", "load_in_4bit"),
+    *("validate_every", "best_by", "checkpoint_minutes", "checkpoint_steps"),
 }
 
 app = command(scft)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from llmemb_cli.config.fields import Section, setting
 
@@ -13,8 +13,9 @@ class ScftSettings(Section):
     model: str = setting("smollm2-135m", "LLM: a preset of `llmemb models`, a hub id, a folder or a GGUF file")
     loss: Literal["infonce", "paper", "soft"] = setting(
         "infonce",
-        "contrastive loss: infonce (cosine, positive in the denominator), paper (Eq. 4: the positive is left "
-        "out of the denominator, so the loss has no lower bound), soft (the authors' code: soft targets)",
+        "contrastive loss: infonce (cosines, the positive in the denominator), paper (Eq. 4: inner products, without "
+        "the positive in the denominator, so that it has no lower bound and is not the default), soft (the authors' "
+        "code: inner products, soft targets)",
     )
     temperature: float = setting(
         0.0,
@@ -23,14 +24,17 @@ class ScftSettings(Section):
         ge=0,
         source="LLMEmb code",
     )
-    train_temperature: bool = setting(True, "train the temperature", source="LLMEmb Eq. 4")
+    train_temperature: bool = setting(
+        True, "train the temperature (its logarithm, so that it stays positive)", source="LLMEmb Eq. 4"
+    )
     drop_ratio: float = setting(0.4, "share of attributes left out of each view", ge=0, lt=1, source="LLMEmb code")
     lora_rank: int = setting(8, "LoRA rank", ge=1, source="LLMEmb code")
     lora_alpha: int = setting(32, "LoRA alpha", ge=1, source="LLMEmb code")
     lora_dropout: float = setting(0.1, "LoRA dropout", ge=0, lt=1, source="LLMEmb code")
     target_modules: list[str] = setting(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        "modules that get LoRA matrices",
+        "modules that get LoRA matrices; a model without any of the default ones: all its linear layers",
+        min_length=1,
         source="LLMEmb code",
     )
     pooling: Literal["mean", "last"] = setting("mean", "token states to one vector", source="LLMEmb Eq. 2")
@@ -40,7 +44,9 @@ class ScftSettings(Section):
     clip_norm: float = setting(1.0, "largest gradient norm; 0: no clipping", ge=0)
     weight_decay: float = setting(0.0, "AdamW weight decay", ge=0)
     batch_size: int = setting(64, "items contrasted with each other in a step", ge=2)
-    micro_batch_size: int = setting(0, "texts that pass the model at once; auto or 0: what fits", ge=0)
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = setting(
+        "auto", "texts that pass the model at once; auto: what fits; gradients are those of one batch either way"
+    )
     memory_gb: float = setting(
         0.0, "memory for activations; 0: half of what is free, four fifths on a card", unit="GiB", ge=0
     )
@@ -64,4 +70,9 @@ class ScftSettings(Section):
     @field_validator("micro_batch_size", mode="before")
     @classmethod
     def _auto(cls, value: Any) -> Any:
-        return 0 if value == "auto" else value
+        return "auto" if value == 0 else value
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value

@@ -62,7 +62,7 @@ def micro_batches(settings: ScftSettings, bytes_per_token: int, device: str) -> 
     """What passes the model at once, and how many tokens' activations are kept, in the memory there is."""
     budget = settings.memory_gb * GIB if settings.memory_gb else free_bytes(device)
     fitting = int(budget // max(bytes_per_token, 1))
-    if settings.micro_batch_size:
+    if settings.micro_batch_size != "auto":
         return MicroBatches(settings.micro_batch_size, 0, fitting)
     return MicroBatches(0, max(min(AUTO_TOKENS[device.split(":")[0]], fitting), LEAST_TOKENS), fitting)
 
