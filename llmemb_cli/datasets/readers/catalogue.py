@@ -20,6 +20,7 @@ BLOCK = 50_000
 SHORT = 500  # characters; features up to here are remembered
 MAX_LITERAL = 1 << 18  # characters; a longer Python literal is not an item
 _TAGS = re.compile(r"<[a-zA-Z/!][^<>]*>")
+_INLINE = re.compile(r"</?(?:a|b|i|u|em|strong|span|font|sup|sub)\b[^<>]*>", re.IGNORECASE)
 _CODE = re.compile(r"</?(?:script|style)\b[^<>]*>", re.IGNORECASE)
 
 
@@ -71,7 +72,7 @@ def plain_text(value: Any) -> str:
         # What stands between the tags of a script or style is no text either.
         text = " ".join(_CODE.split(text)[::2])
     if "&" in text or "<" in text:
-        text = html.unescape(_TAGS.sub(" ", text))
+        text = html.unescape(_TAGS.sub(" ", _INLINE.sub("", text)))
     return " ".join(text.split())
 
 
