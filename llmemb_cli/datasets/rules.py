@@ -79,44 +79,49 @@ def check_interactions(
         pl.col("rating").cast(pl.Float32, strict=False).alias("stars"),
         pl.col("user_id", "item_id").cast(pl.Categorical),
     )
-    unknown = pl.lit(False) if among_known is None else pl.lit(~among_known(log["item_id"]))
-    marked = log.with_columns(
-        pl.when(pl.col("user_id").is_null())
-        .then(pl.lit("no user id"))
-        .when(pl.col("item_id").is_null())
-        .then(pl.lit("no item id"))
-        .when(unknown)
-        .then(pl.lit("unknown item"))
-        .when(pl.col("timestamp").is_null())
-        .then(pl.lit("no timestamp"))
-        .when(pl.col("seconds").is_null())
-        .then(pl.lit("timestamp is not a number or date"))
-        .when(pl.col("rating").is_not_null() & ~pl.col("stars").is_finite().fill_null(False))
-        .then(pl.lit("rating is not a number"))
-        .alias("reason")
-    )
-    good = tally.take(marked, name, ["user_id", "item_id", "timestamp", "rating"])
-    return good.select("user_id", "item_id", pl.col("seconds").alias("timestamp"), pl.col("stars").alias("rating"))
+    known = pl.lit(True) if among_known is None else pl.lit(among_known(log["item_id"]))
+    # In order, as a row has one reason.
+    faults = {
+        "no user id": pl.col("user_id").is_null(),
+        "no item id": pl.col("item_id").is_null(),
+        "unknown item": ~known,
+        "no timestamp": pl.col("timestamp").is_null(),
+        "timestamp is not a number or date": pl.col("seconds").is_null(),
+        "rating is not a number": pl.col("rating").is_not_null() & ~pl.col("stars").is_finite().fill_null(False),
+    }
+    if log.select(pl.any_horizontal(faults.values()).any()).item():
+        reasons = [pl.when(fault).then(pl.lit(reason)) for reason, fault in faults.items()]
+        log = tally.take(
+            log.with_columns(pl.coalesce(reasons).alias("reason")),
+            name,
+            ["user_id", "item_id", "timestamp", "rating"],
+        )
+    return log.select("user_id", "item_id", pl.col("seconds").alias("timestamp"), pl.col("stars").alias("rating"))
 
 
 def _seconds(texts: pl.Series) -> pl.Series:
     """Times as whole seconds since 1970: numbers (of milliseconds where they are that large) and dates; else null."""
-    number = texts.cast(pl.Float64, strict=False)
-    number = pl.select(pl.when(number.is_finite()).then(number)).to_series()
-    number = pl.select(pl.when(number.abs() >= MILLISECONDS_FROM).then(number / 1000).otherwise(number)).to_series()
-    number = pl.select(pl.when(number.abs() < LATEST_SECOND).then(number.floor())).to_series()
-    seconds = number.cast(pl.Int64)
+    seconds = _number_seconds(texts.cast(pl.Float64, strict=False))
     for form in DATE_FORMS:
-        if seconds.null_count() == texts.null_count():
+        left = (seconds.is_null() & texts.is_not_null()).arg_true()
+        if len(left) == 0:
             return seconds
-        dates = texts.str.to_datetime(form, strict=False, exact=True, time_unit="us")
-        seconds = pl.select(pl.coalesce(seconds, dates.dt.epoch("s"))).to_series()
-    left = texts.filter(seconds.is_null() & texts.is_not_null()).unique()
-    table = {text: _iso_seconds(text) for text in left}
-    if not table:
-        return seconds
-    other = texts.replace_strict(list(table), list(table.values()), default=None, return_dtype=pl.Int64)
-    return pl.select(pl.coalesce(seconds, other)).to_series()
+        dates = texts.gather(left).str.to_datetime(form, strict=False, exact=True, time_unit="us")
+        seconds = seconds.scatter(left, dates.dt.epoch("s"))
+    left = (seconds.is_null() & texts.is_not_null()).arg_true()
+    table = {text: _iso_seconds(text) for text in texts.gather(left).unique()}
+    return seconds.scatter(left, [table[text] for text in texts.gather(left)])
+
+
+def _number_seconds(numbers: pl.Series) -> pl.Series:
+    if numbers.null_count() == len(numbers):
+        return numbers.cast(pl.Int64)
+    number = pl.col(numbers.name)
+    value: pl.Expr = pl.when(number.is_finite()).then(number)
+    value = pl.when(value.abs() >= MILLISECONDS_FROM).then(value / 1000).otherwise(value)
+    return (
+        numbers.to_frame().select(pl.when(value.abs() < LATEST_SECOND).then(value.floor()).cast(pl.Int64)).to_series()
+    )
 
 
 def _iso_seconds(text: str) -> int | None:

@@ -17,7 +17,10 @@ from llmemb_cli.progress import Reporter
 
 Record = dict[str, Any]
 Parse = Callable[[str], Record]
-_EMPTY_LINE = re.compile(rb"(?:^|\n)[ \t\r]*\n")
+PIECE = 128 << 10  # bytes; a smaller block with a damaged line is read line by line
+# polars writes nested values and booleans in its own way, and an unpaired surrogate as it likes.
+_ODD = r"^[\[{]|^true$|^false$|[\x00\x{FFFD}]"
+_UNTIDY = r"^$|^\s|\s$"
 
 
 def scan_jsonl(file: RawFile, columns: list[str], report: Reporter) -> Iterator[Batch]:
@@ -103,30 +106,37 @@ def _plain_number(value: float) -> str:
 
 def _batch(chunk: Chunk, columns: list[str], name: str) -> Batch:
     frame = None if chunk.too_long else _fast(chunk, columns)
-    return _slow(chunk, columns, name) if frame is None else Batch(frame, len(frame), [])
+    if frame is not None:
+        return Batch(frame, len(frame), [])
+    if chunk.too_long or len(chunk.data) <= PIECE:
+        return _slow(chunk, columns, name)
+    # One damaged line is no reason to read thousands of others slowly.
+    parts = [_batch(piece, columns, name) for piece in chunk.pieces(PIECE)]
+    rejects = [reject for part in parts for reject in part.rejects]
+    return Batch(pl.concat([part.frame for part in parts]), sum(part.rows_read for part in parts), rejects)
 
 
 def _fast(chunk: Chunk, columns: list[str]) -> pl.DataFrame | None:
     """The block through polars, or None where a line of it is blank, damaged or oddly typed."""
-    if chunk.looks_packed or (not _begins_lines(chunk) and _EMPTY_LINE.search(chunk.data)):
+    if chunk.looks_packed:
         return None
     try:
         frame = pl.read_ndjson(chunk.data, schema=dict.fromkeys(columns, pl.String))
     except pl.exceptions.PolarsError:
         return None
+    # A line is a row or an error; only blank lines are neither.
     if len(frame) != chunk.lines:
         return None
-    # polars writes nested values and booleans in its own way, and an unpaired surrogate as it likes.
-    odd = pl.any_horizontal(pl.col(name).str.contains(r"^[\[{]|^true$|^false$|[\x00�]") for name in columns)
-    if frame.select(odd.any()).item():
-        return None
+    if _any(frame, columns, f"{_ODD}|{_UNTIDY}"):
+        if _any(frame, columns, _ODD):
+            return None
+        frame = clean(frame, columns)
     lines = pl.int_range(chunk.first, chunk.first + chunk.lines, dtype=pl.Int64, eager=True)
-    return clean(frame, columns).with_columns(lines.alias(LINE))
+    return frame.with_columns(lines.alias(LINE))
 
 
-def _begins_lines(chunk: Chunk) -> bool:
-    """Whether every line begins with a brace, as usual: then none is blank, and that is seen at once."""
-    return chunk.data.startswith(b"{") and chunk.data.count(b"\n{") == chunk.lines - 1
+def _any(frame: pl.DataFrame, columns: list[str], pattern: str) -> bool:
+    return bool(frame.select(pl.any_horizontal(pl.col(columns).str.contains(pattern).any())).item())
 
 
 def clean(frame: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
