@@ -121,6 +121,14 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def shortened(text: str, width: int) -> str:
+    """The text with its middle left out where it is longer than `width`."""
+    if len(text) <= width:
+        return text
+    end = max((width - 1) // 2, 1)
+    return f"{text[: max(width - 1 - end, 1)]}…{text[-end:]}"
+
+
 def amount(number: float, unit: str) -> str:
     """How much of a task: 12,345 steps, 4.2 GB."""
     if unit != "bytes":
@@ -218,17 +226,21 @@ class _LiveTask(Task):
     def __enter__(self) -> Task:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        console = stderr()
+        narrow = console.width < 100
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12 if narrow else 24),
             TextColumn("{task.fields[count]}", markup=False),
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}", markup=False),
-            console=stderr(),
+            console=console,
             transient=True,
         )
+        # The name of a file gives way: what is done and what is left must be read.
+        label = shortened(self.label, console.width - 56) if self.unit == "bytes" else self.label
         self.bar = self.progress.add_task(
-            self.label, total=self.total, completed=self.done, count=self._count(), figures=""
+            label, total=self.total, completed=self.done, count=self._count(), figures=""
         )
         self.progress.start()
         return self

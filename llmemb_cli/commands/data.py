@@ -86,6 +86,8 @@ def show_sizes(console: Console, summary: dict[str, Any]) -> None:
     console.print(table(["", "here", *published_names(summary)], size_rows(summary)))
     for line in published_lines(summary):
         _line(console, line, "dim")
+    if summary["published"]:
+        console.print()
 
 
 def show_source(console: Console, summary: dict[str, Any]) -> None:
@@ -104,9 +106,10 @@ def show_source(console: Console, summary: dict[str, Any]) -> None:
         "split": split_line(summary),
         "tail": tail_line(summary),
     }
-    console.print(_pairs([(name, text) for name, text in facts.items() if text]))
+    console.print(pairs([(name, text) for name, text in facts.items() if text]))
     console.print()
     show_attributes(console, summary)
+    console.print()
 
 
 def show_attributes(console: Console, summary: dict[str, Any]) -> None:
@@ -116,9 +119,10 @@ def show_attributes(console: Console, summary: dict[str, Any]) -> None:
     inside: list[str] = []
     outside: list[str] = []
     for name, share in attributes_in_order(summary):
-        (inside if name in summary["attributes"] else outside).append(f"{name} {share:.0%}")
+        leaks = " (leaks)" if name in summary["leaking"] else ""
+        (inside if name in summary["attributes"] else outside).append(f"{name} {share:.0%}{leaks}")
     rows = [("in prompts", ", ".join(inside) or "none"), ("not in them", ", ".join(outside))]
-    console.print(_pairs([row for row in rows if row[1]]))
+    console.print(pairs([row for row in rows if row[1]]))
     for line in leak_note(summary):
         _line(console, line, "yellow")
 
@@ -127,9 +131,10 @@ def show_account(console: Console, summary: dict[str, Any]) -> None:
     """Draw how many rows were read and what became of them."""
     from llmemb_cli.datasets.card_text import row_account
 
-    for account in row_account(summary):
-        console.print()
-        console.print(_pairs([(f"{count:,}", what) for what, count in account], justify="right"))
+    for number, account in enumerate(row_account(summary)):
+        if number:
+            console.print()
+        console.print(pairs([(f"{count:,}", what) for what, count in account], justify="right"))
 
 
 def show_curve(console: Console, curve: dict[str, Any]) -> None:
@@ -182,7 +187,7 @@ def _line(console: Console, text: str, style: str) -> None:
     console.print(Text(text, style))
 
 
-def _pairs(rows: list[tuple[str, str]], *, justify: Literal["left", "right"] = "left") -> Table:
+def pairs(rows: list[tuple[str, str]], *, justify: Literal["left", "right"] = "left") -> Table:
     """Rows of a name and a text that is folded beside it."""
     from rich.table import Table
     from rich.text import Text

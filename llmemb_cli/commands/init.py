@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llmemb_cli.commands.common import SetOption, command, option
-from llmemb_cli.commands.data import show_account, show_attributes, show_sizes
+from llmemb_cli.commands.data import pairs, show_account, show_attributes, show_sizes
 from llmemb_cli.config.data import PREPARATIONS, DataSettings
 from llmemb_cli.config.settings import parse_assignments, setting_help
 from llmemb_cli.console import Output, duration, may_ask, stderr
@@ -84,7 +84,7 @@ def init(
     """
     # Flags are called as the settings of [data] that they are.
     given = {key: value for key, value in locals().items() if key in DataSettings.model_fields and value is not None}
-    del given["dataset"]
+    given.pop("dataset", None)
     given |= {key: str(value.resolve()) for key, value in given.items() if isinstance(value, Path)}
     if attributes:
         given["attributes"] = [part.strip() for part in attributes.split(",")]
@@ -156,12 +156,11 @@ def _dataset(asked: str | None, given: dict[str, Any], output: Output) -> str:
         return "custom"
     if not may_ask(output):
         raise WrongUseError("which data set?", hint=f"name one of: {', '.join(SHOWN)}; e.g. `llmemb init ml-100k`")
-    from llmemb_cli.console import table
-
-    stderr().print(table(["", ""], [[name, PRESETS[name].title] for name in SHOWN], left=2))
+    stderr().print(pairs([(name, PRESETS[name].title) for name in SHOWN]))
+    stderr().print("Other Amazon categories too, such as video-games; `amazon` lists them.\n", style="dim")
     while True:
         try:
-            return find_preset(_ask("Which data set, or which Amazon category?")).name
+            return find_preset(_ask("Data set")).name
         except WrongUseError as error:
             Output().error(error)
 
@@ -172,10 +171,11 @@ def _ask_files(dataset: str, values: dict[str, Any]) -> dict[str, str]:
     needed = "interactions" if "interactions" in preset.uses else "source"
     if preset.assets or preset.categories or needed in values:
         return {}
-    stderr().print(preset.manual, markup=False, style="dim")
-    asked = {needed: _ask_path("Where is it?" if needed == "source" else "File with the interactions?")}
+    if preset.name == "yelp":
+        stderr().print(preset.manual, markup=False, style="dim", soft_wrap=True)
+    asked = {needed: _ask_path("Where is it" if needed == "source" else "File with the interactions")}
     if "items" in preset.uses and "items" not in values:
-        asked["items"] = _ask_path("File with the items (Enter: there is none)?", optional=True)
+        asked["items"] = _ask_path("File with the items (Enter: none)", optional=True)
     return {key: value for key, value in asked.items() if value}
 
 
@@ -203,9 +203,9 @@ def _ask_column(kind: str, columns: list[str]) -> str:
     what = kind.removesuffix("_column")
     optional = kind == "time_column"
     known = [*columns, "none"] if optional else columns
-    stderr().print(f"Columns: {', '.join(known)}", markup=False)
+    stderr().print(f"The columns are: {', '.join(known)}", markup=False)
     while True:
-        answer = _ask(f"Which column is the {what}?").strip()
+        answer = _ask(f"Which is the {what}").strip()
         if answer in columns:
             return answer
         if optional and answer == "none":

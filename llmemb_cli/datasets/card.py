@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from llmemb_cli.datasets.columns import LEAKING
 from llmemb_cli.datasets.popularity import bin_places, count_bins, tail_items
 from llmemb_cli.datasets.presets import DatasetPreset, Published, find_preset
 from llmemb_cli.datasets.raw import RawData
+from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.store import sha256_file
 
+LONG_TO_HASH = 256 << 20  # bytes; smaller files are done before anybody wonders
 # Settings that say which file and column is what, not what is done with it.
 _SOURCE = {"dataset", "edition", "source", "interactions", "items", "encoding", "attributes", "allow_small"}
 
@@ -28,6 +31,7 @@ def describe_data(
     raw: RawData,
     settings: Settings,
     left_out: Counter[str],
+    report: Reporter,
 ) -> dict[str, Any]:
     """The document of `llmemb data --json`."""
     users, n_items, rows = log["user_id"].n_unique(), len(items), len(log)
@@ -58,7 +62,7 @@ def describe_data(
         "popularity": histogram(counts, targets),
         "share_of_top_fifth": share_of_top_fifth(counts[1:]),
         "published": [_beside(published, counts, targets) for published in preset.published],
-        "source": _source(raw, preset, settings.data),
+        "source": _source(raw, preset, settings.data, report),
         "rows_read": dict(raw.tally.rows_read),
         "rejected": raw.tally.total(),
         "rejected_by_reason": raw.tally.by_reason(),
@@ -124,7 +128,7 @@ def _beside(published: Published, counts: np.ndarray, targets: np.ndarray) -> di
     }
 
 
-def _source(raw: RawData, preset: DatasetPreset, data: DataSettings) -> dict[str, Any]:
+def _source(raw: RawData, preset: DatasetPreset, data: DataSettings, report: Reporter) -> dict[str, Any]:
     columns = {name: getattr(data, f"{name}_column") for name in ("user", "item", "time", "rating", "title")}
     return {
         "edition": raw.edition,
@@ -133,9 +137,17 @@ def _source(raw: RawData, preset: DatasetPreset, data: DataSettings) -> dict[str
         "log": raw.log_name,
         "catalogue": raw.items_name,
         "files": [
-            {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in raw.files
+            {"name": path.name, "bytes": path.stat().st_size, "sha256": _hash(path, report)} for path in raw.files
         ],
     }
+
+
+def _hash(path: Path, report: Reporter) -> str:
+    size = path.stat().st_size
+    if size < LONG_TO_HASH:
+        return sha256_file(path)
+    with report.task(f"hashing {path.name}", size, "bytes") as task:
+        return sha256_file(path, task.advance)
 
 
 def _attributes(raw: RawData, items: pl.DataFrame, data: DataSettings) -> dict[str, Any]:

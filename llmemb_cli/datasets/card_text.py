@@ -101,8 +101,8 @@ def published_lines(summary: dict[str, Any]) -> list[str]:
         if entry["tail_below"] is not None:
             here = entry["items_below_here"] / max(summary["items"], 1)
             line += (
-                f"; their tail has fewer than {entry['tail_below']} interactions, which here are {here:.1%} of the "
-                f"items and {entry['share_of_test_below_here']:.1%} of the test targets"
+                f"; its tail is items with fewer than {entry['tail_below']} interactions, which in training here are "
+                f"{here:.1%} of the items and {entry['share_of_test_below_here']:.1%} of the test targets"
             )
         lines.append(line)
     return lines

@@ -78,7 +78,7 @@ def _resolve(kind: str, given: str | None, columns: list[str], ask: Ask | None, 
         # Several names fit and nobody can be asked: a needed column is not left to chance.
         if sure or not needed:
             return guess
-    elif guess is None and not needed:
+    elif guess is None and not needed and ask is None:
         return ""
     if ask is not None:
         return ask(kind, columns)

@@ -71,7 +71,7 @@ def _write(work: Path, raw: RawData, settings: Settings, report: Reporter) -> di
     log = split_column(log, settings.data).with_columns(pl.col("user_id", "item_id").cast(pl.String))
     items = _items_of(log, raw, settings.data)
     _write_rejects(work / "rejected.jsonl", tally)
-    summary = describe_data(log, items, raw, settings, left_out)
+    summary = describe_data(log, items, raw, settings, left_out, report)
     _refuse_tiny(summary, settings)
     write_parquet(work / "items.parquet", items)
     write_parquet(work / "interactions.parquet", log)

@@ -118,7 +118,7 @@ def _amazon(name: str, categories: Mapping[str, str]) -> DatasetPreset:
     thing = "fashion" if name == "fashion" else name.replace("-", " ")
     return DatasetPreset(
         name=name,
-        title=f"Amazon reviews: {max(categories.values(), key=len).replace('_', ' ')}",
+        title=f"Amazon reviews: {categories[max(categories)].replace('_', ' ')}",
         edition=", ".join(sorted(categories)),
         licence="Amazon review data: research use, cite the edition's paper",
         instruction=f"The {thing} item has the following attributes:",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from llmemb_cli.errors import BadDataError, LlmembError
 if TYPE_CHECKING:
     import polars as pl
     import torch
+
+HASH_BLOCK = 4 << 20  # bytes
 
 
 @contextmanager
@@ -38,17 +41,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def explain_os_error(error: OSError, path: Path) -> LlmembError:
-    """What the system says when writing `path` fails, as an error for a person."""
-    import errno
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no room to write; safetensors says it in its text alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"os error {errno.ENOSPC}" in str(error) or os.strerror(errno.ENOSPC) in str(error)
 
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+
+def explain_os_error(error: Exception, path: Path) -> LlmembError:
+    """What the system says when writing `path` fails, as an error for a person."""
+    if disk_is_full(error):
         return LlmembError(
             "no space left on the device",
             where=str(path),
             hint="free some space and run the same command again",
         )
-    return LlmembError(f"cannot write: {error.strerror or error}", where=str(path))
+    return LlmembError(f"cannot write: {getattr(error, 'strerror', None) or error}", where=str(path))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -123,10 +131,16 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise BadDataError(f"not a safetensors file: {error}", where=str(path)) from error
 
 
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's content, in hex."""
+def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file's content, in hex; `advance` is told of the bytes done."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if advance is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+            advance(len(block))
+        return digest.hexdigest()
 
 
 def sha256_json(value: Any) -> str:
