@@ -31,8 +31,13 @@ def _count(marks: torch.Tensor) -> torch.Tensor:
 
 
 def hit_rate(ranks: np.ndarray, k: int) -> np.ndarray:
-    """(n,) float64: 1 where the rank is at most `k`. With one target, recall at k is the same."""
+    """(n,) float64: 1 where the rank is at most `k`."""
     return (ranks <= k).astype(np.float64)
+
+
+def recall(ranks: np.ndarray, k: int) -> np.ndarray:
+    """(n,) float64: share of a user's targets ranked at most `k`. With one target it is the hit rate."""
+    return hit_rate(ranks, k)
 
 
 def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
@@ -40,6 +45,7 @@ def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
     return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
 
 
-def reciprocal_rank(ranks: np.ndarray) -> np.ndarray:
-    """(n,) float64: 1 / rank."""
-    return 1.0 / ranks.astype(np.float64)
+def reciprocal_rank(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
+    """(n,) float64: 1 / rank; with `k`, 0 where the rank is beyond it."""
+    values = 1.0 / ranks.astype(np.float64)
+    return values if k is None else np.where(ranks <= k, values, 0.0)

@@ -49,6 +49,11 @@ def option(path: str, *names: str, panel: str | None = None) -> Any:
     )
 
 
+def split_names(values: list[str] | None) -> list[str] | None:
+    """The values of a repeatable option, each of which may hold several with commas between; None without any."""
+    return [one.strip() for value in values or [] for one in value.split(",") if one.strip()] or None
+
+
 def command(function: Callable[..., None]) -> typer.Typer:
     """Make a Typer app of one command out of `function(output, ...)`.
 
@@ -157,4 +162,5 @@ __all__ = [
     "open_workspace",
     "option",
     "run_guarded",
+    "split_names",
 ]

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
+from llmemb_cli.commands.common import (
+    ForceOption,
+    SetOption,
+    WorkspaceOption,
+    command,
+    open_workspace,
+    option,
+    split_names,
+)
 from llmemb_cli.console import Output, table, titled
 from llmemb_cli.workspace.lock import write_lock
 
@@ -20,7 +30,7 @@ def evaluate(
     runs: Annotated[list[str] | None, typer.Argument(help="Runs to measure; default: all.")] = None,
     groups: Annotated[list[str] | None, option("eval.groups")] = None,
     protocol: Annotated[str | None, option("eval.protocol")] = None,
-    k: Annotated[list[int] | None, option("eval.k", "-k")] = None,
+    k: Annotated[list[str] | None, option("eval.k", "-k")] = None,
     negatives: Annotated[int | None, option("eval.negatives")] = None,
     candidates: Annotated[str | None, option("eval.candidates")] = None,
     history: Annotated[str | None, option("eval.history")] = None,
@@ -31,16 +41,17 @@ def evaluate(
     force: ForceOption = False,
     set: SetOption = None,
 ) -> None:
-    """Measure runs on the test item of every user: hit rate, NDCG, MRR, overall and by group.
+    """Measure runs on the test item of every user: hit rate, NDCG, MRR, recall, overall and by group.
 
-    Every run's ranks are kept as a table in runs/RUN/eval/PROTOCOL/ranks.parquet.
+    Several groups or cut-offs: repeat the flag, or put commas between. Every user's rank, groups and metrics are kept
+    in runs/RUN/eval/PROTOCOL/ranks.parquet.
 
-    Example: `llmemb eval --groups popularity --protocol sampled`
+    Example: `llmemb eval --groups popularity,length --protocol sampled -k 5,10`
     """
     given = {
-        "eval.groups": groups or None,
+        "eval.groups": split_names(groups),
         "eval.protocol": protocol,
-        "eval.k": sorted({*k, 10}) if k else None,
+        "eval.k": _cut_offs(k),
         "eval.bins": bins,
         "eval.negatives": negatives,
         "eval.candidates": candidates,
@@ -63,31 +74,67 @@ def evaluate(
     output.result(document, lambda console: show_eval(console, document))
 
 
+def _cut_offs(given: list[str] | None) -> list[int] | None:
+    from llmemb_cli.errors import WrongUseError
+
+    names = split_names(given)
+    if names is None:
+        return None
+    wrong = [name for name in names if not name.isdecimal() or int(name) < 1]
+    if wrong:
+        raise WrongUseError(f"-k {wrong[0]}: a number from 1 is expected", hint="for example -k 5,10,20")
+    return sorted({10, *map(int, names)})
+
+
 def show_eval(console: Console, document: dict[str, Any]) -> None:
     """One table for all users, then one for each grouping; the protocol stands in every title."""
-    from rich.text import Text
-
     from llmemb_cli.reporting.tables import protocol_label
 
     first = document["runs"][0]
     label = protocol_label(first["protocol"])
-    metrics = [name for name in first["overall"] if name != "n"]
-    rows = [[run["run"], *(_number(run["overall"][m]) for m in metrics)] for run in document["runs"]]
-    titled(console, f"All {first['overall']['n']:,} test users, {label}", table(["run", *metrics], rows))
+    # Recall is not shown: with one target a user it is the hit rate. MRR@k is in --json and ranks.parquet.
+    metrics = [name for name in first["overall"] if name != "n" and not name.startswith(("Recall", "MRR@"))]
+    title = f"All {first['overall']['n']:,} test users, {label}"
+    _fitting(console, title, metrics, lambda some: _overall_table(document, some))
     if first["beyond"]:
         titled(console, f"The {first['beyond']['k']} items shown to each user", beyond_table(document))
     for name in first["groups"]:
-        title = f"By {name.replace('_', ' ')}, {label}\n{first['definitions'][name]}"
-        made = table(["group", "run", "users", *metrics], [], left=2)
-        for place, group in enumerate(first["groups"][name]):
-            if not group["n"]:
-                continue
-            for number, run in enumerate(document["runs"]):
-                figures = [_number(run["groups"][name][place][m]) for m in metrics]
-                name_once = group["name"] if number == 0 else ""
-                made.add_row(*(Text(cell) for cell in [name_once, run["run"], f"{group['n']:,}", *figures]))
-            made.add_section()
-        titled(console, title, made)
+        empty = [group["name"] for group in first["groups"][name] if not group["n"]]
+        nobody = f"; no users: {', '.join(empty)}" if empty else ""
+        title = f"By {name.replace('_', ' ')}, {label}\n{first['definitions'][name]}{nobody}"
+        _fitting(console, title, metrics, partial(_group_table, document, name))
+
+
+def _fitting(console: Console, title: str, metrics: list[str], make: Callable[[list[str]], Table]) -> None:
+    """Print one table of all metrics, or one a cut-off where the terminal is too narrow for that."""
+    made = make(metrics)
+    cuts = list(dict.fromkeys(name.partition("@")[2] for name in metrics))
+    if len(cuts) > 2 and console.measure(made, options=console.options.update(width=10_000)).maximum > console.width:
+        for number, cut in enumerate(cuts):
+            some = [name for name in metrics if name.partition("@")[2] == cut]
+            titled(console, title if number == 0 else title.partition("\n")[0], make(some))
+        return
+    titled(console, title, made)
+
+
+def _overall_table(document: dict[str, Any], metrics: list[str]) -> Table:
+    rows = [[run["run"], *(_number(run["overall"][m]) for m in metrics)] for run in document["runs"]]
+    return table(["run", *metrics], rows)
+
+
+def _group_table(document: dict[str, Any], name: str, metrics: list[str]) -> Table:
+    from rich.text import Text
+
+    made = table(["group", "run", "users", *metrics], [], left=2)
+    for place, group in enumerate(document["runs"][0]["groups"][name]):
+        if not group["n"]:
+            continue
+        for number, run in enumerate(document["runs"]):
+            figures = [_number(run["groups"][name][place][m]) for m in metrics]
+            once = (group["name"], f"{group['n']:,}") if number == 0 else ("", "")
+            made.add_row(*(Text(cell) for cell in [once[0], run["run"], once[1], *figures]))
+        made.add_section()
+    return made
 
 
 def beyond_table(document: dict[str, Any]) -> Table:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 4096
+BLOCK = 8192  # items
+LISTS = 1024
 
 
 def beyond_accuracy(top: np.ndarray, train_counts: np.ndarray, vectors: np.ndarray | None) -> dict[str, Any]:
@@ -49,15 +50,19 @@ def list_diversity(top: np.ndarray, vectors: np.ndarray) -> float | None:
     The mean cosine of all pairs follows from the length of the sum of the unit vectors, so no pair is formed.
     """
     # LLM states share a large common direction; without taking the mean away every list looks alike.
-    vectors = vectors - vectors.mean(axis=0)
-    unit = np.zeros((len(vectors) + 1, vectors.shape[1]), dtype=np.float32)
-    unit[1:] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    parts = [vectors[start : start + BLOCK] for start in range(0, len(vectors), BLOCK)]
+    mean = (sum(part.sum(axis=0, dtype=np.float64) for part in parts) / len(vectors)).astype(np.float32)
     sizes = (top > 0).sum(axis=1)
     total, lists = 0.0, 0
-    for start in range(0, len(top), BLOCK):
-        part, size = top[start : start + BLOCK], sizes[start : start + BLOCK]
+    for start in range(0, len(top), LISTS):
+        part, size = top[start : start + LISTS], sizes[start : start + LISTS]
+        # Only the items of these lists are looked up: the table may be a mapped file larger than the memory.
+        shown, place = np.unique(part, return_inverse=True)
+        unit = vectors[np.maximum(shown - 1, 0)] - mean
+        unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+        unit[shown == 0] = 0
         together = np.zeros((len(part), unit.shape[1]), dtype=np.float32)
-        for column in part.T:
+        for column in place.reshape(part.shape).T:
             together += unit[column]
         pairs = size * (size - 1)
         cosine = ((together.astype(np.float64) ** 2).sum(axis=1) - size)[pairs > 0] / pairs[pairs > 0]

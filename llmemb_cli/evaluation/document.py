@@ -68,7 +68,5 @@ def eval_document(workspace: Workspace, settings: Settings, runs: list[str] | No
 
 
 def _chosen_groups(groups: dict[str, Any], wanted: list[Any]) -> dict[str, Any]:
-    names = [name for name in wanted if name != "none"]
-    if "popularity" in names:
-        names.append("popularity_bins")
-    return {name: groups[name] for name in names}
+    with_bins = {"popularity": ["popularity", "popularity_bins"], "none": []}
+    return {name: groups[name] for one in wanted for name in with_bins.get(one, [one])}

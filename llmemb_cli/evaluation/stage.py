@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from llmemb_cli.embeddings.table import read_table, rows_for
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.evaluation.beyond import beyond_accuracy
 from llmemb_cli.evaluation.candidates import make_candidates, read_candidates, test_users
-from llmemb_cli.evaluation.groups import make_groupings
+from llmemb_cli.evaluation.groups import Grouping, make_groupings
 from llmemb_cli.evaluation.rank import full_ranking, sampled_ranks
 from llmemb_cli.pipeline import diversity_space, eval_stage, protocol_name
 from llmemb_cli.progress import Reporter
-from llmemb_cli.ranking import hit_rate, ndcg, reciprocal_rank
+from llmemb_cli.ranking import hit_rate, ndcg, recall, reciprocal_rank
 from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, require_stage, run_stage
@@ -73,6 +74,22 @@ def _measure(workspace: Workspace, settings: Settings, run: str, work: Path) -> 
         ranks = sampled_ranks(model, data, users, candidates, batch_users=chosen.batch_users, device=device)
     groupings = make_groupings(data, users, settings.data.tail_share, chosen.tail_threshold, chosen.bins)
     ks = sorted({*chosen.k, LIST})
+    write_parquet(work / "ranks.parquet", user_table(data, users, ranks, groupings, ks))
+    metrics = {
+        "protocol": protocol_document(settings),
+        "overall": figures(ranks, ks),
+        "beyond": beyond,
+        "groups": group_figures(groupings, ranks, ks),
+        "definitions": {name: grouping.definition for name, grouping in groupings.items()},
+    }
+    write_json(work / "metrics.json", metrics)
+    return metrics
+
+
+def user_table(
+    data: SplitData, users: np.ndarray, ranks: np.ndarray, groupings: Mapping[str, Grouping], ks: list[int]
+) -> pl.DataFrame:
+    """Every test user's result: ids, rank, the user's group in every grouping, every metric."""
     columns = {
         "user_id": data.user_ids.gather(users),
         "item_id": data.item_ids.gather(data.test[users] - 1),
@@ -80,22 +97,20 @@ def _measure(workspace: Workspace, settings: Settings, run: str, work: Path) -> 
         "train_count": data.train_counts[data.test[users]],
         "history": data.test_history().lengths()[users],
     } | {name: [grouping.names[label] for label in grouping.labels] for name, grouping in groupings.items()}
-    write_parquet(work / "ranks.parquet", pl.DataFrame(columns | per_user(ranks, ks)))
-    metrics = {
-        "protocol": protocol_document(settings),
-        "overall": figures(ranks, ks),
-        "beyond": beyond,
-        "groups": {
-            name: [
-                {"name": group} | figures(ranks[grouping.labels == place], ks)
-                for place, group in enumerate(grouping.names)
-            ]
-            for name, grouping in groupings.items()
-        },
-        "definitions": {name: grouping.definition for name, grouping in groupings.items()},
+    return pl.DataFrame(columns | per_user(ranks, ks))
+
+
+def group_figures(
+    groupings: Mapping[str, Grouping], ranks: np.ndarray, ks: list[int]
+) -> dict[str, list[dict[str, Any]]]:
+    """Size and metrics of every group of every grouping; sizes add up to the number of users in each."""
+    return {
+        name: [
+            {"name": group} | figures(ranks[grouping.labels == place], ks)
+            for place, group in enumerate(grouping.names)
+        ]
+        for name, grouping in groupings.items()
     }
-    write_json(work / "metrics.json", metrics)
-    return metrics
 
 
 def _beyond(workspace: Workspace, data: SplitData, top: np.ndarray) -> dict[str, Any]:
@@ -122,11 +137,13 @@ def protocol_document(settings: Settings) -> dict[str, Any]:
 
 
 def per_user(ranks: np.ndarray, ks: list[int]) -> dict[str, np.ndarray]:
-    """Every user's metrics by name, (n,) float64 each. With one target a user, recall at k is the hit rate."""
+    """Every user's metrics by name, (n,) float64 each."""
     result = {}
     for k in ks:
         result[f"HR@{k}"] = hit_rate(ranks, k)
         result[f"NDCG@{k}"] = ndcg(ranks, k)
+        result[f"MRR@{k}"] = reciprocal_rank(ranks, k)
+        result[f"Recall@{k}"] = recall(ranks, k)
     return result | {"MRR": reciprocal_rank(ranks)}
 
 
