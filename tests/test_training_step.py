@@ -19,6 +19,7 @@ from llmemb_cli.ranking import hit_rate, ndcg, rank_of_target, reciprocal_rank
 from llmemb_cli.srs import losses
 from llmemb_cli.srs.batch import make_batch, masked_pairs, next_item_pairs
 from llmemb_cli.srs.item_embedding import AdaptedTable, ItemTable
+from llmemb_cli.srs.methods import align
 from llmemb_cli.srs.methods.align import infonce
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import batch_loss
@@ -262,7 +263,11 @@ def test_no_negative_is_drawn_at_padding() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.05, 2.0])
-def test_infonce_of_alignment_equals_the_plain_formula_and_its_gradient(temperature: float) -> None:
+@pytest.mark.parametrize("block_values", [1, align.BLOCK_VALUES])
+def test_infonce_of_alignment_equals_the_plain_formula_and_its_gradient(
+    temperature: float, block_values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(align, "BLOCK_VALUES", block_values)  # 1: blocks of 16 rows, the last one shorter
     torch.manual_seed(0)
     left, right = torch.randn(40, D), torch.randn(40, D)
     one, two = (left.clone().requires_grad_() for _ in range(2))

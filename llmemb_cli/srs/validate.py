@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from llmemb_cli.cross_entropy import ALIGNED
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.peers import ALONE, Peers
 from llmemb_cli.ranking import rank_of_target
@@ -15,8 +16,6 @@ from llmemb_cli.srs.sequences import left_padded
 # Users scored at once; on a CPU their scores stay in its cache.
 BLOCK = {"cpu": 128}
 MOST = 512
-# Rows of scores begin at multiples of this: a matrix product whose rows begin anywhere takes up to twice as long.
-ALIGNED = 16
 
 
 def validation_users(data: SplitData, most: int, seed: int) -> np.ndarray:

@@ -10,11 +10,14 @@ from torch.nn import functional as F
 
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.contrastive import contrastive_loss
+from llmemb_cli.cross_entropy import ALIGNED
 from llmemb_cli.srs.objective import Step
 from llmemb_cli.srs.recommender import Recommender
 
 # Cosines divided by less than this may overflow an exponential.
 SMALLEST_TEMPERATURE = 0.02
+# Pairs that a CPU works on at a time: they stay in its cache.
+BLOCK_VALUES = 1 << 18
 
 
 class Align:
@@ -51,11 +54,17 @@ def infonce(left: torch.Tensor, right: torch.Tensor, temperature: float) -> torc
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor, temperature: float) -> torch.Tensor:
-        scaled = right / temperature
-        powers = (left @ scaled.T).exp_()
-        rows, columns = powers.sum(dim=1), powers.sum(dim=0)
+        scaled, count = right / temperature, len(left)
+        block = max(BLOCK_VALUES // count, 16) if left.device.type == "cpu" else count
+        powers = left.new_empty(count, -(-count // ALIGNED) * ALIGNED)[:, :count]
+        rows, columns = left.new_empty(count), left.new_zeros(count)
+        for at in range(0, count, block):
+            part = torch.mm(left[at : at + block], scaled.T, out=powers[at : at + block]).exp_()
+            torch.sum(part, dim=1, out=rows[at : at + block])
+            columns += part.sum(dim=0)
         positive = (left * scaled).sum(dim=1)
         ctx.save_for_backward(powers, rows, columns, scaled)
+        ctx.block = block
         return ((rows.log() + columns.log()) / 2 - positive).mean()
 
     @staticmethod
@@ -63,5 +72,9 @@ class _InfoNCE(torch.autograd.Function):
     def backward(ctx: Any, *outer: torch.Tensor) -> Any:
         powers, rows, columns, scaled = ctx.saved_tensors
         # The sum over j of P_ij (1 / row_i + 1 / column_j) / 2 right_j, minus the positive.
-        pulled = (powers @ scaled) / rows[:, None] + powers @ (scaled / columns[:, None])
-        return (pulled / 2 - scaled) * (outer[0] / len(rows)), None, None
+        by_row, by_column = (0.5 / rows)[:, None], 0.5 / columns
+        pulled = torch.empty_like(scaled)
+        for at in range(0, len(rows), ctx.block):
+            part = slice(at, at + ctx.block)
+            torch.mm((by_row[part] + by_column).mul_(powers[part]), scaled, out=pulled[part])
+        return (pulled - scaled) * (outer[0] / len(rows)), None, None
