@@ -203,7 +203,7 @@ PRESETS: dict[str, DatasetPreset] = {
             instruction="The item has the following attributes:",
             reader=f"{_READERS}.sequences:read_sequences",
             manual="name the file with lines `user item item ...`: `llmemb init sequences --source FILE`",
-            uses=("source", "items", "item_column", "encoding", "edition"),
+            uses=("source", "items", "item_column", "title_column", "encoding", "edition"),
         ),
         DatasetPreset(
             name="custom",
@@ -221,15 +221,23 @@ PRESETS: dict[str, DatasetPreset] = {
 SHOWN = [name for name, preset in PRESETS.items() if not preset.categories or name in ("beauty", "fashion")]
 
 
+def _key(name: str) -> str:
+    key = name.strip().lower().replace("_", "-").replace(" ", "-").replace("&", "and")
+    return "fashion" if key == "amazon-fashion" else key
+
+
+def is_preset(name: str) -> bool:
+    """Whether `find_preset` knows it."""
+    return _key(name) in PRESETS
+
+
 def find_preset(name: str) -> DatasetPreset:
     """The preset called `name`; Amazon categories also by their own name ("Video_Games").
 
     Raises:
         WrongUseError: there is none; names the nearest.
     """
-    key = name.strip().lower().replace("_", "-").replace(" ", "-").replace("&", "and")
-    if key == "amazon-fashion":
-        key = "fashion"
+    key = _key(name)
     if key in PRESETS:
         return PRESETS[key]
     if key == "amazon":

@@ -93,7 +93,11 @@ def _items(file: RawFile, key: str, tally: Tally, report: Reporter) -> tuple[pl.
         names[column] = column if name in names.values() or (name != column and name in table.frame.columns) else name
     frame = table.frame.rename(names)
     if key not in frame.columns:
-        raise WrongUseError(f"no column {key}", where=file.where)
+        raise WrongUseError(
+            f"no column {key}; there are: {', '.join(table.frame.columns[:-1])}",
+            where=file.where,
+            hint="the item id must have the same column name in both files",
+        )
     if "genres" in frame.columns:
         # RecBole separates the values of a sequence by blanks; a comma reads better and no genre holds a blank.
         frame = frame.with_columns(pl.col("genres").str.replace_all(" ", ", ", literal=True))

@@ -15,7 +15,7 @@ from llmemb_cli.config.data import DataSettings
 from llmemb_cli.datasets.columns import guess_column
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
-from llmemb_cli.datasets.readers.chunks import LINE, Batch, Chunk, Reject, line_chunks, printable
+from llmemb_cli.datasets.readers.chunks import LINE, MAX_LINE, Batch, Chunk, Reject, line_chunks, printable
 from llmemb_cli.datasets.readers.delimited import Layout, scan_delimited
 from llmemb_cli.datasets.readers.sources import plain_file
 from llmemb_cli.datasets.readers.streams import RawFile
@@ -97,7 +97,7 @@ def _texts(file: RawFile, settings: DataSettings, tally: Tally, report: Reporter
     """The items and the names of their attributes."""
     columns = _header(file, settings)
     key = settings.item_column or guess_column("item_column", columns)[0]
-    if key is None and table_kind(file) == "csv":
+    if key is None and _is_tabbed(file):
         layout = Layout(["item_id", "title"], "\t", 0, quoted=False, encoding=settings.encoding)
         batches = list(scan_delimited(file, layout.columns, layout, report))
         tally.rows_read[file.name] = sum(batch.rows_read for batch in batches)
@@ -123,6 +123,13 @@ def _header(file: RawFile, settings: DataSettings) -> list[str]:
     try:
         return column_names(file, encoding=settings.encoding)
     except BadDataError:
-        if settings.item_column or table_kind(file) != "csv":
+        if settings.item_column or not _is_tabbed(file):
             raise
         return []
+
+
+def _is_tabbed(file: RawFile) -> bool:
+    if table_kind(file) != "csv":
+        return False
+    with file.open() as stream:
+        return b"\t" in stream.readline(MAX_LINE)
