@@ -12,7 +12,7 @@ from llmemb_cli.commands.data import pairs, show_account, show_attributes, show_
 from llmemb_cli.config.data import PREPARATIONS, DataSettings
 from llmemb_cli.config.settings import parse_assignments, setting_help
 from llmemb_cli.console import Output, duration, may_ask, stderr
-from llmemb_cli.datasets.presets import PRESETS, SHOWN, find_preset
+from llmemb_cli.datasets.presets import PRESETS, SHOWN, find_preset, is_preset
 from llmemb_cli.errors import InterruptedRunError, WrongUseError
 
 OWN = "Own files (custom, sequences)"
@@ -150,6 +150,13 @@ def _default_name(dataset: str, values: dict[str, Any]) -> str:
 
 
 def _dataset(asked: str | None, given: dict[str, Any], output: Output) -> str:
+    if asked is not None and Path(asked).exists() and not is_preset(asked):
+        raise WrongUseError(
+            "this is a file or folder, not the name of a data set",
+            where=asked,
+            hint=f"your own table: `llmemb init custom --interactions {asked}`; "
+            f"of a known set: `llmemb init NAME --source {asked}`",
+        )
     if asked is not None:
         return find_preset(asked).name
     if "interactions" in given:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.datasets.readers.tabular import column_names
-from llmemb_cli.errors import WrongUseError
+from llmemb_cli.errors import WrongUseError, near_match
 
 NAMES: dict[str, tuple[str, ...]] = {
     "user_column": ("user_id", "userid", "user", "uid", "reviewerid", "customer_id", "customer", "visitorid"),
@@ -61,11 +61,12 @@ def resolve_custom(values: dict[str, Any], ask: Ask | None) -> dict[str, Any]:
                 hint="the item id must have the same column name in both files",
             )
         for name in chosen.get("attributes") or []:
-            if name not in items:
+            if name not in items and not (name == "title" and chosen["title_column"]):
+                close = near_match(name, items)
                 raise WrongUseError(
                     f"no column {name}; there are: {', '.join(items)}",
                     where=str(values["items"]),
-                    hint="--attributes",
+                    hint=f"--attributes: did you mean {close}?" if close else "--attributes",
                 )
     return chosen
 

@@ -130,12 +130,12 @@ def _refuse_tiny(summary: dict[str, Any], settings: Settings) -> None:
     losses += [(count, f"left out: {rule}") for rule, count in summary["left_out"].items()]
     losses.sort(key=lambda loss: -loss[0])
     reasons = "; ".join(f"{count:,} {what}" for count, what in losses[:4])
-    read = ", ".join(f"{rows:,} rows of {name}" for name, rows in summary["rows_read"].items())
+    read = ", ".join(f"{name} ({rows:,} rows)" for name, rows in summary["rows_read"].items())
     expected = next((f"; others report {entry['users']:,} users" for entry in summary["published"]), "")
     raise BadDataError(
         f"only {summary['users']} users and {summary['items']} items are left"
         + (f" ({reasons})" if reasons else "")
         + f"; fewer than {SMALLEST} are more often a wrong file or column{expected}",
-        where=f"of {read}",
+        where=read,
         hint="check files and columns, lower --min-user and --min-item, or keep it so with --force",
     )
