@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ir_measures import RR, Qrel, ScoredDoc, Success, nDCG
+from ir_measures import RR, Qrel, R, ScoredDoc, Success, nDCG
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -32,6 +32,8 @@ from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
 from tests.make_workspace import make_workspace
 
+METRICS = {"HR": Success, "NDCG": nDCG, "MRR": RR, "Recall": R}
+
 
 def test_metrics_equal_those_of_another_library() -> None:
     rng = np.random.default_rng(0)
@@ -39,12 +41,12 @@ def test_metrics_equal_those_of_another_library() -> None:
     ranks = (scores >= scores[:, :1]).sum(axis=1)
     relevant = [Qrel(str(u), "d0", 1) for u in range(300)]
     run = [ScoredDoc(str(u), f"d{i}", scores[u, i]) for u in range(300) for i in range(200)]
-    expected = ir_measures.calc_aggregate([Success @ 10, nDCG @ 10, nDCG @ 50, RR], relevant, run)
-    got = figures(ranks, [10, 50])
-    assert got["HR@10"] == pytest.approx(expected[Success @ 10])
-    assert got["NDCG@10"] == pytest.approx(expected[nDCG @ 10])
-    assert got["NDCG@50"] == pytest.approx(expected[nDCG @ 50])
-    assert got["MRR"] == pytest.approx(expected[RR])
+    pairs = {f"{name}@{k}": kind @ k for name, kind in METRICS.items() for k in (5, 10, 50)} | {"MRR": RR}
+    expected = ir_measures.calc_aggregate(list(pairs.values()), relevant, run)
+    got = figures(ranks, [5, 10, 50])
+    assert got.keys() == pairs.keys() | {"n"}
+    for name, measure in pairs.items():
+        assert got[name] == pytest.approx(expected[measure]), name
 
 
 def test_t_and_wilcoxon_are_those_of_scipy() -> None:
