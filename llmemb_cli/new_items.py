@@ -17,7 +17,7 @@ from llmemb_cli.embeddings.pca import fit_pca, read_pca
 from llmemb_cli.embeddings.table import read_ids, rows_for
 from llmemb_cli.embeddings.table import read_table as read_vectors
 from llmemb_cli.errors import BadDataError, WrongUseError
-from llmemb_cli.llm.encode import open_llm, resolve
+from llmemb_cli.llm.encode import fetch_llm, open_llm, resolve
 from llmemb_cli.llm.vectors import encode
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import build_prompts
@@ -58,7 +58,8 @@ def embed_new_items(
     directory = workspace.embeddings(kind)
     manifest = require_stage(directory, made_by="llmemb embed" if tuned else "llmemb embed --without scft")
     _check_inputs(workspace, manifest, tuned)
-    settings, adapter = resolve(workspace, _as_embedded(settings, manifest), report, tuned)
+    settings, adapter = resolve(workspace, _as_embedded(settings, manifest), tuned)
+    fetch_llm(settings, adapter, report)
     as_file = out is not None and out.suffix == ".parquet"
     folder = workspace.root / "new-items" / items.stem if out is None or as_file else out
     inputs = {"embeddings": directory} | ({"run": workspace.run(run)} if run is not None else {})

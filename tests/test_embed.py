@@ -23,7 +23,7 @@ from llmemb_cli.config.settings import Settings, make_settings
 from llmemb_cli.embeddings import pca as pca_module
 from llmemb_cli.embeddings.pca import fit_pca, read_pca
 from llmemb_cli.embeddings.table import read_table
-from llmemb_cli.errors import BadDataError, LlmembError
+from llmemb_cli.errors import BadDataError, LlmembError, MissingError
 from llmemb_cli.llm import vectors as vectors_module
 from llmemb_cli.llm.encode import merge_parts, run_embed, run_part
 from llmemb_cli.llm.load import load_model
@@ -35,6 +35,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.workspace import rows as rows_module
 from llmemb_cli.workspace.stage import stage_state
+from tests.offline import run_offline
 from tests.tiny_llm import with_prompts
 from tests.tiny_model import SIZES, WORDS, tiny_bert, tiny_llama, word_tokenizer
 
@@ -326,6 +327,20 @@ def test_other_weights_in_the_same_folder_make_the_export_stale_and_do_not_fit_t
     assert run_embed(workspace, settings, Reporter(), tuned=False).built
 
 
+def test_what_is_made_needs_no_model_any_more(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "m")
+    workspace, settings = with_prompts(tmp_path / "ws", folder, steps=1)
+    assert run_scft(workspace, settings, Reporter()).built
+    assert run_embed(workspace, settings, Reporter()).built
+    manifest = json.loads((workspace.scft() / "manifest.json").read_text())
+    assert manifest["made_from"]["files"]["model"]["sha256"]
+    shutil.rmtree(folder)
+    assert not run_scft(workspace, settings, Reporter()).built
+    assert not run_embed(workspace, settings, Reporter()).built
+    with pytest.raises(MissingError):
+        run_embed(workspace, settings, Reporter(), force=True)
+
+
 def test_reading_otherwise_than_the_adapter_was_trained_is_wrong_use(tmp_path: Path) -> None:
     workspace, _ = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"), steps=1)
 
@@ -369,43 +384,26 @@ def test_pca_in_blocks_exact_or_randomised_is_that_of_the_whole(monkeypatch: pyt
     )
 
 
-BLOCKED = """
-import socket, sys
-def refuse(*args, **kwargs):
-    raise SystemExit(f"reached for the network: {args}")
-socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
-from llmemb_cli.__main__ import main
-sys.argv = ["llmemb", *sys.argv[1:]]
-main()
-"""
-
-
 def test_nothing_touches_the_network_once_the_model_is_here(tmp_path: Path) -> None:
     # With an instruction, so that the shared beginning and its cache are used as well.
     instruction = "title is w1 w2 w3 w4"
     workspace, _ = with_prompts(
         tmp_path / "ws", tiny_llama(tmp_path / "m"), steps=1, instruction=instruction, gradient_checkpointing=True
     )
-    variables = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    variables["HF_HOME"] = str(tmp_path / "hf")
     # A package that some libraries fetch code with, as soon as it is installed.
     (tmp_path / "kernels.py").write_text(
         "def get_kernel(*args, **kwargs):\n    raise SystemExit('code from the hub')\n"
     )
-    variables["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     keep = ("--set", "scft.gradient_checkpointing=false")
-    for command in (("prompt",), ("scft",), ("scft", *keep), ("embed",)):
-        done = subprocess.run(
-            [sys.executable, "-c", BLOCKED, *command, "-w", str(workspace.root)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=variables,
-        )
-        assert done.returncode == 0, done.stderr
-        # Nothing that a library says to its programmers reaches the person.
-        for word in ("kernels", "deprecated", "transformers", "Warning"):
-            assert word not in done.stderr, done.stderr
+    commands = [
+        [*given, "-w", str(workspace.root)] for given in (("prompt",), ("scft",), ("scft", *keep), ("embed",))
+    ]
+    done = run_offline(commands, HF_HOME=str(tmp_path / "hf"), PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    # Nothing that a library says to its programmers reaches the person.
+    for word in ("kernels", "deprecated", "transformers", "Warning"):
+        assert word not in done.stderr, done.stderr
     assert read_pca(workspace.embeddings()).components.shape[0] == 29
 
 

@@ -18,6 +18,8 @@ import pytest
 import torch
 
 from llmemb_cli.assets.catalogue import describe_model
+from tests.offline import run_offline
+from tests.tiny_llm import with_prompts
 from tests.tiny_model import tiny_llama
 
 
@@ -96,7 +98,12 @@ def test_a_mirror_is_used_once_and_never_shown_the_login_of_the_hub(tmp_path: Pa
     assert not Path(entry["path"], "consolidated.safetensors").exists()
     assert Mirror.seen and {token for _, token in Mirror.seen} == {None}
     Mirror.seen.clear()
-    assert fetch_command(tmp_path, mirror).returncode == 0
+    # From now on nothing asks the hub or its mirror for anything, whatever is done with the model.
+    workspace, _ = with_prompts(tmp_path / "ws", Path("me/tiny"), steps=1)
+    at = ["-w", str(workspace.root)]
+    commands = [["models", "me/tiny", "--fetch"], ["prompt", *at], ["scft", "--dry-run", *at], ["scft", *at]]
+    done = run_offline([*commands, ["embed", *at]], HF_HOME=str(tmp_path / "hf"), HF_ENDPOINT=mirror)
+    assert done.returncode == 0, done.stderr
     assert Mirror.seen == []
 
 

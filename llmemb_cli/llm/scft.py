@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmemb_cli.assets.models import local_model
 from llmemb_cli.checkpoint import forget_checkpoint, load_checkpoint, save_checkpoint
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.contrastive import START_TEMPERATURE, contrastive_loss
@@ -37,7 +38,9 @@ from llmemb_cli.workspace.stage import (
     keep_seconds,
     partial_path,
     read_manifest,
+    require_stage,
     run_stage,
+    stage_state,
 )
 from llmemb_cli.workspace.store import append_jsonl, write_json
 
@@ -56,6 +59,7 @@ def run_scft(
         MissingError: the model or the device is not here.
         InterruptedRunError: a signal came; a checkpoint is kept and the same call goes on.
     """
+    require_stage(workspace.prompts, made_by="llmemb prompt")
     stage = scft_stage(workspace, settings, run)
     device = own_device(settings.scft.device)
     peers = join_peers(device)
@@ -72,6 +76,10 @@ def run_scft(
 
     try:
         if peers.rank == 0:
+            if force or stage_state(stage).state != "up-to-date":
+                # Before the stage is described: its manifest then says which weights it was made from.
+                local_model(settings.scft.model, report)
+                stage = scft_stage(workspace, settings, run)
             result = run_stage(stage, build, force=force, report=report, device=device)
             if not begun:
                 peers.any(False)
