@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,12 @@ import polars as pl
 from llmemb_cli.config.data import PREPARATIONS, DataSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.columns import LEAKING
+from llmemb_cli.datasets.hashes import FileHashes
 from llmemb_cli.datasets.popularity import bin_places, count_bins, tail_items
 from llmemb_cli.datasets.presets import DatasetPreset, Published, find_preset
 from llmemb_cli.datasets.raw import RawData
 from llmemb_cli.progress import Reporter
-from llmemb_cli.workspace.store import sha256_file
 
-LONG_TO_HASH = 256 << 20  # bytes; smaller files are done before anybody wonders
 # Settings that say which file and column is what, not what is done with it.
 _SOURCE = {"dataset", "edition", "source", "interactions", "items", "encoding", "attributes", "allow_small"}
 
@@ -33,9 +31,10 @@ def describe_data(
     left_out: Counter[str],
     report: Reporter,
 ) -> dict[str, Any]:
-    """The document of `llmemb data --json`."""
+    """The document of `llmemb data --json`; `log` may have its ids as text or as categories."""
     users, n_items, rows = log["user_id"].n_unique(), len(items), len(log)
-    index = pl.DataFrame({"item_id": items["item_id"], "item": np.arange(1, n_items + 1)})
+    ids = items["item_id"].cast(log.schema["item_id"])
+    index = pl.DataFrame({"item_id": ids, "item": np.arange(1, n_items + 1)})
     indexed = log.join(index, on="item_id", how="left", maintain_order="left")
     train = indexed.filter(pl.col("split") == "train")["item"].to_numpy()
     counts = np.bincount(train, minlength=n_items + 1)
@@ -136,18 +135,8 @@ def _source(raw: RawData, preset: DatasetPreset, data: DataSettings, report: Rep
         "columns": {name: column for name, column in columns.items() if column},
         "log": raw.log_name,
         "catalogue": raw.items_name,
-        "files": [
-            {"name": path.name, "bytes": path.stat().st_size, "sha256": _hash(path, report)} for path in raw.files
-        ],
+        "files": (raw.hashes or FileHashes(raw.files)).result(report),
     }
-
-
-def _hash(path: Path, report: Reporter) -> str:
-    size = path.stat().st_size
-    if size < LONG_TO_HASH:
-        return sha256_file(path)
-    with report.task(f"hashing {path.name}", size, "bytes") as task:
-        return sha256_file(path, task.advance)
 
 
 def _attributes(raw: RawData, items: pl.DataFrame, data: DataSettings) -> dict[str, Any]:

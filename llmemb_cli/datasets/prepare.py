@@ -14,6 +14,7 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.card import describe_data
 from llmemb_cli.datasets.card_text import card_text
 from llmemb_cli.datasets.columns import LEAKING
+from llmemb_cli.datasets.hashes import FileHashes
 from llmemb_cli.datasets.presets import find_preset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE
@@ -55,6 +56,7 @@ def prepare(workspace: Workspace, settings: Settings, report: Reporter, force: b
 
 def _write(work: Path, raw: RawData, settings: Settings, report: Reporter) -> dict[str, Any]:
     tally, left_out = raw.tally, Counter[str]()
+    raw.hashes = raw.hashes or FileHashes(raw.files)
     if raw.items is not None:
         raw.items = check_items(raw.items, raw.items_name, tally)
     among_known = item_lookup(None if raw.items is None else raw.items["item_id"])
@@ -68,13 +70,13 @@ def _write(work: Path, raw: RawData, settings: Settings, report: Reporter) -> di
         raise BadDataError("the file has no rows", where=raw.log_name)
     log = apply_rules(pl.concat(parts), settings.data, settings.seed, left_out)
     parts.clear()
-    log = split_column(log, settings.data).with_columns(pl.col("user_id", "item_id").cast(pl.String))
+    log = split_column(log, settings.data)
     items = _items_of(log, raw, settings.data)
     _write_rejects(work / "rejected.jsonl", tally)
     summary = describe_data(log, items, raw, settings, left_out, report)
     _refuse_tiny(summary, settings)
     write_parquet(work / "items.parquet", items)
-    write_parquet(work / "interactions.parquet", log)
+    write_parquet(work / "interactions.parquet", log.with_columns(pl.col("user_id", "item_id").cast(pl.String)))
     write_json(work / "stats.json", summary)
     write_text(work / "card.md", card_text(summary))
     if tally.total():
@@ -107,7 +109,7 @@ def _prompt_attributes(raw: RawData, settings: DataSettings) -> list[str]:
 
 def _items_of(log: pl.DataFrame, raw: RawData, settings: DataSettings) -> pl.DataFrame:
     """The items that are left, in catalogue order (or order of first interaction), attributes in prompt order."""
-    left = log.select(pl.col("item_id").unique(maintain_order=True))
+    left = log.select(pl.col("item_id").unique(maintain_order=True).cast(pl.String))
     if raw.items is None:
         return left.with_columns(pl.lit(None, pl.String).alias("title"))
     raw.attributes = _prompt_attributes(raw, settings)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmemb_cli.datasets.hashes import FileHashes
 from llmemb_cli.datasets.readers.chunks import LINE, Batch, Reject
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class RawData:
         attributes: the attributes that go into prompts, in order.
         tally: rows read and rejected so far; reading `log` goes on counting.
         files: the files on disk that were read.
+        hashes: of `files`, where the reader had them begun; else `prepare` has.
         edition: which edition this is.
         instruction: first line of the prompts.
         unreadable: attribute -> values that were no values ("—" for a price) and count as missing.
@@ -87,3 +89,4 @@ class RawData:
     edition: str
     instruction: str
     unreadable: Counter[str] = field(default_factory=Counter)
+    hashes: FileHashes | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmemb_cli.config.data import DataSettings
+from llmemb_cli.datasets.hashes import FileHashes
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.catalogue import features, items_table, plain_text
@@ -39,6 +40,9 @@ def read_yelp(settings: DataSettings, root: Path, preset: DatasetPreset, report:
     found = find_files(root / settings.source, ROLES, expected=EXPECTED)
     businesses, reviews = found["businesses"], found["reviews"]
     tally = Tally()
+    files = sorted({reviews.path, businesses.path})
+    # Begun before the businesses are read, which keeps one core busy only.
+    hashes = FileHashes(files)
     items = items_table(json_records(businesses, parse_object, report), _business, COLUMNS, businesses.name, tally)
     roles = {"user_id": "user_id", "business_id": "item_id", "date": "timestamp", "stars": "rating"}
     batches = scan_jsonl(reviews, list(roles), report)
@@ -55,9 +59,10 @@ def read_yelp(settings: DataSettings, root: Path, preset: DatasetPreset, report:
         items_name=businesses.name,
         attributes=COLUMNS,
         tally=tally,
-        files=sorted({reviews.path, businesses.path}),
+        files=files,
         edition=settings.edition or _edition(items),
         instruction=preset.instruction,
+        hashes=hashes,
     )
 
 
