@@ -50,8 +50,7 @@ def items_table(
         try:
             values = describe(record)
         except (RecursionError, ValueError):
-            # Nested deeper than Python goes, or a number of more digits than it writes.
-            tally.add([Reject(name, line, "unreadable line: a value that cannot be text", "")])
+            tally.add([Reject(name, line, "unreadable line: nested too deeply, or a number too long", "")])
             continue
         row = [values.get(column) or None for column in ("item_id", *columns)]
         if fault := text_fault("".join(filter(None, row))):

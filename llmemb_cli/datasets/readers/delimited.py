@@ -57,6 +57,8 @@ def sniff(file: RawFile, encoding: str = "utf-8") -> Layout:
         raw = stream.read(HEAD_BYTES)
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise BadDataError("the text is UTF-16", where=file.where, hint="save it as UTF-8")
+    if b"\x00" in raw.split(b"\n", 1)[0]:
+        raise BadDataError("the first line is no text: it holds NUL bytes", where=f"{file.where}, line 1")
     head = raw.removeprefix(BOM).decode(encoding, "replace")
     separator = _separator(file.name, head.split("\n", 1)[0])
     # In tab-separated exports a quote is a character like any other.

@@ -17,6 +17,7 @@ from llmemb_cli.progress import Reporter
 
 Record = dict[str, Any]
 Parse = Callable[[str], Record]
+MAX_DEPTH = 100  # lists in lists; no record is nested deeper
 PIECE = 128 << 10  # bytes; a smaller block with a damaged line is read line by line
 # polars writes nested values and booleans in its own way, and an unpaired surrogate as it likes.
 _ODD = r"^[\[{]|^true$|^false$|[\x00\x{FFFD}]"
@@ -79,8 +80,12 @@ def json_keys(file: RawFile, report: Reporter, limit: int | None = None) -> list
     return list(keys)
 
 
-def as_text(value: Any) -> str:
-    """A JSON value as readable text: lists joined by commas, nothing for null."""
+def as_text(value: Any, depth: int = 0) -> str:
+    """A JSON value as readable text: lists joined by commas, nothing for null.
+
+    Raises:
+        ValueError: it is nested deeper than any record is, or a number of more digits than Python writes.
+    """
     if isinstance(value, str):
         return value
     if value is None:
@@ -89,10 +94,12 @@ def as_text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return _plain_number(value)
+    if depth > MAX_DEPTH:
+        raise ValueError("nested too deeply")
     if isinstance(value, list):
-        return ", ".join(filter(None, map(as_text, value)))
+        return ", ".join(text for inner in value if (text := as_text(inner, depth + 1)))
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {text}" for key, inner in value.items() if (text := as_text(inner)))
+        return ", ".join(f"{key}: {text}" for key, inner in value.items() if (text := as_text(inner, depth + 1)))
     return str(value)
 
 
@@ -155,7 +162,11 @@ def _slow(chunk: Chunk, columns: list[str], name: str) -> Batch:
         if isinstance(record, Reject):
             rejects.append(record)
             continue
-        values = [as_text(record.get(column)) for column in columns]
+        try:
+            values = [as_text(record.get(column)) for column in columns]
+        except ValueError as error:
+            rejects.append(Reject(name, line, f"unreadable line: not a record ({_brief(error)})", ""))
+            continue
         if fault := text_fault("".join(values)):
             rejects.append(Reject(name, line, fault, printable(", ".join(values))))
             continue
