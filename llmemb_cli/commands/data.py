@@ -92,7 +92,7 @@ def show_sizes(console: Console, summary: dict[str, Any]) -> None:
 
 def show_source(console: Console, summary: dict[str, Any]) -> None:
     """Draw where the data comes from, by which rules it was prepared, and what goes into prompts."""
-    from llmemb_cli.datasets.card_text import split_line, tail_line
+    from llmemb_cli.datasets.card_text import split_line, tail_line, time_line
 
     source = summary["source"]
     preset = [f"--preset {summary['preset']}:"] if summary["preset"] else []
@@ -101,7 +101,7 @@ def show_source(console: Console, summary: dict[str, Any]) -> None:
         "licence": source["licence"],
         "files": "\n".join(f"{file['name']}, {file['bytes']:,} bytes" for file in source["files"]),
         "columns": ", ".join(f"{role}: {column}" for role, column in source["columns"].items()),
-        "dates": f"{summary['first']} to {summary['last']}",
+        "time": time_line(summary),
         "rules": "\n".join([*preset, *summary["rules_in_words"]]),
         "split": split_line(summary),
         "tail": tail_line(summary),

@@ -117,6 +117,12 @@ def tail_line(summary: dict[str, Any]) -> str:
     )
 
 
+def time_line(summary: dict[str, Any]) -> str:
+    """First and last time of an interaction."""
+    first, last = summary["first"], summary["last"]
+    return f"{first} to {last}" + ("" if "-" in first[1:] else " (positions, no dates)")
+
+
 def split_line(summary: dict[str, Any]) -> str:
     """How many interactions each part of the split has."""
     rows = {"later, not used" if name == "later" else name: n for name, n in summary["split_rows"].items()}
@@ -128,7 +134,7 @@ def _sizes(summary: dict[str, Any]) -> str:
     empty = ("",) * len(summary["published"])
     rows = [
         *size_rows(summary),
-        ("dates", f"{summary['first']} to {summary['last']}", *empty),
+        ("time", time_line(summary), *empty),
         ("split", split_line(summary), *empty),
         ("tail", tail_line(summary), *empty),
     ]

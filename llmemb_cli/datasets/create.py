@@ -48,7 +48,7 @@ def create_workspace(
     workspace = Workspace(root.resolve())
     if is_workspace(root) and not _is_unfinished(workspace):
         _refuse_other(workspace, settings)
-        with write_lock(workspace):
+        with write_lock(workspace), terminate_as_interrupt():
             return workspace, prepare(workspace, load_settings(workspace.settings_file), report)
     return workspace, _create(workspace, settings, report, written)
 
