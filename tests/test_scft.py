@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from typer.testing import CliRunner
 
 from llmemb_cli.app import app
@@ -24,10 +29,13 @@ from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import load_model
 from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.llm.plan import MicroBatches, learning_rate, step_items, total_steps
-from llmemb_cli.llm.scft import run_scft
+from llmemb_cli.llm.scft import contrast, make_trainer, read_items, run_scft
+from llmemb_cli.llm.trainer import draw_views, share_texts
 from llmemb_cli.llm.validate import ranks_of_own
+from llmemb_cli.peers import ALONE
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.views import not_negatives, other_drop
+from llmemb_cli.seeds import numpy_rng, stream_seed
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.store import read_tensors
 from tests.tiny_llm import make_tiny, with_prompts
@@ -229,6 +237,74 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(
     assert heard.warnings and "out of memory with" in heard.warnings[0]
     one, other = ([record["loss"] for record in log_of(w)[1:]] for w in (plain, small))
     assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "chosen", [{}, {"gradient_checkpointing": True}, {"load_in_8bit": True}, {"instruction": "title is w1 w2 w3 w4"}]
+)
+def test_gradients_are_the_plain_ones_with_dropout_whatever_is_kept(
+    tmp_path: Path, tiny: Path, chosen: dict[str, Any]
+) -> None:
+    workspace, settings = with_prompts(tmp_path / "w", tiny, lora_dropout=0.3, micro_batch_size=3, **chosen)
+    trainer = make_trainer(read_items(workspace), settings, Reporter(), "cpu", ALONE)
+    assert trainer.shares_prefix == ("instruction" in chosen)
+    for parameter in trainer.trained:
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    trainer.model.train()
+    leaves, items, step = [*trainer.trained, trainer.log_temperature], np.arange(8), 4
+    found = []
+    for kept in (0, 40, 10**6):  # tokens whose activations are kept: none, those of some micro-batches, all
+        trainer.micro.kept_tokens = kept
+        loss = contrast(trainer, items, step, torch.amp.GradScaler("cpu", enabled=False), Reporter())
+        found.append([torch.tensor(loss), *(leaf.grad.clone() for leaf in leaves if leaf.grad is not None)])
+    # One graph over all micro-batches, the loss driven backwards through it as it stands.
+    for leaf in leaves:
+        leaf.grad = None
+    views = draw_views(trainer.items, items, settings.scft.drop_ratio, numpy_rng(trainer.seed, "views", step))
+    share = share_texts(trainer.tokens(views.texts), ALONE, "cpu")
+    vectors = []
+    for number, batch in enumerate(trainer.micro.split(share.lengths)):
+        torch.manual_seed(stream_seed(trainer.seed, "lora-dropout", step, number))
+        vectors.append(trainer.embed(share.tokens[batch]))
+    assert len(vectors) > 4
+    same = torch.from_numpy(not_negatives(views.first, views.second, views.prompts))
+    left, right = torch.cat(vectors)[share.place].chunk(2)
+    plain = contrastive_loss("infonce", left, right, trainer.log_temperature.exp(), same)
+    plain.backward()
+    expected = [plain.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+    assert len(expected) == len(leaves) + 1
+    for one in found:
+        for mine, theirs, first in zip(one, expected, found[0], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+            assert torch.equal(mine, first)  # so that a resumed run with more or less free memory is the same
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_training_that_is_ended_goes_on_bit_for_bit(tmp_path: Path, tiny: Path, number: signal.Signals) -> None:
+    chosen = {"steps": 120, "checkpoint_steps": 10, "validate_every": 40}
+    whole, settings = with_prompts(tmp_path / "whole", tiny, **chosen)
+    run_scft(whole, settings, Reporter())
+    ended, settings = with_prompts(tmp_path / "ended", tiny, **chosen)
+    command = [sys.executable, "-m", "llmemb_cli", "scft", "-w", str(ended.root), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    partial = ended.root / "scft" / ".default.partial"
+    until = time.monotonic() + 300
+    while not (partial / "checkpoint.safetensors").is_file() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(number)
+    out, error = process.communicate(timeout=300)
+    assert not ended.scft().exists(), out
+    if number == signal.SIGTERM:
+        assert process.returncode == 130 and json.loads(out)["error"]["code"] == "interrupted", error
+        # It saved before it ended: not a step that was made is made again.
+        with safe_open(partial / "checkpoint.safetensors", framework="pt") as file:
+            step = json.loads(file.metadata()["record"])["state"]["step"]
+        assert len((partial / "log.jsonl").read_text().splitlines()) == step + 1
+    else:
+        assert process.returncode == -signal.SIGKILL
+    run_scft(ended, settings, Reporter())
+    for name in ("adapter_model.safetensors", "log.jsonl", "temperature.json"):
+        assert (whole.scft() / name).read_bytes() == (ended.scft() / name).read_bytes(), name
 
 
 def test_memory_that_ran_out_is_told_from_other_errors() -> None:
