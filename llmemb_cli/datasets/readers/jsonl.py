@@ -112,15 +112,20 @@ def _plain_number(value: float) -> str:
 
 
 def _batch(chunk: Chunk, columns: list[str], name: str) -> Batch:
-    frame = None if chunk.too_long else _fast(chunk, columns)
+    if chunk.too_long or len(chunk.data) <= PIECE:
+        return _piece(chunk, columns, name)
+    frame = _fast(chunk, columns)
     if frame is not None:
         return Batch(frame, len(frame), [])
-    if chunk.too_long or len(chunk.data) <= PIECE:
-        return _slow(chunk, columns, name)
     # One damaged line is no reason to read thousands of others slowly.
-    parts = [_batch(piece, columns, name) for piece in chunk.pieces(PIECE)]
+    parts = [_piece(piece, columns, name) for piece in chunk.pieces(PIECE)]
     rejects = [reject for part in parts for reject in part.rejects]
     return Batch(pl.concat([part.frame for part in parts]), sum(part.rows_read for part in parts), rejects)
+
+
+def _piece(chunk: Chunk, columns: list[str], name: str) -> Batch:
+    frame = None if chunk.too_long else _fast(chunk, columns)
+    return _slow(chunk, columns, name) if frame is None else Batch(frame, len(frame), [])
 
 
 def _fast(chunk: Chunk, columns: list[str]) -> pl.DataFrame | None:
