@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from llmemb_cli.evaluation.significance import corrected, paired_test
 from llmemb_cli.evaluation.stage import figures, run_eval
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
+from llmemb_cli.reporting.spreadsheet import csv_table, safe_cell
 from llmemb_cli.reporting.tables import csv_text, latex, markdown
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
@@ -183,7 +187,108 @@ def test_unlike_runs_are_refused(measured: tuple[Workspace, Settings], tmp_path:
     run_eval(workspace, threshold, "sasrec-none-2", Reporter())
     with pytest.raises(BadDataError, match="groups"):
         compare_runs(workspace, settings, ["sasrec-none-1", "sasrec-none-2"])
+    run_eval(workspace, with_eval(settings, k=[5, 10]), "sasrec-none-2", Reporter())
+    with pytest.raises(BadDataError, match="cut-offs"):
+        compare_runs(workspace, settings, ["sasrec-none-1", "sasrec-none-2"])
     run_eval(workspace, with_eval(settings), "sasrec-none-2", Reporter())
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("made_from", "inputs", "candidates"), "0" * 64, "other candidates"),
+        (("made_from", "inputs", "data"), "0" * 64, "other data or split"),
+        (("summary", "protocol", "negatives"), 99, "other protocol"),
+    ],
+)
+def test_runs_ranked_among_other_items_are_refused(
+    measured: tuple[Workspace, Settings], tmp_path: Path, place: tuple[str, ...], value: Any, said: str
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(measured[0].root, tmp_path / "copy")))
+    settings = with_eval(measured[1], protocol="sampled")
+    assert len(compare_runs(workspace, settings, ["none", "llmemb"])["variants"]) == 2
+    manifest = workspace.evaluation("sasrec-llmemb-2", "sampled-10-uniform-42") / "manifest.json"
+    changed = json.loads(manifest.read_text())
+    inner = changed
+    for key in place[:-1]:
+        inner = inner[key]
+    assert inner[place[-1]] != value
+    inner[place[-1]] = value
+    manifest.write_text(json.dumps(changed))
+    with pytest.raises(BadDataError, match=said):
+        compare_runs(workspace, settings, ["none", "llmemb"])
+
+
+def test_variants_and_methods_are_names_too(measured: tuple[Workspace, Settings], tmp_path: Path) -> None:
+    workspace = Workspace(Path(shutil.copytree(measured[0].root, tmp_path / "copy")))
+    settings = measured[1]
+    by_run = compare_runs(workspace, settings, [f"sasrec-{m}-{s}" for m in ("none", "llmemb") for s in (1, 2)])
+    for names in (
+        ["none", "llmemb"],
+        ["sasrec"],
+        ["sasrec-none", "sasrec-llmemb"],
+        ["none", "sasrec-llmemb-1", "llmemb"],
+    ):
+        assert compare_runs(workspace, settings, names)["variants"] == by_run["variants"], names
+    turned = compare_runs(workspace, settings, [], baseline="llmemb")
+    assert [entry["baseline"] for entry in turned["variants"]] == ["sasrec-llmemb", None]
+    # The same settings and seed under another name are no third seed.
+    shutil.copytree(workspace.run("sasrec-none-1"), workspace.run("again"))
+    found = {entry["variant"]: entry["seeds"] for entry in compare_runs(workspace, settings, [])["variants"]}
+    assert found == {"sasrec-none": [1, 2], "again": [1], "sasrec-llmemb": [1, 2]} or found == {
+        "again": [1, 2],
+        "sasrec-none": [1],
+        "sasrec-llmemb": [1, 2],
+    }
+
+
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+ODD = st.sampled_from(["=1+1", "@SUM(A1)", "-2+3", " +x", "\t=1", "-5", "1e3", "a|b\nc", "<b>*x*</b>"])
+
+
+@given(name=NAMES | ODD)
+def test_cells_are_no_formulas_and_numbers_stay(name: str) -> None:
+    (_, (cell,)) = csv.reader(io.StringIO(csv_table(["a"], [[name]]), newline=""))
+    plain = re.sub("\r\n?", "\n", name)
+    assert cell == safe_cell(name) and cell in (plain, f"'{plain}")
+    assert safe_cell(-2.5) == -2.5 and safe_cell("-5") == "-5" and safe_cell(None) == ""
+    if cell == plain and name.strip()[:1] in ("=", "@", "+", "-"):
+        float(name)
+
+
+@given(name=NAMES | ODD)
+def test_names_are_text_in_markdown_and_latex(name: str) -> None:
+    cell = {"mean": 0.5, "deviation": None, "place": None}
+    entry = {"variant": name, "backbone": "sasrec", "seeds": [1], "baseline": None}
+    document = {
+        "variants": [entry | {"parts": {"overall": {"n": 3, "HR@10": cell}}}],
+        "metrics": ["HR@10"],
+        "definitions": {},
+        "protocol": {"kind": "full", "history": "exclude"},
+        "test": "t",
+        "tests": 0,
+    }
+    row = markdown(document).split("\n")[2]
+    assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 4 and "<" not in row
+    own = latex(document).split("\n")[7].removesuffix(r" & 1 & 0.5000 \\")
+    bare = re.sub(r"\\(?:[&%$#_{}]|text\w+\{\})|\$[<>]\$", "", own)
+    assert not set(bare) & set("&%$#_{}~^\\<>|")
+
+
+def test_details_are_shown_at_every_width(
+    measured: tuple[Workspace, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, settings = measured
+    cell = compare_runs(workspace, settings, [])["variants"][1]["parts"]["tail"]["HR@10"]
+    text = CliRunner().invoke(app, ["compare", "-w", str(workspace.root), "--details", "--metric", "HR@10"]).stdout
+    for figure in (
+        f"{cell['difference']:+.4f}",
+        f"{cell['effect']:+.2f}",
+        f"{cell['interval'][0]:+.4f} to",
+        "p over seeds",
+    ):
+        assert figure in text
+    assert "tail: target among" in text and "full ranking" in text.lower()
 
 
 def test_command_writes_the_table_it_is_asked_for(measured: tuple[Workspace, Settings], tmp_path: Path) -> None:

@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.errors import BadDataError, WrongUseError, near_match
-from llmemb_cli.evaluation.document import known_runs
+from llmemb_cli.errors import WrongUseError
+from llmemb_cli.evaluation.evaluated import Evaluated, read_evaluated
 from llmemb_cli.evaluation.significance import Correction, Test, corrected, paired_test
-from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import read_manifest
-from llmemb_cli.workspace.store import sha256_json
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One run's evaluation: where it comes from, and every user's result."""
-
-    place: Path
-    trained: dict[str, Any]
-    evaluation: dict[str, Any]
-    table: pl.DataFrame
-
-    @property
-    def run(self) -> str:
-        return self.place.name
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return self.trained["summary"]
-
-    @property
-    def variant(self) -> str:
-        """What runs that differ in nothing but their seed have in common."""
-        return sha256_json([str(self.place.parent), self.trained["made_from"]["settings"]])
-
-    @property
-    def label(self) -> str:
-        """The run's name without the seed."""
-        return re.sub(rf"-{self.summary['seed']}(?=-|$)", "", self.run, count=1)
 
 
 def compare_runs(
@@ -65,26 +32,21 @@ def compare_runs(
     value, averaged over its seeds; and, where both have at least two seeds in common, on the seeds' means.
 
     Args:
-        runs: names in this workspace, or run directories of another; empty: all that have been evaluated.
-        baseline: a variant or run; default: the variant of the same backbone with method none, else the first.
+        runs: runs, variants or methods of this workspace, or run directories of another; empty: all evaluated ones.
+        baseline: a variant, run or method; default: method none. A method is meant in each backbone by itself; a
+            backbone without it has its first variant as baseline.
         correction: over all tests of the table.
 
     Raises:
         WrongUseError: a run, metric or baseline is not there.
         BadDataError: the runs were measured on different data, users or candidates.
     """
-    found = [_read(place, protocol_name(settings)) for place in _places(workspace, settings, runs)]
-    check_comparable(found)
+    found = read_evaluated(workspace, settings, runs)
     known = [name for name in found[0].evaluation["summary"]["overall"] if name != "n"]
     for name in metrics:
         if name not in known:
             raise WrongUseError(f"no metric {name}", hint=", ".join(known) + "; others: `llmemb eval -k`")
-    variants: dict[str, list[Evaluated]] = {}
-    for one in found:
-        variants.setdefault(one.variant, []).append(one)
-    # Backbones stand together, in the order in which they come up.
-    places = list(dict.fromkeys(one.summary["backbone"] for one in found))
-    families = sorted(variants.values(), key=lambda members: places.index(members[0].summary["backbone"]))
+    families = _variants(found)
     entries = [_entry(members, metrics, settings) for members in families]
     _set_labels(entries, families)
     _set_baselines(entries, baseline)
@@ -115,57 +77,17 @@ def compare_runs(
     }
 
 
-def _places(workspace: Workspace, settings: Settings, runs: list[str]) -> list[Path]:
-    known = known_runs(workspace)
-    if not runs:
-        protocol = protocol_name(settings)
-        places = [workspace.run(n) for n in known if read_manifest(workspace.evaluation(n, protocol)) is not None]
-        if not places:
-            raise WrongUseError("nothing has been evaluated under this protocol", hint="run `llmemb eval` first")
-        return places
-    places = []
-    for name in runs:
-        if name not in known and not (Path(name) / "manifest.json").is_file():
-            close = near_match(name, known)
-            raise WrongUseError(f"no run {name}", hint=f"did you mean {close}?" if close else ", ".join(known))
-        places.append(workspace.run(name) if name in known else Path(name))
-    return places
-
-
-def _read(run: Path, protocol: str) -> Evaluated:
-    directory = run / "eval" / protocol
-    evaluation, trained = read_manifest(directory), read_manifest(run)
-    if evaluation is None or trained is None:
-        raise WrongUseError(f"{run.name} has not been evaluated ({protocol})", hint=f"run `llmemb eval {run.name}`")
-    if evaluation["made_from"]["version"] != EVAL_VERSION:
-        raise WrongUseError(f"{run.name} was evaluated by another version of llmemb", hint="run `llmemb eval`")
-    return Evaluated(run, trained, evaluation, pl.read_parquet(directory / "ranks.parquet"))
-
-
-def check_comparable(found: list[Evaluated]) -> None:
-    """Refuse evaluations whose figures must not stand in one table.
-
-    Raises:
-        BadDataError: they differ in protocol, data, candidates, groups or users; names the run and what differs.
-    """
-    first = found[0]
-    for other in found[1:]:
-        inputs, theirs = first.evaluation["made_from"]["inputs"], other.evaluation["made_from"]["inputs"]
-        pairs = {
-            "protocol": (first.evaluation["summary"]["protocol"], other.evaluation["summary"]["protocol"]),
-            "data": (inputs["data"], theirs["data"]),
-            "candidates": (inputs.get("candidates"), theirs.get("candidates")),
-            "groups": (first.evaluation["summary"]["definitions"], other.evaluation["summary"]["definitions"]),
-            "cut-offs": (set(first.evaluation["summary"]["overall"]), set(other.evaluation["summary"]["overall"])),
-        }
-        differing = [name for name, (ours, other_) in pairs.items() if ours != other_]
-        if not differing and not first.table[["user_id", "item_id"]].equals(other.table[["user_id", "item_id"]]):
-            differing = ["test users"]
-        if differing:
-            raise BadDataError(
-                f"{other.run} cannot be compared with {first.run}: other {' and '.join(differing)}",
-                hint="evaluate them alike: `llmemb eval` measures all runs in one way",
-            )
+def _variants(found: list[Evaluated]) -> list[list[Evaluated]]:
+    """Runs that differ only in their seed, together; backbones too, in the order in which they come up."""
+    groups: dict[tuple[str, int], list[Evaluated]] = {}
+    for one in found:
+        # A second run with the same settings and seed, under a name of its own, is no further seed.
+        again = 0
+        while any(one.summary["seed"] == other.summary["seed"] for other in groups.get((one.variant, again), [])):
+            again += 1
+        groups.setdefault((one.variant, again), []).append(one)
+    places = list(dict.fromkeys(one.summary["backbone"] for one in found))
+    return sorted(groups.values(), key=lambda members: places.index(members[0].summary["backbone"]))
 
 
 def _entry(members: list[Evaluated], metrics: tuple[str, ...], settings: Settings) -> dict[str, Any]:
@@ -234,14 +156,15 @@ def _changed(one: Evaluated, variants: list[list[Evaluated]]) -> str | None:
 
 
 def _set_baselines(entries: list[dict[str, Any]], wanted: str | None) -> None:
-    if wanted is not None:
-        chosen = next((e["variant"] for e in entries if wanted == e["variant"] or wanted in e["runs"]), None)
-        if chosen is None:
-            raise WrongUseError(f"no baseline {wanted}", hint=", ".join(e["variant"] for e in entries))
+    method = next((entry["method"] for entry in entries if entry["method"] == wanted), None)
+    chosen = next((e["variant"] for e in entries if wanted == e["variant"] or wanted in e["runs"]), None)
+    if wanted is not None and chosen is None and method is None:
+        hint = ", ".join(entry["variant"] for entry in entries)
+        raise WrongUseError(f"no baseline {wanted}", hint=f"{hint}; or a method, for each backbone")
     for entry in entries:
         alike = [other for other in entries if other["backbone"] == entry["backbone"]]
-        plain = next((other for other in alike if other["method"] == "none"), alike[0])
-        name = chosen if wanted is not None else plain["variant"]
+        plain = next((other for other in alike if other["method"] == (method or "none")), alike[0])
+        name = chosen or plain["variant"]
         entry["baseline"] = name if name != entry["variant"] else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from llmemb_cli.reporting.spreadsheet import csv_table
 
 # Okabe and Ito's palette: distinguishable with every common kind of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#888888")
@@ -54,12 +55,7 @@ class Figure:
     @property
     def csv(self) -> str:
         """The numbers as CSV."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(self.columns)
-        for row in zip(*self.columns.values(), strict=True):
-            writer.writerow("" if value is None else value for value in row)
-        return buffer.getvalue()
+        return csv_table(self.columns, zip(*self.columns.values(), strict=True))
 
     @property
     def link(self) -> str:

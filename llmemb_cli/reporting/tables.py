@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Any
+
+from llmemb_cli.reporting.spreadsheet import csv_table
 
 SIGNIFICANT = "*"
 
@@ -18,15 +18,24 @@ def figure(cell: dict[str, Any]) -> str:
 
 def caption(document: dict[str, Any]) -> str:
     """What the table shows, in one sentence a protocol and a test."""
-    names = {"t": "paired t-test", "wilcoxon": "Wilcoxon signed-rank test"}
-    test = names.get(document["test"], f"paired {document['test']} test")
-    how = {"holm": "Holm-corrected", "bh": "Benjamini-Hochberg-corrected", "none": "not corrected"}
     label = protocol_label(document["protocol"])
-    return (
-        f"{label[0].upper()}{label[1:]}. Best bold, second underlined; * better than the baseline, "
-        f"two-sided {test} over users, p < {document['alpha']:g}, "
-        f"{how[document['correction']]} over {document['tests']} tests."
-    )
+    text = f"{label[0].upper()}{label[1:]}."
+    variants = document["variants"]
+    if len(variants) > 1:
+        text += " Best bold, second underlined" + (
+            " within each backbone." if len({one["backbone"] for one in variants}) > 1 else "."
+        )
+    if any(len(one["seeds"]) > 1 for one in variants):
+        text += " Mean and standard deviation over seeds."
+    if document["tests"]:
+        names = {"t": "paired t-test", "wilcoxon": "Wilcoxon signed-rank test"}
+        test = names.get(document["test"], f"paired {document['test']} test")
+        how = {"holm": "Holm-corrected", "bh": "Benjamini-Hochberg-corrected", "none": "not corrected"}
+        text += (
+            f" * better than the baseline: two-sided {test} over users, p < {document['alpha']:g}, "
+            f"{how[document['correction']]} over {document['tests']} tests."
+        )
+    return text
 
 
 def protocol_label(protocol: dict[str, Any]) -> str:
@@ -45,7 +54,7 @@ def markdown(document: dict[str, Any]) -> str:
     """A Markdown table and its caption."""
     columns = _columns(document)
     sizes = {part: cells["n"] for part, cells in document["variants"][0]["parts"].items()}
-    head = ["variant", *(f"{part} {metric}" for part, metric in columns)]
+    head = ["variant", "seeds", *(f"{part} {metric}" for part, metric in columns)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     marks = {1: ("**", "**"), 2: ("<u>", "</u>"), None: ("", "")}
     for entry in document["variants"]:
@@ -54,9 +63,23 @@ def markdown(document: dict[str, Any]) -> str:
             cell = entry["parts"][part][metric]
             before, after = marks[cell["place"]]
             cells.append(f"{before}{figure(cell)}{after}".replace("*" + after, after + "\\*"))
-        lines.append("| " + " | ".join([entry["variant"], *cells]) + " |")
+        lines.append("| " + " | ".join([_md(entry["variant"]), str(len(entry["seeds"])), *cells]) + " |")
     users = ", ".join(f"{part} {n:,}" for part, n in sizes.items())
-    return "\n".join([*lines, "", f"{caption(document)} Users: {users}."]) + "\n"
+    return "\n".join([*lines, "", _md(f"{caption(document)} {about(document)} Users: {users}.")]) + "\n"
+
+
+def about(document: dict[str, Any]) -> str:
+    """The baselines, and what the groups are."""
+    baselines = list(dict.fromkeys(entry["baseline"] for entry in document["variants"] if entry["baseline"]))
+    sentences = [f"Baseline: {', '.join(baselines)}"] if baselines else []
+    sentences += [text[0].upper() + text[1:] for text in document["definitions"].values()]
+    return " ".join(f"{sentence}." for sentence in sentences)
+
+
+def _md(text: str) -> str:
+    """A name in a Markdown table: no markup, no HTML, no new column."""
+    plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    return "".join("\\" + char if char in "\\`*_[]|" else char for char in plain)
 
 
 def latex(document: dict[str, Any]) -> str:
@@ -65,14 +88,14 @@ def latex(document: dict[str, Any]) -> str:
     metrics = document["metrics"]
     width = len(metrics)
     spans = " & ".join(rf"\multicolumn{{{width}}}{{c}}{{{_tex(part)}}}" for part in parts)
-    rules = " ".join(rf"\cmidrule(lr){{{2 + i * width}-{1 + (i + 1) * width}}}" for i in range(len(parts)))
+    rules = " ".join(rf"\cmidrule(lr){{{3 + i * width}-{2 + (i + 1) * width}}}" for i in range(len(parts)))
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\begin{{tabular}}{{l{'c' * (len(parts) * width)}}}",
+        rf"\begin{{tabular}}{{lr{'c' * (len(parts) * width)}}}",
         r"\toprule",
-        rf" & {spans} \\ {rules}",
-        "variant & " + " & ".join(_tex(metric) for _ in parts for metric in metrics) + r" \\",
+        rf" & & {spans} \\ {rules}",
+        "variant & seeds & " + " & ".join(_tex(metric) for _ in parts for metric in metrics) + r" \\",
         r"\midrule",
     ]
     marks = {1: r"\textbf{%s}", 2: r"\underline{%s}", None: "%s"}
@@ -83,29 +106,35 @@ def latex(document: dict[str, Any]) -> str:
             text = figure(cell).replace("± ", r"$\pm$ ").removesuffix(SIGNIFICANT)
             star = "$^*$" if figure(cell).endswith(SIGNIFICANT) else ""
             cells.append(marks[cell["place"]] % text + star)
-        lines.append(" & ".join([_tex(entry["variant"]), *cells]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{_tex(caption(document))}}}", r"\end{table}"]
+        lines.append(" & ".join([_tex(entry["variant"]), str(len(entry["seeds"])), *cells]) + r" \\")
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{_tex(caption(document) + ' ' + about(document))}}}",
+        r"\end{table}",
+    ]
     return "\n".join(lines) + "\n"
 
 
 def _tex(text: str) -> str:
     special = {char: "\\" + char for char in "&%$#_{}"}
-    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"<": "$<$", ">": "$>$", "|": r"\textbar{}", "\n": " "}
     return "".join(special.get(char, char) for char in text)
 
 
 def csv_text(document: dict[str, Any]) -> str:
     """One line for each variant, part and metric."""
-    fields = ("mean", "deviation", "gain", "difference", "low", "high", "p", "p_corrected", "effect", "p_seeds")
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["variant", "seeds", "baseline", "part", "n", "metric", *fields])
+    fields = ("mean", "deviation", "gain", "difference", "low", "high", "p", "p_corrected", "effect")
+    fields += ("wins", "losses", "p_seeds")
+    rows = []
     for entry in document["variants"]:
         for part, metric in _columns(document):
             cell = entry["parts"][part][metric]
             low, high = cell.get("interval", (None, None))
             values = [(cell | {"low": low, "high": high}).get(name) for name in fields]
             seeds = " ".join(map(str, entry["seeds"]))
-            row = [entry["variant"], seeds, entry["baseline"], part, entry["parts"][part]["n"], metric, *values]
-            writer.writerow("" if value is None else value for value in row)
-    return buffer.getvalue()
+            rows.append(
+                [entry["variant"], seeds, entry["baseline"], part, entry["parts"][part]["n"], metric, *values]
+            )
+    return csv_table(["variant", "seeds", "baseline", "part", "n", "metric", *fields], rows)

@@ -1,0 +1,132 @@
+"""Evaluations of runs as they are compared: found by name, read, and refused where they are not alike."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.errors import BadDataError, WrongUseError, near_match
+from llmemb_cli.evaluation.document import known_runs
+from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import read_manifest
+from llmemb_cli.workspace.store import sha256_json
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One run's evaluation: where it comes from, and every user's result."""
+
+    place: Path
+    trained: dict[str, Any]
+    evaluation: dict[str, Any]
+    table: pl.DataFrame
+
+    @property
+    def run(self) -> str:
+        return self.place.name
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.trained["summary"]
+
+    @property
+    def variant(self) -> str:
+        """What runs that differ in nothing but their seed have in common."""
+        return sha256_json([str(self.place.parent), self.trained["made_from"]["settings"]])
+
+    @property
+    def label(self) -> str:
+        """The run's name without the seed."""
+        return seedless(self.run, self.summary["seed"])
+
+
+def seedless(run: str, seed: int) -> str:
+    """`sasrec-llmemb` of `sasrec-llmemb-42`."""
+    return re.sub(rf"-{seed}(?=-|$)", "", run, count=1)
+
+
+def read_evaluated(workspace: Workspace, settings: Settings, names: list[str]) -> list[Evaluated]:
+    """The evaluations of runs under the protocol of `[eval]`.
+
+    Args:
+        names: runs, variants (a run's name without the seed) or methods of this workspace, or run directories of
+            another; empty: all that have been evaluated.
+
+    Raises:
+        WrongUseError: one is not there or has not been evaluated.
+        BadDataError: they were measured on different data, users or candidates.
+    """
+    protocol = protocol_name(settings)
+    found = [_read(place, protocol) for place in _places(workspace, protocol, names)]
+    check_comparable(found)
+    return found
+
+
+def _places(workspace: Workspace, protocol: str, names: list[str]) -> list[Path]:
+    known = known_runs(workspace)
+    measured = [one for one in known if read_manifest(workspace.evaluation(one, protocol)) is not None]
+    if not names:
+        if not measured:
+            raise WrongUseError("nothing has been evaluated under this protocol", hint="run `llmemb eval` first")
+        return [workspace.run(one) for one in measured]
+    families: dict[str, list[Path]] = {}
+    for one in measured:
+        summary = (read_manifest(workspace.run(one)) or {})["summary"]
+        for family in dict.fromkeys((seedless(one, summary["seed"]), summary["method"], summary["backbone"])):
+            families.setdefault(family, []).append(workspace.run(one))
+    places: list[Path] = []
+    for name in names:
+        if name in known:
+            places.append(workspace.run(name))
+        elif name in families:
+            places += families[name]
+        elif (Path(name) / "manifest.json").is_file():
+            places.append(Path(name))
+        else:
+            close = near_match(name, [*known, *families])
+            hint = f"did you mean {close}?" if close else ", ".join([*known, *families])
+            raise WrongUseError(f"no run, variant or method {name}", hint=hint)
+    return list(dict.fromkeys(places))
+
+
+def _read(run: Path, protocol: str) -> Evaluated:
+    directory = run / "eval" / protocol
+    evaluation, trained = read_manifest(directory), read_manifest(run)
+    if evaluation is None or trained is None:
+        raise WrongUseError(f"{run.name} has not been evaluated ({protocol})", hint=f"run `llmemb eval {run.name}`")
+    if evaluation["made_from"]["version"] != EVAL_VERSION:
+        raise WrongUseError(f"{run.name} was evaluated by another version of llmemb", hint="run `llmemb eval`")
+    return Evaluated(run, trained, evaluation, pl.read_parquet(directory / "ranks.parquet"))
+
+
+def check_comparable(found: list[Evaluated]) -> None:
+    """Refuse evaluations whose figures must not stand in one table.
+
+    Raises:
+        BadDataError: they differ in protocol, data (and so in split), candidates, groups, cut-offs or users; names
+            the run and what differs.
+    """
+    first = found[0]
+    for other in found[1:]:
+        inputs, theirs = first.evaluation["made_from"]["inputs"], other.evaluation["made_from"]["inputs"]
+        pairs = {
+            "protocol": (first.evaluation["summary"]["protocol"], other.evaluation["summary"]["protocol"]),
+            "data or split": (inputs["data"], theirs["data"]),
+            "candidates": (inputs.get("candidates"), theirs.get("candidates")),
+            "groups": (first.evaluation["summary"]["definitions"], other.evaluation["summary"]["definitions"]),
+            "cut-offs": (set(first.evaluation["summary"]["overall"]), set(other.evaluation["summary"]["overall"])),
+        }
+        differing = [name for name, (ours, other_) in pairs.items() if ours != other_]
+        if not differing and not first.table[["user_id", "item_id"]].equals(other.table[["user_id", "item_id"]]):
+            differing = ["test users"]
+        if differing:
+            raise BadDataError(
+                f"{other.run} cannot be compared with {first.run}: other {' and '.join(differing)}",
+                hint="`llmemb eval` measures all runs in one way; or name the runs that are alike",
+            )
