@@ -104,6 +104,8 @@ def test_json_lines_read_the_same_both_ways_and_in_blocks_of_any_size(data: byte
     assert outcome(scan_jsonl(file, ["a", "b"], Reporter())) == slow
     with blocks_of(jsonl, size):
         assert outcome(scan_jsonl(file, ["a", "b"], Reporter())) == slow
+    with mock.patch.object(jsonl, "PIECE", size):
+        assert outcome(scan_jsonl(file, ["a", "b"], Reporter())) == slow
     used, read, rejects = slow
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     assert read == len(used) + len(rejects) == sum(1 for line in lines if line.strip())
@@ -219,7 +221,7 @@ separated_texts = st.one_of(
 @given(data=separated_texts, layout=st.sampled_from(list(LAYOUTS.values())), size=st.integers(1, 40))
 @example(data=b'a,"b\nc,d,e\n', layout=LAYOUTS["comma"], size=6)
 @example(data=b'x\x01,"\n', layout=LAYOUTS["comma"], size=3)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_separated_text_reads_the_same_both_ways_and_in_blocks_of_any_size(
     data: bytes, layout: Layout, size: int
 ) -> None:

@@ -13,6 +13,8 @@ from typing import IO
 from llmemb_cli.datasets.readers.streams import DAMAGE, MAX_UNPACKED, RawFile, bounded, open_plain, unpacked
 from llmemb_cli.errors import BadDataError
 
+# What the standard library makes of damaged headers: negative offsets, versions of the future, names of no encoding.
+_ODD = (*DAMAGE, OSError, ValueError, KeyError, RuntimeError)
 _TAR_NAME = re.compile(r"\.(tar|tgz|txz|tbz2?|tar\.(gz|xz|bz2))$", re.IGNORECASE)
 Open = Callable[[], IO[bytes]]
 
@@ -28,7 +30,7 @@ def is_archive(path: Path) -> bool:
     try:
         if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
             return True
-    except DAMAGE as error:
+    except _ODD as error:
         raise _damaged(path, error) from error
     if head == b"PK\x03\x04" or _TAR_NAME.search(path.name):
         raise _damaged(path, "its table of contents cannot be read")
@@ -78,7 +80,7 @@ def _walk_zip(path: Path) -> Iterator[RawFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir() and not _hidden(info.filename)]
-    except DAMAGE as error:
+    except _ODD as error:
         raise _damaged(path, error) from error
     for info in members:
         name = _own_name(info.filename, path)
@@ -98,7 +100,7 @@ def _zip_opener(path: Path, info: zipfile.ZipInfo, where: str) -> Open:
     def open_member() -> IO[bytes]:
         try:
             stream = zipfile.ZipFile(path).open(info)  # noqa: SIM115 (the caller closes it)
-        except (*DAMAGE, RuntimeError, NotImplementedError, KeyError) as error:
+        except _ODD as error:
             raise BadDataError(f"cannot read this member: {error}", where=where) from error
         return unpacked(bounded(stream, lambda: packed_bytes, where), where)
 
