@@ -80,8 +80,17 @@ def _write(work: Path, raw: RawData, settings: Settings, report: Reporter) -> di
     write_json(work / "stats.json", summary)
     write_text(work / "card.md", card_text(summary))
     if tally.total():
-        report.warn(f"{tally.total():,} lines were not used: see data/rejected.jsonl")
+        report.warn(
+            f"{tally.total():,} lines were not used: see data/rejected.jsonl" + _encoding_hint(tally, settings)
+        )
     return summary
+
+
+def _encoding_hint(tally: Tally, settings: Settings) -> str:
+    not_utf8 = sum(count for reason, count in tally.by_reason().items() if "not UTF-8" in reason)
+    if not not_utf8 or "encoding" not in find_preset(settings.data.dataset).uses:
+        return ""
+    return f"; {not_utf8:,} of them are not UTF-8: say how the text is written with --encoding latin-1 or cp1252"
 
 
 def _prompt_attributes(raw: RawData, settings: DataSettings) -> list[str]:

@@ -59,6 +59,12 @@ def explain_os_error(error: Exception, path: Path) -> LlmembError:
     return LlmembError(f"cannot write: {getattr(error, 'strerror', None) or error}", where=str(path))
 
 
+def _system_error(error: Exception) -> OSError:
+    """The system's error behind one of a library in Rust, where it stands in the text alone."""
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(int(found[1]) if found else None, str(error))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with Unix line ends."""
     with atomic_path(path) as part:
@@ -96,8 +102,13 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
     """Write a table; the rows stand in the order given."""
+    from polars.exceptions import PolarsError
+
     with atomic_path(path) as part:
-        frame.write_parquet(part, compression="zstd", statistics=False)
+        try:
+            frame.write_parquet(part, compression="zstd", statistics=False)
+        except PolarsError as error:
+            raise _system_error(error) from error
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -109,9 +120,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
         try:
             save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, part, metadata)
         except SafetensorError as error:
-            # The system's error stands in the text alone.
-            found = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(found[1]) if found else None, str(error)) from error
+            raise _system_error(error) from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
