@@ -9,16 +9,22 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from llmemb_cli.progress import Reporter
+
 
 class StopRequest:
-    """Context manager; `requested` turns true when a signal has come in."""
+    """Context manager; `requested` turns true when a signal has come in, and `report` is told at once.
 
-    def __init__(self) -> None:
+    A step can take a minute: whoever hears nothing presses Ctrl-C again, and what was not saved is lost.
+    """
+
+    def __init__(self, report: Reporter | None = None) -> None:
         self.requested = False
+        self.report = report or Reporter()
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -32,6 +38,9 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        # RuntimeError: the signal came while that very stream was being written to.
+        with suppress(RuntimeError):
+            self.report.note("stopping at the next safe point; once more: at once")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

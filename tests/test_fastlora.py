@@ -15,7 +15,7 @@ from llmemb_cli.llm.adapter import with_lora
 from llmemb_cli.llm.attention import use_short_attention
 from llmemb_cli.llm.fastlora import DropoutPool, _LoraLinear, speed_up
 from llmemb_cli.llm.load import LoadedModel, load_model
-from llmemb_cli.llm.memory import activation_bytes
+from llmemb_cli.llm.memory import bytes_a_token
 from llmemb_cli.llm.pooling import embed_batch
 from llmemb_cli.llm.scft import contrast, make_trainer, read_items
 from llmemb_cli.llm.validate import validate
@@ -150,7 +150,7 @@ def test_memory_formula_is_what_a_pass_keeps(tmp_path: Path, checkpointing: bool
         vectors = embed_batch(model, ids, torch.ones_like(ids), "mean")
     del vectors
     measured = (sum(kept.values()) - (0 if checkpointing else pool)) / ids.numel()
-    formula = activation_bytes(loaded.model.config, ScftSettings(**chosen), 4, 20)
+    formula = bytes_a_token(loaded.model.config, ScftSettings(**chosen), 4, 20)
     if checkpointing:  # the layer that is made again is counted by the formula, not kept here
         assert measured < formula
     else:

@@ -19,8 +19,8 @@ from llmemb_cli.assets import models as models_module
 from llmemb_cli.assets.architecture import (
     Architecture,
     lora_parameters,
+    peft_activation_bytes,
     read_architecture,
-    saved_activation_bytes,
     weight_bytes,
 )
 from llmemb_cli.assets.catalogue import describe_all, describe_model
@@ -114,7 +114,7 @@ def test_lora_parameters_and_saved_activations_are_those_of_a_training_step(tmp_
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", dtype=torch.bfloat16):
         states = model(input_ids=torch.zeros(4, 64, dtype=torch.long)).last_hidden_state
     assert states.requires_grad
-    expected = tokens * saved_activation_bytes(numbers, 4) + 2 * lora_parameters(numbers, 4)
+    expected = tokens * peft_activation_bytes(numbers, 4) + 2 * lora_parameters(numbers, 4)
     # A little more than is kept: nothing is kept for the first block's input, which has no gradient.
     assert 0.9 * expected <= sum(kept.values()) <= expected
 

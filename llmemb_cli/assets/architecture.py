@@ -11,7 +11,8 @@ from llmemb_cli.errors import BadDataError
 Bits = Literal["bf16", "8-bit", "4-bit"]
 ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "electra", "camembert")
 NF4_BLOCK = 64  # weights that share one float32 scale in bitsandbytes' 4-bit format
-BYTES_PER_TRAINED = 18  # float32 weight and gradient, two float32 moments of AdamW, bf16 copy for autocast
+BYTES_PER_TRAINED = 18  # float32 weight and gradient, two float32 moments of AdamW, bf16 copy to compute with
+TEXT_TOKENS = 64  # of an item's prompt, where a figure must do without knowing the prompts
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,24 @@ def lora_parameters(model: Architecture, rank: int, targets: list[str] | None = 
     return model.layers * rank * sum(a + b for a, b in chosen)
 
 
-def saved_activation_bytes(model: Architecture, rank: int) -> int:
-    """Bytes autograd keeps for one token of a training step through all blocks, in bf16 with LoRA everywhere.
+def activation_bytes(model: Architecture, length: int, width: int = 2) -> int:
+    """Bytes autograd keeps for one token of a training step through all blocks, with llmemb's own LoRA layers.
+
+    A block of width d with h heads of d_h, groups of keys and values, and an MLP of d_m keeps, in numbers of `width`
+    bytes: the two inputs of its projections (2 d), queries and what attention returns (2 h d_h), keys and values,
+    the attention weights (h numbers a token of the text), and gate, its activation, up and their product (4 d_m); and
+    its two states in float32 before the norms (8 d bytes).
+
+    Args:
+        length: tokens of a text.
+    """
+    q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    numbers = 2 * model.hidden + 2 * q + 2 * kv + model.heads * length + 4 * model.intermediate
+    return model.layers * (width * numbers + 8 * model.hidden)
+
+
+def peft_activation_bytes(model: Architecture, rank: int) -> int:
+    """The same with PEFT's LoRA layers under autocast to bf16, which are used on weights in 8 and 4 bits.
 
     Counted with saved-tensor hooks on Llama blocks (transformers 5, PEFT 0.21, fused attention): 38 bytes for each
     number of the hidden state, 10 of the queries, 4 of the keys, 12 of the feed-forward part, 14 a rank, 4 a head.
@@ -143,6 +160,11 @@ def saved_activation_bytes(model: Architecture, rank: int) -> int:
     q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
     per_layer = 38 * model.hidden + 10 * q + 4 * kv + 12 * model.intermediate + 14 * rank + 4 * model.heads + 8
     return model.layers * per_layer
+
+
+def checkpointed_bytes(model: Architecture, activations: int, width: int = 2) -> int:
+    """With gradient checkpointing: every block's input, and the activations of one block."""
+    return model.layers * model.hidden * width + activations // model.layers
 
 
 def forward_bytes(model: Architecture, tokens: int) -> int:
@@ -163,13 +185,12 @@ def training_bytes(
 ) -> int:
     """Memory of `llmemb scft` with micro-batches of `tokens`, the libraries themselves not counted.
 
-    Frozen weights, 18 bytes a LoRA parameter, and the activations of one micro-batch; with gradient checkpointing
-    only each block's input (bf16) and the activations of one block.
+    Frozen weights, 18 bytes a LoRA parameter, and the activations of one micro-batch.
     """
     widest = max(a * b for a, b in model.linear_shapes.values())
-    activations = saved_activation_bytes(model, rank)
+    activations = activation_bytes(model, TEXT_TOKENS) if bits == "bf16" else peft_activation_bytes(model, rank)
     if checkpointing:
-        activations = 2 * model.hidden * model.layers + activations // model.layers
+        activations = checkpointed_bytes(model, activations)
     return (
         weight_bytes(model, bits, training=True)
         + BYTES_PER_TRAINED * lora_parameters(model, rank)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmemb_cli.assets.architecture import read_architecture, weight_bytes
+from llmemb_cli.assets.architecture import BYTES_PER_TRAINED, read_architecture, weight_bytes
 from llmemb_cli.assets.models import local_model
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.devices import pick_device, pick_dtype
@@ -26,16 +26,14 @@ from llmemb_cli.workspace.locate import Workspace
 
 # An epoch of more steps is counted by so many of them.
 COUNTED_STEPS = 1000
-# float32 weight, gradient and two moments of AdamW.
-BYTES_PER_TRAINED = 16
 MIB = 2**20
 
 
 def dry_run(workspace: Workspace, settings: Settings, report: Reporter) -> dict[str, Any]:
     """Load the model, count the tokens of an epoch, time one micro-batch; writes nothing.
 
-    Memory is the sum of the weights as loaded, 16 bytes a trained parameter, and the activations of the tokens whose
-    activations are held at once (`memory.activation_bytes`); the libraries themselves (about 0.5 GB) come on top.
+    Memory is the sum of the weights as loaded, 18 bytes a trained parameter, and the activations of the tokens whose
+    activations are held at once (`memory.bytes_a_token`); the libraries themselves (about 0.5 GB) come on top.
     Time is that of one micro-batch, forwards and backwards after a first one that is not counted, scaled to all
     tokens; tokens whose activations are not kept pass forwards once more. Held-out items pass forwards.
 

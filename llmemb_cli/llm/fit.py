@@ -62,7 +62,7 @@ def fit(
     per_epoch = math.ceil(rows / batch_size)
     total = max(round(epochs * per_epoch), 1)
     started = saved = time.monotonic()
-    with StopRequest() as stop, report.task(label, total, "steps", done=step) as task:
+    with StopRequest(report) as stop, report.task(label, total, "steps", done=step) as task:
         while step < total:
             order = numpy_rng(seed, label, step // per_epoch).permutation(rows)
             at = step % per_epoch * batch_size

@@ -7,6 +7,12 @@ from typing import Any
 
 import torch
 
+from llmemb_cli.assets.architecture import (
+    activation_bytes,
+    checkpointed_bytes,
+    peft_activation_bytes,
+    read_architecture,
+)
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.errors import LlmembError
 from llmemb_cli.llm.plan import AUTO_TOKENS, LEAST_TOKENS, MicroBatches
@@ -17,32 +23,29 @@ GIB = 2**30
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def activation_bytes(config: Any, settings: ScftSettings, width: int, length: int, *, lean: bool = True) -> int:
-    """Bytes of activations a token leaves until its backward pass, from the model's sizes.
-
-    A layer of width d with h heads of d_h and an MLP of d_m keeps, in numbers of `width` bytes: the two inputs of its
-    projections (2 d), queries and what attention returns (2 h d_h), keys and values, the attention weights (h numbers
-    a token of the text), and gate, its activation, up and their product (4 d_m); and its two states in float32
-    before the norms (8 d bytes). PEFT's own LoRA layers, used in 8 and 4 bits, keep every input once more after
-    dropout, with its mask. With gradient checkpointing a layer keeps its input alone.
+def bytes_a_token(config: Any, settings: ScftSettings, width: int, length: int, *, lean: bool = True) -> int:
+    """Bytes of activations a token leaves until its backward pass.
 
     Args:
         config: the model's configuration.
         width: bytes of a number of the model's precision.
         length: tokens of a text.
-        lean: the LoRA layers are those of `fastlora`.
+        lean: the LoRA layers are those of `fastlora`, not PEFT's own.
     """
-    hidden = int(config.hidden_size)
-    layers = int(config.num_hidden_layers)
-    inner = int(getattr(config, "intermediate_size", 4 * hidden))
-    heads = int(config.num_attention_heads)
-    head = int(getattr(config, "head_dim", None) or hidden // heads)
-    groups = int(getattr(config, "num_key_value_heads", None) or heads)
-    layer = width * (2 * hidden + 2 * heads * head + 2 * groups * head + heads * length + 4 * inner) + 8 * hidden
-    if not lean and settings.lora_dropout:
-        inputs = {"o_proj": heads * head, "down_proj": inner}  # others read the layer's width
-        layer += (width + 1) * sum(inputs.get(name, hidden) for name in settings.target_modules)
-    return layers * hidden * width + layer if settings.gradient_checkpointing else layers * layer
+    model = read_architecture(_named(config))
+    held = activation_bytes(model, length, width)
+    if not lean:
+        held = peft_activation_bytes(model, settings.lora_rank) * width // 2
+    return checkpointed_bytes(model, held, width) if settings.gradient_checkpointing else held
+
+
+def _named(config: Any) -> dict[str, Any]:
+    """The numbers of a configuration by the names most families use; others know them as attributes."""
+    text = config.get_text_config()
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    found = {name: getattr(text, name, None) for name in (*names, "intermediate_size", "head_dim", "vocab_size")}
+    # A family that does not say how wide its feed-forward part is makes it four times as wide as its states.
+    return found | {"intermediate_size": found["intermediate_size"] or 4 * int(text.hidden_size)}
 
 
 def free_bytes(device: str) -> int:

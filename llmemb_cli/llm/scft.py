@@ -22,7 +22,7 @@ from llmemb_cli.llm.attention import use_short_attention
 from llmemb_cli.llm.fastlora import speed_up
 from llmemb_cli.llm.gradcache import OutOfMemoryAtError, cached_backward
 from llmemb_cli.llm.load import load_model
-from llmemb_cli.llm.memory import activation_bytes, make_room, micro_batches
+from llmemb_cli.llm.memory import bytes_a_token, make_room, micro_batches
 from llmemb_cli.llm.plan import MicroBatches, learning_rate, split_items, step_items, steps_per_epoch, total_steps
 from llmemb_cli.llm.trainer import Items, Trainer, draw_views, share_texts
 from llmemb_cli.llm.validate import validate
@@ -134,7 +134,7 @@ def bytes_per_token(trainer: Trainer) -> int:
     length = max(map(len, trainer.tokens(trainer.items.prompts[:256].to_list())))
     width = torch.finfo(trainer.loaded.dtype).bits // 8
     config = trainer.loaded.model.config
-    return activation_bytes(config, trainer.settings, width, length, lean=trainer.dropout is not None)
+    return bytes_a_token(config, trainer.settings, width, length, lean=trainer.dropout is not None)
 
 
 @dataclass
@@ -234,7 +234,7 @@ def _train(run: Run, train: np.ndarray, held_out: np.ndarray, report: Reporter) 
     first = trainer.peers.rank == 0
     started = saved = time.monotonic()
     trainer.model.train()
-    with StopRequest() as stop, report.task("scft", total, "steps", done=state.step) as task:
+    with StopRequest(report) as stop, report.task("scft", total, "steps", done=state.step) as task:
         if state.step == 0 and not state.untuned:
             state.untuned = validate(trainer, held_out, report)
             _log(run, {"step": 0, **state.untuned})

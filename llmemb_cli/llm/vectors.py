@@ -71,7 +71,7 @@ def encode(
     lengths, examples = survey(loaded, prompts, limit)
     order = np.argsort(np.minimum(lengths, limit), kind="stable")
     encoder = make_encoder(loaded, examples, settings, report)
-    with StopRequest() as stop:
+    with StopRequest(report) as stop:
         _fill(encoder, prompts, item_ids, order, settings, work, stop)
     vectors = finish_table(work, item_ids)
     (work / DONE).unlink()
@@ -223,22 +223,40 @@ def _mend(
     bad = torch.nonzero(~torch.isfinite(shard).all(dim=1))[:, 0].tolist()
     if not bad:
         return
+    encoder.report.warn(
+        f"{len(bad)} vectors are not finite in {encoder.loaded.dtype}; computing them again in float32"
+    )
+    names = [str(item_ids[int(rows[place])]) for place in bad]
+    try:
+        shard[bad] = _in_float32(encoder, [tokens[place] for place in bad])
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise LlmembError(
+            f"the vectors of {len(bad)} items, for example {names[0]}, are not finite in {encoder.loaded.dtype}, and "
+            "memory does not suffice to compute them in float32",
+            hint="--precision fp32 on a machine with more memory, or another model",
+        ) from None
+    still = [name for place, name in zip(bad, names, strict=True) if not torch.isfinite(shard[place]).all()]
+    if still:
+        raise BadDataError(
+            f"the LLM gives no finite vector for {len(still)} items, for example {still[0]}",
+            hint="another model, or `llmemb scft` with a lower learning rate",
+        )
+
+
+@torch.no_grad()
+def _in_float32(encoder: Encoder, token_lists: list[list[int]]) -> torch.Tensor:
+    """(n, d) vectors, one prompt at a time and without a beginning computed ahead."""
     loaded = encoder.loaded
-    encoder.report.warn(f"{len(bad)} vectors are not finite in {loaded.dtype}; computing them again in float32")
     try:
         # A copy: casting the model itself to float32 and back would round its rotary frequencies.
         model = copy.deepcopy(loaded.model).float()
     except ValueError:
         encoder.report.warn("a model in 8 or 4 bits cannot compute in float32")
         model = loaded.model
-    for place in bad:
-        ids, mask = pad_tokens([tokens[place]], loaded.tokenizer.pad_token_id)
-        with torch.no_grad():
-            vector = embed_batch(model, ids.to(loaded.device), mask.to(loaded.device), encoder.pooling)
-            shard[place] = vector[0].cpu()
-    still = [str(item_ids[int(rows[place])]) for place in bad if not torch.isfinite(shard[place]).all()]
-    if still:
-        raise BadDataError(
-            f"the LLM gives no finite vector for {len(still)} items, for example {still[0]}",
-            hint="another model, or `llmemb scft` with a lower learning rate",
-        )
+    made = []
+    for token_list in token_lists:
+        ids, mask = pad_tokens([token_list], loaded.tokenizer.pad_token_id)
+        made.append(embed_batch(model, ids.to(loaded.device), mask.to(loaded.device), encoder.pooling).cpu())
+    return torch.cat(made)
