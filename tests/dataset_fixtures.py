@@ -78,7 +78,7 @@ def prepare(root: Path, dataset: str, *, source: Path | None = None, **data: Any
         pl.read_parquet(workspace.data / "items.parquet"),
         pl.read_parquet(workspace.data / "interactions.parquet"),
         json.loads((workspace.data / "stats.json").read_text()),
-        [json.loads(line) for line in (workspace.data / "rejected.jsonl").read_text().splitlines()],
+        [json.loads(line) for line in (workspace.data / "rejected.jsonl").read_text().split("\n")[:-1]],
     )
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from llmemb_cli.errors import LlmembError
 from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.store import explain_os_error, write_text
 
 _held: set[str] = set()
 
@@ -25,7 +26,7 @@ def write_lock(workspace: Workspace, part: str = "", wait: float = 0) -> Iterato
     Re-entrant within a process, so that `llmemb run` can call the stages' own commands.
 
     Raises:
-        LlmembError: another process holds it; says which.
+        LlmembError: another process holds it (says which), or it cannot be written.
     """
     name = f".llmemb{'-' if part else ''}{part}.lock"
     path = workspace.root / name
@@ -48,10 +49,12 @@ def write_lock(workspace: Workspace, part: str = "", wait: float = 0) -> Iterato
             where=str(workspace.root),
             hint="wait for it or end it; the lock goes with the process",
         ) from None
+    except OSError as error:
+        raise explain_os_error(error, path) from error
     _held.add(str(path))
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        write_text(owner, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         yield
     finally:
         _held.discard(str(path))

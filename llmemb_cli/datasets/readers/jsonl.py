@@ -199,7 +199,7 @@ def _records(chunk: Chunk, parse: Parse, name: str) -> Iterator[tuple[int, Recor
 
 def _brief(error: ValueError) -> str:
     """The kind of fault without its place, so that equal faults are counted together."""
-    return re.sub(r":? (line|at|char|\(|<).*", "", str(error), flags=re.DOTALL)[:80]
+    return re.sub(r":? ((line|at|char)\b|[(<]).*", "", str(error), flags=re.DOTALL)[:80]
 
 
 def text_fault(text: str) -> str | None:
