@@ -106,8 +106,9 @@ def _seconds(texts: pl.Series) -> pl.Series:
         left = (seconds.is_null() & texts.is_not_null()).arg_true()
         if len(left) == 0:
             return seconds
-        dates = texts.gather(left).str.to_datetime(form, strict=False, exact=True, time_unit="us")
-        seconds = seconds.scatter(left, dates.dt.epoch("s"))
+        rest = texts if len(left) == len(texts) else texts.gather(left)
+        dates = rest.str.to_datetime(form, strict=False, exact=True, time_unit="us").dt.epoch("s")
+        seconds = dates if rest is texts else seconds.scatter(left, dates)
     left = (seconds.is_null() & texts.is_not_null()).arg_true()
     table = {text: _iso_seconds(text) for text in texts.gather(left).unique()}
     return seconds.scatter(left, [table[text] for text in texts.gather(left)])
