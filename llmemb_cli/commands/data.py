@@ -119,6 +119,8 @@ def show_attributes(console: Console, summary: dict[str, Any]) -> None:
     inside: list[str] = []
     outside: list[str] = []
     for name, share in attributes_in_order(summary):
+        if not share:
+            continue
         leaks = " (leaks)" if name in summary["leaking"] else ""
         (inside if name in summary["attributes"] else outside).append(f"{name} {share:.0%}{leaks}")
     rows = [("in prompts", ", ".join(inside) or "none"), ("not in them", ", ".join(outside))]
