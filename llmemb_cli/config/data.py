@@ -23,7 +23,7 @@ class DataSettings(Section):
         "custom: column with the time (seconds, milliseconds or dates); empty: guessed, else the order of the lines",
     )
     rating_column: str = setting("", "custom: column with the rating; empty: guessed")
-    title_column: str = setting("", "custom: column with the item's name; empty: guessed")
+    title_column: str = setting("", "custom, sequences: column with the item's name; empty: guessed")
     attributes: list[str] = setting(
         [], "item columns that go into prompts, in this order; empty: all that do not leak"
     )
