@@ -201,12 +201,15 @@ def _verify(path: Path, sha256: str, origin: str) -> None:
 def _verify_gzip(path: Path, origin: str, report: Reporter) -> None:
     """Unpack it to its end, where its length and checksum are: also a login page or a mixture of two files shows."""
     try:
-        with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as file:
-            with report.task(f"checking {path.stem}", path.stat().st_size, "bytes") as task:
-                done = 0
-                while file.read(CHUNK):
-                    task.advance(packed.tell() - done)
-                    done = packed.tell()
+        with (
+            path.open("rb") as packed,
+            gzip.GzipFile(fileobj=packed) as file,
+            report.task(f"checking {path.stem}", path.stat().st_size, "bytes") as task,
+        ):
+            done = 0
+            while file.read(CHUNK):
+                task.advance(packed.tell() - done)
+                done = packed.tell()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise LlmembError(f"what {origin} delivered is no whole gzip file ({error})") from error
 
@@ -251,16 +254,16 @@ def _transfer(url: str, part: Path, report: Reporter) -> None:
             return
         raise
     with response:
-        begins = response.headers.get("Content-Range", "").removeprefix("bytes ").split("-")[0]
-        if have and (response.status != 206 or begins not in ("", str(have))):
-            if response.status == 206:
-                part.unlink()
-                raise ConnectionError("the server goes on at another place than asked for")
+        if have and response.status != 206:
             have = 0
+        elif have and not response.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-"):
+            part.unlink()
+            raise ConnectionError("the server went on at another place than asked for")
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         with part.open("ab" if have else "wb") as file, report.task(part.stem, total, "bytes", done=have) as task:
-            while chunk := response.read(CHUNK):
+            # read1 hands over what came before a break; read would wait for a whole block and lose it.
+            while chunk := response.read1(CHUNK):
                 file.write(chunk)
                 task.advance(len(chunk))
         if total is not None and part.stat().st_size < total:
