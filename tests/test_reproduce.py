@@ -25,6 +25,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.reporting.grid import estimate, is_done, run_grid, steps_before
 from llmemb_cli.reporting.reproduce import SWEEPS, grid_of, known, paper_figures, reproduce_document
 from llmemb_cli.reporting.reproduce_text import markdown
+from llmemb_cli.reporting.verdicts import judge, verdict
 from llmemb_cli.workspace.locate import Workspace
 from tests.make_workspace import make_workspace
 
@@ -39,7 +40,11 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def test_grids_hold_what_the_paper_compares(workspace: Workspace) -> None:
     table1 = grid_of("table1", [workspace], [1, 2])
-    assert len(table1) == 2 * 3 * len(known("method")) == len({cell.run for cell in table1})
+    assert len(table1) == 2 * 3 * 6 == len({cell.run for cell in table1})
+    assert {cell.settings.rat.method for cell in table1} == {"none", "melt", "llm2x", "said", "tslrec", "llmemb"}
+    assert {cell.settings.rat.backbone for cell in table1} == {"sasrec", "gru4rec", "bert4rec"}
+    more = grid_of("table1", [workspace], [1], backbones=["sasrec"], methods=["llmesr", "alphafuse"])
+    assert [cell.settings.rat.method for cell in more] == ["llmesr", "alphafuse"]
     table2 = grid_of("table2", [workspace], [1])
     assert [cell.settings.rat.without for cell in table2] == [[], ["scft"], ["adapter"], ["freeze"], ["align"]]
     fig4 = grid_of("fig4", [workspace], [1])
@@ -70,7 +75,17 @@ def test_paper_figures_have_a_source_and_equal_those_known_elsewhere() -> None:
         for f in paper_figures("table1")["figures"]
         if f["backbone"] == "sasrec" and "NDCG@10" in f
     }
-    assert len(found) == 12
+    assert len(found) == 3 * 4 * 2
+    places = [(f["dataset"], f["backbone"], f["method"], f["part"]) for f in paper_figures("table1")["figures"]]
+    assert len(places) == len(set(places))
+    # What the table is quoted for: LLM-ESR ahead overall on every data set, LLMEmb ahead of it on every tail.
+    for dataset in ("yelp", "fashion", "beauty"):
+        for metric in ("HR@10", "NDCG@10"):
+            esr, ours = (
+                [found[dataset, m, part][metric] for part in ("overall", "tail")] for m in ("llmesr", "llmemb")
+            )
+            assert esr[0] > ours[0] and esr[1] < ours[1]
+        assert found[dataset, "alphafuse", "overall"]["NDCG@10"] > found[dataset, "llmemb", "overall"]["NDCG@10"]
     gains = {d: found[d, "llmemb", "tail"]["HR@10"] / found[d, "none", "tail"]["HR@10"] for d in ("yelp", "beauty")}
     assert gains == pytest.approx({"yelp": 2.584, "beauty": 4.821}, abs=1e-3)
 
@@ -210,7 +225,8 @@ def test_figures_are_made_with_their_claims(workspace: Workspace, target: Any) -
         assert {one["metric"]: one["verdict"] == "holds" for one in document["claims"]} == gaps
 
 
-def test_figures_of_the_papers_data_stand_beside_ours(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_of_the_papers_data_stand_beside_ours(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "ws", items=141, length=5, **{**TINY, "eval__negatives": 100})[0]
     manifest = workspace.data / "manifest.json"
     card = json.loads(manifest.read_text())
     card["summary"]["dataset"] = "beauty"
@@ -219,6 +235,7 @@ def test_figures_of_the_papers_data_stand_beside_ours(workspace: Workspace, monk
     cells = grid_of("table1", [workspace], [42], backbones=["sasrec"], methods=["none", "llmemb"], overrides=SAMPLED)
     run_grid(cells, Reporter())
     document = reproduce_document("table1", cells)
+    assert [cell.error for cell in cells] == [None] * len(cells)
     cell = next(
         r for r in document["figures"] if (r["method"], r["part"], r["metric"]) == ("llmemb", "tail", "HR@10")
     )
@@ -228,12 +245,64 @@ def test_figures_of_the_papers_data_stand_beside_ours(workspace: Workspace, monk
     assert head and all(r["paper"] is None and r["ratio"] is None for r in head)
     text = markdown(document)
     assert re.search(rf"\(0\.4194, ×{cell['ratio']:.2f}\)", text) and "52,204" in text and "absent" in text
+    # Among other candidates, or the whole catalogue, the paper's figures do not stand beside ours.
+    for changes in (
+        {"eval.negatives": 10},
+        {"eval.candidates": "popularity", "eval.negatives": 50},
+        {"eval.protocol": "full"},
+    ):
+        cells = grid_of(
+            "table1", [workspace], [42], backbones=["sasrec"], methods=["none", "llmemb"], overrides=SAMPLED | changes
+        )
+        run_grid(cells, Reporter())
+        document = reproduce_document("table1", cells)
+        assert {row["paper"] for row in document["figures"]} == {None} and not document["sources"]
+        assert "another protocol" in markdown(document) and document["claims"]
 
 
 def test_verdicts_say_what_the_figures_say() -> None:
-    from llmemb_cli.reporting.reproduce import _verdict
+    assert verdict(0.1, 0.01) == "holds, significantly"
+    assert verdict(0.1, 0.2) == "holds, not significantly"
+    assert verdict(-0.1, 0.01) == "does not hold, significantly"
+    assert verdict(0.0, None) == "no difference" and verdict(0.2, None) == "holds"
 
-    assert _verdict(0.1, 0.01) == "holds, significantly"
-    assert _verdict(0.1, 0.2) == "holds, not significantly"
-    assert _verdict(-0.1, 0.01) == "does not hold, significantly"
-    assert _verdict(0.0, None) == "no difference" and _verdict(0.2, None) == "holds"
+
+@pytest.mark.parametrize(("llmemb", "none", "melt"), [(0.5, 0.4, 0.3), (0.4, 0.5, 0.6), (0.4, 0.4, 0.4)])
+def test_claims_are_judged_for_the_methods_and_data_they_are_about(llmemb: float, none: float, melt: float) -> None:
+    means = {"llmemb": llmemb, "none": none, "melt": melt, "alphafuse": 0.9}
+    rows = [
+        {
+            "backbone": "sasrec",
+            "method": method,
+            "without": [],
+            "part": "tail",
+            "metric": "HR@10",
+            "mean": mean,
+            "paper": None,
+            "baseline": method == "llmemb",
+            "p_corrected": None if method == "llmemb" else 0.01,
+            "dataset": "beauty",
+        }
+        for method, mean in means.items()
+    ]
+    claims = paper_figures("table1")["claims"]
+    found = {one["compared"]: one for one in judge(claims, rows, "ws", [])}
+    assert found.keys() == {"llmemb and none", "llmemb and melt", "none and melt"}
+    for compared, one in found.items():
+        better, worse = compared.split(" and ")
+        gap = means[better] - means[worse]
+        said = "no difference" if gap == 0 else "holds" if gap > 0 else "does not hold"
+        assert one["verdict"].partition(",")[0] == said
+        assert one["p"] == (0.01 if "llmemb" in compared else None)
+    elsewhere = judge(claims, [row | {"dataset": "ml-100k"} for row in rows], "ws", [])
+    assert [one["compared"] for one in elsewhere] == ["llmemb and none", "llmemb and melt"]
+    ahead = judge(
+        claims,
+        [
+            row | {"method": "llmesr", "part": "overall"} if row["method"] == "none" else row | {"part": "overall"}
+            for row in rows
+        ],
+        "ws",
+        [],
+    )
+    assert {one["compared"]: one["p"] for one in ahead}["llmesr and llmemb"] == 0.01

@@ -19,6 +19,7 @@ from llmemb_cli.reporting.grid import Cell
 from llmemb_cli.reporting.parts.items import bins_of, same_group_share
 from llmemb_cli.reporting.parts.training import pair_cosines, uniformity
 from llmemb_cli.reporting.tables import protocol_label
+from llmemb_cli.reporting.verdicts import judge
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest, require_stage
@@ -26,6 +27,9 @@ from llmemb_cli.workspace.stage import read_manifest, require_stage
 Target = Literal["table1", "table2", "fig4", "fig5", "fig6"]
 METRICS = ("HR@10", "NDCG@10")
 SWEEPS: dict[str, list[float]] = {"alpha": [0.001, 0.005, 0.01, 0.05, 0.1], "gamma": [0.5, 1.0, 2.0, 4.0, 8.0]}
+OTHER_PROTOCOL = (
+    "ranked by another protocol than the paper's, so its figures do not stand beside ours: only orders do"
+)
 MOST_ITEMS = 5000  # of the neighbour share: all pairs are looked at
 
 
@@ -53,16 +57,17 @@ def grid_of(
     """The runs that the target needs, in the settings of each workspace.
 
     Args:
-        backbones: default: all for table1, SASRec for the others, as in the paper.
-        methods: default: all there are (table1, fig5, fig6); table2 and fig4 are about llmemb.
+        backbones: default: the paper's, all three for table1, SASRec for the others.
+        methods: default: the paper's six (table1, fig5, fig6); table2 and fig4 are about llmemb.
         overrides: settings changed for the whole grid ({"rat.epochs": 5}).
     """
-    chosen = backbones or (known("backbone") if target == "table1" else ["sasrec"])
+    paper = paper_figures(target)
+    chosen, compared = backbones or paper["backbones"], methods or paper["methods"]
     cells: dict[tuple[Path, str], Cell] = {}  # two sweeps share the run with both settings as in llmemb.toml
     for workspace in workspaces:
         filed = load_settings(workspace.settings_file)
         base = load_settings(workspace.settings_file, overrides)
-        for changes in VARIANTS[target](chosen, methods):
+        for changes in VARIANTS[target](chosen, compared):
             for seed in seeds:
                 rat = RatSettings.model_validate(base.rat.model_dump() | changes)
                 settings = base.model_copy(update={"rat": rat, "seed": seed})
@@ -71,18 +76,17 @@ def grid_of(
     return list(cells.values())
 
 
-def _methods(backbones: list[str], methods: list[str] | None) -> list[dict[str, Any]]:
-    names = methods or known("method")
-    return [{"backbone": backbone, "method": method, "without": []} for backbone in backbones for method in names]
+def _methods(backbones: list[str], methods: list[str]) -> list[dict[str, Any]]:
+    return [{"backbone": backbone, "method": method, "without": []} for backbone in backbones for method in methods]
 
 
-def _ablations(backbones: list[str], methods: list[str] | None) -> list[dict[str, Any]]:
+def _ablations(backbones: list[str], methods: list[str]) -> list[dict[str, Any]]:
     parts = [str(part) for part in get_args(get_args(RatSettings.model_fields["without"].annotation)[0])]
     without: list[list[str]] = [[], *([part] for part in parts)]
     return [{"backbone": b, "method": "llmemb", "without": left_out} for b in backbones for left_out in without]
 
 
-def _sweeps(backbones: list[str], methods: list[str] | None) -> list[dict[str, Any]]:
+def _sweeps(backbones: list[str], methods: list[str]) -> list[dict[str, Any]]:
     """Each setting varied, the others as in llmemb.toml."""
     values = [(key, value) for key, found in SWEEPS.items() for value in found]
     return [
@@ -90,7 +94,7 @@ def _sweeps(backbones: list[str], methods: list[str] | None) -> list[dict[str, A
     ]
 
 
-VARIANTS: dict[Target, Callable[[list[str], list[str] | None], list[dict[str, Any]]]] = {
+VARIANTS: dict[Target, Callable[[list[str], list[str]], list[dict[str, Any]]]] = {
     "table1": _methods,
     "table2": _ablations,
     "fig4": _sweeps,
@@ -113,16 +117,19 @@ def reproduce_document(target: Target, cells: list[Cell], seed: int = 0) -> dict
         notes += note
         if not own:
             continue
-        settings = own[0].settings
-        found = _measured(target, workspace, own, settings, seed)
+        found = _measured(target, workspace, own, own[0].settings, seed)
+        alike = True
         if target != "fig6":
-            summary = (read_manifest(workspace.evaluation(own[0].run, protocol_name(settings))) or {})["summary"]
-            label = protocol_label(summary["protocol"])
+            evaluation = workspace.evaluation(own[0].run, protocol_name(own[0].settings))
+            protocol = (read_manifest(evaluation) or {})["summary"]["protocol"]
+            label = protocol_label(protocol)
+            alike = all(protocol.get(key) == value for key, value in paper["ranking"].items())
+        notes += [OTHER_PROTOCOL] if not alike and OTHER_PROTOCOL not in notes else []
         for row in found:
             row |= {"workspace": root.name, "dataset": dataset}
-            _set_paper(row, paper)
+            _set_paper(row, paper["figures"] if alike else [])
         rows += found
-        verdicts += _verdicts(paper, found, root.name)
+        verdicts += judge(paper["claims"], found, root.name, list(SWEEPS))
     return {
         "target": target,
         "title": paper["title"],
@@ -236,78 +243,10 @@ def _embedding_rows(workspace: Workspace, cells: list[Cell], seed: int) -> list[
     return rows
 
 
-def _set_paper(row: dict[str, Any], paper: dict[str, Any]) -> None:
+def _set_paper(row: dict[str, Any], figures: list[dict[str, Any]]) -> None:
     """The paper's figure of a cell and ours over it, where there is a source."""
     same = ("dataset", "backbone", "method", "part")
-    found = [one for one in paper["figures"] if all(one[key] == row[key] for key in same) and not row["without"]]
+    found = [one for one in figures if all(one[key] == row[key] for key in same) and not row["without"]]
     theirs = next((one[row["metric"]] for one in found if row["metric"] in one), None)
     row["paper"] = theirs
     row["ratio"] = row["mean"] / theirs if theirs else None
-
-
-def _verdicts(paper: dict[str, Any], rows: list[dict[str, Any]], workspace: str) -> list[dict[str, Any]]:
-    """Whether each claim holds here, cell by cell."""
-    verdicts: list[dict[str, Any]] = []
-    for claim in paper["claims"]:
-        if "datasets" in claim and not {row["dataset"] for row in rows} & set(claim["datasets"]):
-            continue
-        for backbone in dict.fromkeys(row["backbone"] for row in rows):
-            if backbone not in claim.get("backbones", [backbone]):
-                continue
-            for part in claim["parts"]:
-                for metric in claim["metrics"]:
-                    cells = [r for r in rows if (r["backbone"], r["part"], r["metric"]) == (backbone, part, metric)]
-                    found = _best_value(claim, cells) if "setting" in claim else _pairs(claim, cells)
-                    place = {"workspace": workspace, "backbone": backbone, "part": part, "metric": metric}
-                    verdicts += [place | {"says": claim["says"]} | one for one in found]
-    return verdicts
-
-
-def _pairs(claim: dict[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    better = next((row for row in cells if row["method"] == claim["better"] and not row["without"]), None)
-    others = [row for row in cells if row is not better and claim["worse"] in ("*", row["method"])]
-    found = []
-    for other in others if better is not None else []:
-        assert better is not None
-        gap = other["mean"] - better["mean"] if claim.get("lower") else better["mean"] - other["mean"]
-        p = other["p_corrected"] if better["baseline"] else None  # the test is against the baseline
-        name = f"without {' and '.join(other['without'])}" if other["without"] else other["method"]
-        found.append(
-            {
-                "compared": f"{claim['better']} and {name}",
-                "ours": [better["mean"], other["mean"]],
-                "paper": [better["paper"], other["paper"]],
-                "p": p,
-                "verdict": _verdict(gap, p),
-            }
-        )
-    return found
-
-
-def _verdict(gap: float, p: float | None) -> str:
-    if gap == 0:
-        return "no difference"
-    sure = "" if p is None else ", significantly" if p < 0.05 else ", not significantly"
-    return f"{'holds' if gap > 0 else 'does not hold'}{sure}"
-
-
-def _best_value(claim: dict[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Whether the best value of a setting is the paper's, among runs that have every other swept setting alike."""
-    key = claim["setting"]
-    others = [name for name in SWEEPS if name != key]
-    lines: dict[tuple[float, ...], list[dict[str, Any]]] = {}
-    for row in cells:
-        lines.setdefault(tuple(row[name] for name in others), []).append(row)
-    line = max(lines.values(), key=len, default=[])
-    if len(line) < 2:
-        return []
-    best = max(line, key=lambda row: float(row["mean"]))
-    return [
-        {
-            "compared": f"{key} {', '.join(f'{value:g}' for value in sorted(float(row[key]) for row in line))}",
-            "ours": [best[key]],
-            "paper": [claim["best"]],
-            "p": None,
-            "verdict": "holds" if best[key] == claim["best"] else "does not hold",
-        }
-    ]

@@ -125,8 +125,8 @@ def _tex(text: str) -> str:
 
 def csv_text(document: dict[str, Any]) -> str:
     """One line for each variant, part and metric."""
-    fields = ("mean", "deviation", "gain", "difference", "low", "high", "p", "p_corrected", "effect")
-    fields += ("wins", "losses", "p_seeds")
+    fields = ["mean", "deviation", "gain", "difference", "low", "high", "p", "p_corrected", "effect"]
+    fields += ["wins", "losses", "p_seeds"]
     rows = []
     for entry in document["variants"]:
         for part, metric in _columns(document):
