@@ -299,6 +299,13 @@ def test_a_line_without_end_is_one_reject(tmp_path: Path) -> None:
     assert len(data.rejects[0]["text"]) <= 500
 
 
+def test_nothing_left_is_no_data_set_even_by_force(tmp_path: Path) -> None:
+    for rule, why in (({"min_rating": 6.0}, "rating below 6"), ({"filter": "k-core"}, "below 3")):
+        with pytest.raises(BadDataError, match=f"only 0 users and 0 items are left.*{why}") as caught:
+            prepare(tmp_path / "ws", "yelp", source=write_files(tmp_path / "in", YELP_2020), **rule)
+        assert "--force" not in str(caught.value.hint) and not (tmp_path / "ws").exists()
+
+
 def test_what_is_no_table_at_all_is_told(tmp_path: Path) -> None:
     for name, content, message in (
         ("a.csv", bytes(1000), "no text"),

@@ -67,6 +67,12 @@ def settings_in(file: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("preset", list(PREPARATIONS))
 def test_a_preset_is_said_written_out_and_named_in_the_card(folder: Path, preset: str) -> None:
+    text = (folder / LOG).read_text()
+    # Twice as many interactions, so that five of everything are left by every preset.
+    (folder / LOG).write_text(text + text.partition("\n")[2].replace(",i", ",i1"))
+    (folder / "items.csv").write_text(
+        (folder / "items.csv").read_text() + "".join(f"i1{n},Other {n},B,{n}\n" for n in range(20, 120))
+    )
     done = own("--preset", preset, "--force")
     assert done.exit_code == 0, done.output
     written = settings_in(folder / "w" / "llmemb.toml")
@@ -191,7 +197,9 @@ def test_a_set_that_is_left_tiny_is_refused_with_the_reasons_unless_forced(folde
     done = own("--min-user", "7", "--json")
     error = json.loads(done.stdout)["error"]
     assert done.exit_code == 4 and done.stderr == "" and not (folder / "w").exists()
-    assert "only 0 users and 0 items" in error["message"] and "--force" in error["hint"]
+    assert "only 0 users and 0 items" in error["message"] and "--min-user" in error["hint"]
+    assert "--force" not in error["hint"], "nothing at all is no data set"
+    assert "--force" in json.loads(own("--max-users", "20", "--json").stdout)["error"]["hint"]
     assert "780 left out: user below 7 or item below 3" in error["message"]
     assert "1 rejected: unknown item" in error["message"] and f"{LOG} (781 rows)" in error["where"]
     assert own("--max-users", "20", "--force").exit_code == 0

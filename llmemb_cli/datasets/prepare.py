@@ -133,9 +133,8 @@ def _write_rejects(path: Path, tally: Tally) -> None:
 
 
 def _refuse_tiny(summary: dict[str, Any], settings: Settings) -> None:
-    if settings.data.allow_small:
-        return
-    if summary["users"] >= SMALLEST and summary["items"] >= SMALLEST:
+    least = 1 if settings.data.allow_small else SMALLEST
+    if summary["users"] >= least and summary["items"] >= least:
         return
     losses = [(count, f"rejected: {reason}") for reason, count in summary["rejected_by_reason"].items()]
     losses += [(count, f"left out: {rule}") for rule, count in summary["left_out"].items()]
@@ -148,5 +147,6 @@ def _refuse_tiny(summary: dict[str, Any], settings: Settings) -> None:
         + (f" ({reasons})" if reasons else "")
         + f"; fewer than {SMALLEST} are more often a wrong file or column{expected}",
         where=read,
-        hint="check files and columns, lower --min-user and --min-item, or keep it so with --force",
+        hint="check files and columns, lower --min-user and --min-item"
+        + (", or keep it so with --force" if summary["users"] and summary["items"] else ""),
     )
