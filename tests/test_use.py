@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from typer.testing import CliRunner, Result
 from llmemb_cli.app import app
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import load_split
+from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.candidates import test_users as users_with_test
 from llmemb_cli.evaluation.rank import full_ranking
 from llmemb_cli.evaluation.recommend import known_history, top_items
-from llmemb_cli.evaluation.spaces import background, find_item, unit_vectors
+from llmemb_cli.evaluation.spaces import background, best_run, find_item, unit_vectors
 from llmemb_cli.evaluation.stage import run_eval
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.recommender import load_recommender
@@ -194,3 +196,23 @@ def test_runs_are_listed_shown_and_removed_with_what_needs_them(tmp_path: Path) 
     assert not list((workspace.root / "runs").glob(".*removed"))
     left = document(workspace, "runs", "show", "sasrec-llmemb-42")["runs"][0]
     assert left["state"] == "other align now" and left["settings"]["hidden_size"] == 8
+
+
+def test_runs_without_validation_are_listed_and_not_preferred(
+    trained: tuple[Workspace, Settings], tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(trained[0].root, tmp_path / "copy")))
+    manifest = workspace.run("gru4rec-none-42") / "manifest.json"
+    changed = json.loads(manifest.read_text())
+    changed["summary"]["best_validation"] = None
+    manifest.write_text(json.dumps(changed))
+    lines = [line.split() for line in call(workspace, "runs").stdout.splitlines() if "gru4rec-" in line]
+    assert {line[0]: line[1] for line in lines}["gru4rec-none-42"] == "-"
+    assert best_run(workspace) == "gru4rec-llmemb-42"
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", ".hidden", "-x", "", "a b", "=1+1", "x" * 200])
+def test_runs_have_names_that_stay_in_their_place(trained: tuple[Workspace, Settings], name: str) -> None:
+    with pytest.raises(WrongUseError, match="no name for a run"):
+        trained[0].run(name)
+    assert trained[0].run("sasrec-größer_2.1+b=3").parent == trained[0].root / "runs"

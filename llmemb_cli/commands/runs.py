@@ -80,7 +80,7 @@ def show_list(console: Console, entries: list[dict[str, Any]]) -> None:
     rows = [
         [
             entry["run"],
-            f"{entry['best_validation']:.4f}",
+            "-" if entry["best_validation"] is None else f"{entry['best_validation']:.4f}",
             duration(entry["seconds"]),
             f"{entry['bytes'] / 1e6:,.1f}",
             " ".join(dict.fromkeys(name.split("-")[0] for name in entry["evaluated"])) or "-",
@@ -92,7 +92,7 @@ def show_list(console: Console, entries: list[dict[str, Any]]) -> None:
     for number in (4, 5):
         made.columns[number].justify = "left"
     console.print(made)
-    console.print("valid: best NDCG@10 on validation items", style="dim")
+    console.print("valid: best NDCG@10 on validation items, full ranking; - where there are none", style="dim")
 
 
 def show_runs(console: Console, entries: list[dict[str, Any]]) -> None:

@@ -76,7 +76,7 @@ def directory_of(workspace: Workspace, name: str) -> Path:
 
 
 def best_run(workspace: Workspace) -> str:
-    """The run with the best validation NDCG@10.
+    """The run with the best validation NDCG@10; a run that had nothing to validate on comes last.
 
     Raises:
         WrongUseError: there are no runs.
@@ -84,7 +84,8 @@ def best_run(workspace: Workspace) -> str:
     names = known_runs(workspace)
     if not names:
         raise WrongUseError("there are no runs yet", where=str(workspace.root), hint="run `llmemb rat` first")
-    return max(names, key=lambda name: (read_manifest(workspace.run(name)) or {})["summary"]["best_validation"])
+    scores = {name: (read_manifest(workspace.run(name)) or {})["summary"]["best_validation"] for name in names}
+    return max(names, key=lambda name: -1.0 if scores[name] is None else scores[name])
 
 
 def unit_vectors(vectors: np.ndarray, *, centred: bool) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from llmemb_cli.errors import WrongUseError
 
 SETTINGS_FILE = "llmemb.toml"
 VARIABLE = "LLMEMB_WORKSPACE"
+PLAIN_NAME = re.compile(r"[^\W_][\w.+=-]{0,150}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class Workspace:
         return self.root / "embeddings" / name
 
     def run(self, name: str) -> Path:
+        """Raises WrongUseError: the name is no plain one, and would lie elsewhere or be hard to type."""
+        if not PLAIN_NAME.fullmatch(name):
+            raise WrongUseError(
+                f"{name!r} is no name for a run",
+                hint="letters, digits and -._+= are allowed, the first a letter or digit",
+            )
         return self.root / "runs" / name
 
     def candidates(self, name: str) -> Path:
