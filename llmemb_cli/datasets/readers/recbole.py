@@ -101,6 +101,9 @@ def _items(file: RawFile, key: str, tally: Tally, report: Reporter) -> tuple[pl.
     if "genres" in frame.columns:
         # RecBole separates the values of a sequence by blanks; a comma reads better and no genre holds a blank.
         frame = frame.with_columns(pl.col("genres").str.replace_all(" ", ", ", literal=True))
+    if "year" in frame.columns:
+        # Its ml-100k has a year "unkonwn" and one "V", of a film "(1995) (V)".
+        frame = frame.with_columns(pl.when(pl.col("year").str.contains(r"^\d{4}$")).then(pl.col("year")))
     frame = frame.rename({key: "item_id"}) if key != "item_id" else frame
     attributes = [name for name in frame.columns if name not in ("item_id", LINE)]
     attributes.sort(key=lambda name: name != "title")
