@@ -18,7 +18,7 @@ from llmemb_cli.progress import Reporter
 Record = dict[str, Any]
 Parse = Callable[[str], Record]
 MAX_DEPTH = 100  # lists in lists; no record is nested deeper
-PIECE = 128 << 10  # bytes; a smaller block with a damaged line is read line by line
+PIECE = 512 << 10  # bytes; a smaller block with a damaged line is read line by line
 # polars writes nested values and booleans in its own way, and an unpaired surrogate as it likes.
 _ODD = r"^[\[{]|^true$|^false$|[\x00\x{FFFD}]"
 _UNTIDY = r"^$|^\s|\s$"
