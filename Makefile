@@ -22,7 +22,7 @@ lint: $(VENV)/installed-lint
 docs: $(VENV)/installed
 	$(BIN)/python docs/make_cli.py > docs/cli.md
 
-bench: $(VENV)/installed-test
+bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/rat.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/llm.py
@@ -38,6 +38,10 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/installed-bench: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[test,bench]"
 	touch $@
 
 $(VENV)/installed-lint: pyproject.toml | $(BIN)/python

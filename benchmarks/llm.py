@@ -1,26 +1,33 @@
-"""How fast embeddings are exported, beside sentence-transformers: same weights, texts, precision, one run.
+"""How fast items are embedded and SCFT trains, beside sentence-transformers: same weights, texts, precision, one run.
 
-    python benchmarks/llm.py --data DIR                 12,101 items of Amazon Beauty (items.parquet: title, keywords)
-    python benchmarks/llm.py --data DIR --limit 1024    a random thousand of them
-    python benchmarks/llm.py --random 1b --device cuda  a Llama-shaped model of random weights, made-up texts
+    pip install ".[bench]"
+    python benchmarks/llm.py --data DIR                12,101 items of Amazon Beauty (items.parquet: title, keywords)
+    python benchmarks/llm.py --data DIR --limit 1024   a random thousand of them
+    python benchmarks/llm.py --only export             without training steps; `--only scft`: these alone
+    python benchmarks/llm.py --random 1b               on a card: a Llama of 1.2 B random weights, made-up texts
 
-The two take turns chunk by chunk, so that both feel whatever else the machine does. Tokens are real ones: padding
-does not count, and a shared beginning counts for every prompt, computed or not.
+Export: the two take turns chunk by chunk, so that both feel whatever else the machine does. SCFT: see llm_train.py.
+Tokens are real ones: padding does not count, and a shared beginning counts for every prompt, computed or not.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 
-from llmemb_cli.assets.architecture import Architecture, read_architecture
+sys.path.insert(0, str(Path(__file__).parent))
+import llm_train
+from llm_setup import RANDOM, matrix_rate, operations_a_token, random_model, read_items, synchronise, without_template
+
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.config.settings import make_settings
 from llmemb_cli.llm.load import LoadedModel, load_model
@@ -28,54 +35,11 @@ from llmemb_cli.llm.quiet import quiet_transformers
 from llmemb_cli.llm.vectors import embed_tokens, make_encoder, token_batches, tokenise
 from llmemb_cli.progress import Reporter
 
-INSTRUCTION = "The beauty item has the following attributes:"
-RANDOM = {
-    "tiny": Architecture("llama", 64, 2, 128, 2, 1, 32, 49152, 2048),
-    "1b": Architecture("llama", 2048, 16, 8192, 32, 8, 64, 49152, 8192),
-}
+Way = Callable[[list[str]], np.ndarray]
+THEIRS = "sentence-transformers encode"
 
 
-def texts_of(data: Path | None, limit: int) -> list[str]:
-    """Prompts of the items in `data`, or of made-up ones, `limit` of them at random."""
-    rng = np.random.default_rng(0)
-    if data is None:
-        words = ["cream", "serum", "shampoo", "brush", "nail", "hair", "skin", "face", "oil", "gel", "spray", "soft"]
-        return [
-            f"{INSTRUCTION}\ntitle is {' '.join(rng.choice(words, 12))}; keywords is {' '.join(rng.choice(words, 6))}"
-            for _ in range(limit or 4096)
-        ]
-    items = pl.read_parquet(data / "items.parquet")
-    texts = [
-        f"{INSTRUCTION}\n" + "; ".join(f"{name} is {row[name]}" for name in ("title", "keywords") if row[name])
-        for row in items.iter_rows(named=True)
-    ]
-    return [texts[row] for row in rng.permutation(len(texts))[: limit or None]]
-
-
-def random_model(size: str, tokenizer_of: str, folder: Path) -> Path:
-    """Save a Llama of random weights with another model's tokenizer: weights do not matter to speed."""
-    from transformers import AutoModel, LlamaConfig
-
-    from llmemb_cli.assets.models import local_model
-    from llmemb_cli.llm.load import load_tokenizer
-
-    numbers = RANDOM[size]
-    config = LlamaConfig(
-        vocab_size=numbers.vocabulary,
-        hidden_size=numbers.hidden,
-        intermediate_size=numbers.intermediate,
-        num_hidden_layers=numbers.layers,
-        num_attention_heads=numbers.heads,
-        num_key_value_heads=numbers.kv_heads,
-        head_dim=numbers.head_dim,
-        max_position_embeddings=numbers.positions,
-    )
-    AutoModel.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-    load_tokenizer(local_model(tokenizer_of, Reporter())).save_pretrained(folder)
-    return folder
-
-
-def ours(loaded: LoadedModel, budget: int, *, prefix: bool) -> Callable[[list[str]], np.ndarray]:
+def ours(loaded: LoadedModel, budget: int, *, prefix: bool) -> Way:
     """`llmemb embed` without its files: tokenise, sort, batch, pool."""
     settings = make_settings({"embed.batch_tokens": budget})
 
@@ -91,49 +55,21 @@ def ours(loaded: LoadedModel, budget: int, *, prefix: bool) -> Callable[[list[st
     return run
 
 
-def sentence_transformers(loaded: LoadedModel, scratch: Path) -> Callable[[list[str]], np.ndarray]:
+def sentence_transformers(loaded: LoadedModel, scratch: Path) -> Way:
     """`SentenceTransformer.encode` with mean pooling and its own defaults, on the same weights and precision."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
 
-    folder = scratch / "without-template"
-    folder.mkdir()
-    for file in loaded.folder.iterdir():
-        # With a chat template it wraps every text into a dialogue: other texts, and more of them.
-        if file.name != "chat_template.jinja":
-            (folder / file.name).symlink_to(file.resolve())
-    loaded.tokenizer.chat_template = None
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink(missing_ok=True)
-    loaded.tokenizer.save_pretrained(folder)
     with quiet_transformers():
+        folder = without_template(loaded, scratch / "encode")
         words = Transformer(str(folder), model_kwargs={"dtype": loaded.dtype})
         pooling = Pooling(loaded.model.config.hidden_size, "mean")
         model = SentenceTransformer(modules=[words, pooling], device=loaded.device)
     return lambda texts: model.encode(texts, show_progress_bar=False, convert_to_tensor=True).float().cpu().numpy()
 
 
-def matrix_rate(loaded: LoadedModel) -> float:
-    """Floating-point operations a second of a large matrix product in the model's precision, the best of several."""
-    size = 8192 if loaded.device.startswith("cuda") else 2048
-    one = torch.randn(size, size, device=loaded.device).to(loaded.dtype)
-    best = 0.0
-    for _ in range(5):
-        synchronise(loaded.device)
-        started = time.perf_counter()
-        for _ in range(4):
-            one @ one
-        synchronise(loaded.device)
-        best = max(best, 4 * 2 * size**3 / (time.perf_counter() - started))
-    return best
-
-
-def synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def timed(work: Callable[[list[str]], np.ndarray], texts: list[str], device: str) -> tuple[float, np.ndarray]:
+def timed(work: Way, texts: list[str], device: str) -> tuple[float, np.ndarray]:
+    """Seconds and vectors."""
     synchronise(device)
     started = time.perf_counter()
     result = work(texts)
@@ -141,71 +77,81 @@ def timed(work: Callable[[list[str]], np.ndarray], texts: list[str], device: str
     return time.perf_counter() - started, result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with items.parquet")
-    parser.add_argument("--limit", type=int, default=0, help="items, drawn at random; 0: all")
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--random", choices=sorted(RANDOM), help="random weights of this size instead")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--budget", type=int, nargs="+", default=[0], help="tokens a batch; 0: the default")
-    parser.add_argument("--chunk", type=int, default=1024, help="items a turn")
-    parser.add_argument("--alone", action="store_true", help="without sentence-transformers")
-    chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        model = chosen.model
-        if chosen.random:
-            model = str(random_model(chosen.random, chosen.model, Path(scratch)))
-        settings = ScftSettings(model=model, device=chosen.device, precision=chosen.precision)
-        loaded = load_model(settings, Reporter())
-        measure(loaded, texts_of(chosen.data, chosen.limit), chosen, Path(scratch))
-
-
-def measure(loaded: LoadedModel, texts: list[str], chosen: argparse.Namespace, scratch: Path) -> None:
+def measure_export(loaded: LoadedModel, texts: list[str], chosen: argparse.Namespace, scratch: Path) -> None:
     """Take turns over chunks of the texts, print tokens a second of each way and how far their vectors are apart."""
-    ways: dict[str, Callable[[list[str]], np.ndarray]] = {}
+    ways: dict[str, Way] = {}
     for budget in chosen.budget:
-        ways[f"llmemb, {budget} tokens a batch" if budget else "llmemb"] = ours(loaded, budget, prefix=True)
-    ways["llmemb, nothing computed ahead"] = ours(loaded, chosen.budget[0], prefix=False)
+        ways[f"llmemb, {budget} tokens a batch" if budget else "llmemb embed"] = ours(loaded, budget, prefix=True)
+    if chosen.plain:
+        ways["llmemb, nothing computed ahead"] = ours(loaded, chosen.budget[0], prefix=False)
     if not chosen.alone:
-        ways["sentence-transformers encode"] = sentence_transformers(loaded, scratch)
+        ways[THEIRS] = sentence_transformers(loaded, scratch)
     lengths = [len(row) for row in tokenise(loaded, texts)]
-    precision = str(loaded.dtype).removeprefix("torch.")
-    print(f"{len(texts):,} prompts, {np.mean(lengths):.1f} tokens on average, {precision} on {loaded.device}")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
-    seconds = dict.fromkeys(ways, 0.0)
-    apart = dict.fromkeys(ways, 0.0)
-    if loaded.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
+    print(f"export: {len(texts):,} prompts, {np.mean(lengths):.1f} tokens on average", flush=True)
+    seconds, apart, peaks = (dict.fromkeys(ways, 0.0) for _ in range(3))
     for way in ways.values():
         timed(way, texts[:64], loaded.device)  # the first call pays for the libraries' start
     for at in range(0, len(texts), chosen.chunk):
         chunk = texts[at : at + chosen.chunk]
         first: np.ndarray | None = None
         for name, way in ways.items():
+            if loaded.device.startswith("cuda"):
+                torch.cuda.reset_peak_memory_stats()
             passed, vectors = timed(way, chunk, loaded.device)
             seconds[name] += passed
             first = vectors if first is None else first
             norms = np.linalg.norm(first, axis=1)
             apart[name] = max(apart[name], float((np.linalg.norm(vectors - first, axis=1) / norms).max()))
-    report(loaded, seconds, apart, sum(lengths))
-
-
-def report(loaded: LoadedModel, seconds: dict[str, float], apart: dict[str, float], tokens: int) -> None:
-    """Print the table."""
-    rate = matrix_rate(loaded)
-    # A token multiplies every weight of the blocks once: two operations each. Attention itself is left out.
-    operations = 2 * read_architecture(loaded.model.config.to_dict()).linear
-    base = seconds.get("sentence-transformers encode")
+            if loaded.device.startswith("cuda"):
+                peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated())
+    rate = matrix_rate(loaded.dtype, loaded.device)
+    operations = operations_a_token(loaded)
     print(f"matrix product: {rate / 1e12:.2f} TFLOP/s; {operations / 1e9:.3f} GFLOP a token in the linear layers")
-    print(f"{'':34} {'tokens/s':>10} {'of the matrix rate':>19} {'times':>6} {'largest difference':>19}")
+    print(f"{'':32}{'tokens/s':>10}{'of the matrix rate':>20}{'times':>7}{'difference':>12}{'GB on the card':>16}")
+    base = seconds.get(THEIRS)
     for name, passed in seconds.items():
-        speed = tokens / passed
+        speed = sum(lengths) / passed
         times = f"{base / passed:.2f}" if base else "-"
-        print(f"{name:34} {speed:10,.0f} {speed * operations / rate:19.0%} {times:>6} {apart[name]:19.1e}")
-    if loaded.device.startswith("cuda"):
-        print(f"peak memory on the card: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+        peak = f"{peaks[name] / 1e9:.2f}" if peaks[name] else "-"
+        print(f"{name:32}{speed:10,.0f}{speed * operations / rate:20.0%}{times:>7}{apart[name]:12.1e}{peak:>16}")
+
+
+def main() -> None:
+    """Read the flags, load the model, measure."""
+    warnings.simplefilter("ignore")
+    os.environ["TQDM_DISABLE"] = "1"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with items.parquet; without: made-up items")
+    parser.add_argument("--limit", type=int, default=0, help="items, drawn at random; 0: all")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--random", choices=sorted(RANDOM), help="random weights of this size instead")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", choices=["export", "scft"])
+    parser.add_argument("--alone", action="store_true", help="without sentence-transformers")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    export = parser.add_argument_group("export")
+    export.add_argument("--budget", type=int, nargs="+", default=[0], help="tokens a batch; 0: the default")
+    export.add_argument("--chunk", type=int, default=1024, help="items a turn")
+    export.add_argument("--plain", action="store_true", help="also without a beginning computed ahead")
+    llm_train.add_flags(parser.add_argument_group("SCFT"))
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    items = read_items(chosen.data, chosen.limit)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if chosen.random:
+            tokenizer_of = chosen.model if chosen.data else None
+            chosen.model = str(random_model(chosen.random, scratch / "random", tokenizer_of))
+        settings = ScftSettings(model=chosen.model, device=chosen.device, precision=chosen.precision)
+        loaded = load_model(settings, Reporter())
+        precision = str(loaded.dtype).removeprefix("torch.")
+        print(f"{Path(chosen.model).name}, {precision} on {loaded.device}, {torch.get_num_threads()} threads, "
+              f"torch {torch.__version__}", flush=True)  # fmt: skip
+        if chosen.only != "scft":
+            measure_export(loaded, items.prompts.to_list(), chosen, scratch)
+        if chosen.only != "export":
+            llm_train.measure(loaded, items, chosen, scratch)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """How fast SCFT steps are, beside sentence-transformers' trainer with its cached in-batch loss.
 
-    pip install sentence-transformers datasets
-    python benchmarks/llm_train.py --data items.parquet --model smollm2-135m
+    python benchmarks/llm.py --only scft --data DIR      see there for the flags
 
-Same weights, LoRA, batch size, precision and texts (two views of the same items); one process, one after the other.
-Speeds are real tokens a second (padding does not count), the first step of each is left out.
+Same weights, LoRA (rank 8, dropout 0.1 on all seven projections), batch size, precision and texts (two views of the
+same items); one process, one after the other, some rounds. Speeds are real tokens a second (padding does not count);
+the first step of each is left out.
+
+Of the matrix rate: a step needs two operations a weight and token forwards and two backwards, for the gradients of
+the states; frozen weights need none. A forward pass that is made again is not counted.
 """
 
 from __future__ import annotations
@@ -12,16 +15,18 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
+from llm_setup import matrix_rate, operations_a_token, without_template
 
-from llmemb_cli.assets.models import local_model
 from llmemb_cli.config.settings import Settings, make_settings
+from llmemb_cli.llm.load import LoadedModel
 from llmemb_cli.llm.plan import step_items
+from llmemb_cli.llm.quiet import quiet_transformers
 from llmemb_cli.llm.scft import contrast, make_trainer, prepare, update
 from llmemb_cli.llm.trainer import Items, draw_views
 from llmemb_cli.peers import ALONE
@@ -29,87 +34,73 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.stage import peak_memory_mb, reset_peak_memory
 
-INSTRUCTION = "The beauty item has the following attributes:"
+OURS, THEIRS = "llmemb scft", "sentence-transformers trainer"
 
 
-def read_items(path: Path) -> Items:
-    """Prompts of a table with `item_id` and text columns."""
-    frame = pl.read_parquet(path)
-    names = [name for name in frame.columns if name != "item_id"]
-    parts = [
-        [f"{name} is {value}" for name, value in zip(names, row, strict=True) if value]
-        for row in frame.select(names).iter_rows()
-    ]
-    prompts = [f"{INSTRUCTION}\n" + "; ".join(texts) for texts in parts]
-    return Items(pl.Series(parts), pl.Series(prompts), INSTRUCTION, "; ")
+@dataclass(frozen=True)
+class Speed:
+    """Real tokens, seconds, and the peak of memory in bytes, on the card where there is one."""
+
+    tokens: int
+    seconds: float
+    peak: int
 
 
-def ours(items: Items, settings: Settings, steps: int) -> float:
-    """Real tokens a second of our steps."""
-    trainer = make_trainer(items, settings, Reporter(), "cuda" if torch.cuda.is_available() else "cpu", ALONE)
+def ours(items: Items, settings: Settings, device: str, steps: int) -> Speed:
+    """Our steps, as `llmemb scft` makes them."""
+    reset_peak(device)
+    trainer = make_trainer(items, settings, Reporter(), device, ALONE)
     trainer.model.train()
     every = np.arange(len(items))
+    tokens, seconds = 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(trainer, Path(folder), Reporter())
-        tokens = seconds = 0.0
         for step in range(steps + 1):
             started = time.perf_counter()
             chosen = step_items(every, settings.scft, settings.seed, step)
             contrast(trainer, chosen, step, run.scaler, Reporter())
             update(run)
-            if step:
+            if step:  # the loss has been read, so a card has done its work
                 seconds += time.perf_counter() - started
-                rng = numpy_rng(settings.seed, "views", step)
-                views = draw_views(items, chosen, settings.scft.drop_ratio, rng)
-                tokens += sum(map(len, trainer.tokens(views.texts)))
-    return tokens / seconds
+                tokens += sum(map(len, trainer.tokens(_views(items, settings, every, step))))
+    return Speed(tokens, seconds, peak(device))
 
 
-def theirs(items: Items, settings: Settings, steps: int, mini: int) -> float:
-    """Real tokens a second of sentence-transformers' trainer."""
+def theirs(items: Items, settings: Settings, loaded: LoadedModel, folder: Path, steps: int, mini: int) -> Speed:
+    """Steps of sentence-transformers' trainer."""
     import datasets
-    from peft import LoraConfig, TaskType
+    from peft import LoraConfig, TaskType, get_peft_model
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
     from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
     from sentence_transformers.models import Pooling, Transformer
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback
 
-    scft = settings.scft
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[scft.precision]
-    folder = str(local_model(scft.model, Reporter()))
-    word = Transformer(folder, max_seq_length=scft.max_tokens, model_args={"dtype": dtype})
-    word.tokenizer.pad_token = word.tokenizer.pad_token or word.tokenizer.eos_token
-    model = SentenceTransformer(modules=[word, Pooling(word.get_word_embedding_dimension(), "mean")])
-    model.add_adapter(
-        LoraConfig(
+    scft, device = settings.scft, loaded.device
+    reset_peak(device)
+    with quiet_transformers():
+        words = Transformer(str(folder), max_seq_length=scft.max_tokens, model_kwargs={"dtype": loaded.dtype})
+        pooling = Pooling(loaded.model.config.hidden_size, "mean")
+        lora = LoraConfig(
             task_type=TaskType.FEATURE_EXTRACTION,
             r=scft.lora_rank,
             lora_alpha=scft.lora_alpha,
             lora_dropout=scft.lora_dropout,
             target_modules=scft.target_modules,
         )
-    )
+        # Not add_adapter, which asks for a version of PEFT of its own.
+        words.model = get_peft_model(words.model, lora)
+        model = SentenceTransformer(modules=[words, pooling], device=device)
     every = np.arange(len(items))
     pairs: dict[str, list[str]] = {"anchor": [], "positive": []}
     tokens = 0
     for step in range(steps + 1):
-        chosen = step_items(every, scft, settings.seed, step)
-        views = draw_views(items, chosen, scft.drop_ratio, numpy_rng(settings.seed, "views", step))
-        pairs["anchor"] += views.texts[: len(chosen)]
-        pairs["positive"] += views.texts[len(chosen) :]
+        texts = _views(items, settings, every, step)
+        pairs["anchor"] += texts[: len(texts) // 2]
+        pairs["positive"] += texts[len(texts) // 2 :]
         if step:
-            tokens += sum(map(len, word.tokenizer(views.texts)["input_ids"]))
-    begun: list[float] = []
-    ended: list[float] = []
-
-    class Watch(TrainerCallback):
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            begun.append(time.perf_counter())
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            ended.append(time.perf_counter())
-
+            tokens += sum(map(len, loaded.tokenizer(texts)["input_ids"]))
+    watch = _watch()
     with tempfile.TemporaryDirectory() as out:
         trainer = SentenceTransformerTrainer(
             model=model,
@@ -117,10 +108,10 @@ def theirs(items: Items, settings: Settings, steps: int, mini: int) -> float:
                 output_dir=out,
                 per_device_train_batch_size=scft.batch_size,
                 max_steps=steps + 1,
-                bf16=dtype == torch.bfloat16,
+                bf16=loaded.dtype == torch.bfloat16,
                 learning_rate=scft.learning_rate,
                 max_grad_norm=scft.clip_norm,
-                use_cpu=not torch.cuda.is_available(),
+                use_cpu=not device.startswith("cuda"),
                 report_to="none",
                 save_strategy="no",
                 logging_strategy="no",
@@ -128,53 +119,96 @@ def theirs(items: Items, settings: Settings, steps: int, mini: int) -> float:
             ),
             train_dataset=datasets.Dataset.from_dict(pairs),
             loss=CachedMultipleNegativesRankingLoss(model, mini_batch_size=mini),
-            callbacks=[Watch()],
+            callbacks=[watch],
         )
-        trainer.train()
-    return tokens / sum(e - b for b, e in zip(begun[1:], ended[1:], strict=True))
+        trainer.remove_callback(PrinterCallback)
+        with quiet_transformers():
+            trainer.train()
+    return Speed(tokens, watch.seconds(), peak(device))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="items.parquet with item_id and text columns")
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+def _views(items: Items, settings: Settings, every: np.ndarray, step: int) -> list[str]:
+    """The texts of a step, first views first."""
+    chosen = step_items(every, settings.scft, settings.seed, step)
+    return draw_views(items, chosen, settings.scft.drop_ratio, numpy_rng(settings.seed, "views", step)).texts
+
+
+def _watch() -> Any:
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Times every step but the first."""
+
+        def __init__(self) -> None:
+            self.begun: list[float] = []
+            self.ended: list[float] = []
+
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.begun.append(_now())
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.ended.append(_now())
+
+        def seconds(self) -> float:
+            return sum(end - begin for begin, end in zip(self.begun[1:], self.ended[1:], strict=True))
+
+    return Watch()
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def reset_peak(device: str) -> None:
+    """Count the peak of memory anew."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        reset_peak_memory()
+
+
+def peak(device: str) -> int:
+    """Bytes at most since then."""
+    return torch.cuda.max_memory_allocated() if device.startswith("cuda") else peak_memory_mb() << 20
+
+
+def add_flags(parser: Any) -> None:
+    """The flags of this part."""
+    parser.add_argument("--batch-size", type=int, default=64, help="items contrasted in a step")
+    parser.add_argument("--steps", type=int, default=1, help="steps a round, after one that does not count")
     parser.add_argument("--rounds", type=int, default=2, help="how often the two are measured, in turn")
     parser.add_argument("--mini", type=int, default=32, help="mini-batch size of the other trainer")
     parser.add_argument("--memory-gb", type=float, default=0.0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
+
+
+def measure(loaded: LoadedModel, items: Items, chosen: argparse.Namespace, scratch: Path) -> None:
+    """Let the two train in turn, print a line a round and the table."""
     settings = make_settings(
         {
             "scft.model": chosen.model,
             "scft.batch_size": chosen.batch_size,
-            "scft.precision": chosen.precision,
+            "scft.precision": {torch.bfloat16: "bf16", torch.float32: "fp32"}[loaded.dtype],
             "scft.memory_gb": chosen.memory_gb,
         }
     )
-    items = read_items(chosen.data)
-    print(
-        f"{chosen.model}, batch {chosen.batch_size}, {chosen.precision}, {torch.get_num_threads()} threads",
-        flush=True,
-    )
-    # Ours first, so that its peak of memory is its own.
-    speeds: dict[str, list[float]] = {"llmemb scft": [], "sentence-transformers": []}
+    print(f"SCFT: {chosen.batch_size} items a step, two views each", flush=True)
+    folder = without_template(loaded, scratch / "train")
+    speeds: dict[str, list[Speed]] = {OURS: []} | ({} if chosen.alone else {THEIRS: []})
     for _ in range(chosen.rounds):
-        for name in speeds:
-            reset_peak_memory()
-            if name == "llmemb scft":
-                speed = ours(items, settings, chosen.steps)
+        for name, found in speeds.items():
+            if name == OURS:
+                found.append(ours(items, settings, loaded.device, chosen.steps))
             else:
-                speed = theirs(items, settings, chosen.steps, chosen.mini)
-            speeds[name].append(speed)
-            print(f"{name}: {speed:,.0f} tokens/s, peak {peak_memory_mb():,} MB", flush=True)
-    # The same tokens each round: the mean speed is the harmonic one.
-    ours_all, theirs_all = (len(each) / sum(1 / speed for speed in each) for each in speeds.values())
-    print(f"{ours_all:,.0f} against {theirs_all:,.0f} tokens/s: {ours_all / theirs_all:.2f} times", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+                found.append(theirs(items, settings, loaded, folder, chosen.steps, chosen.mini))
+            print(f"{name}: {found[-1].tokens / found[-1].seconds:,.0f} tokens/s", flush=True)
+    rate, operations = matrix_rate(loaded.dtype, loaded.device), 2 * operations_a_token(loaded)
+    print(f"{'':32}{'tokens/s':>10}{'of the matrix rate':>20}{'times':>7}{'peak, GB':>12}")
+    # The same tokens each round: the mean speed is tokens of all rounds over seconds of all rounds.
+    means = {name: sum(s.tokens for s in all_) / sum(s.seconds for s in all_) for name, all_ in speeds.items()}
+    for name, speed in means.items():
+        times = f"{speed / means[THEIRS]:.2f}" if THEIRS in means else "-"
+        most = max(found.peak for found in speeds[name]) / 1e9
+        print(f"{name:32}{speed:10,.0f}{speed * operations / rate:20.0%}{times:>7}{most:12.2f}")
