@@ -8,7 +8,8 @@ from typing import Any
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.devices import pick_device
-from llmemb_cli.pipeline import report_stage
+from llmemb_cli.errors import WrongUseError
+from llmemb_cli.pipeline import DATA_VERSION, report_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.reporting.figures import Figure
 from llmemb_cli.reporting.parts.data import data_part, prompt_part
@@ -24,9 +25,15 @@ def make_report(workspace: Workspace, settings: Settings, report: Reporter, forc
     """Write `reports/report.html` (and the figures' data as JSON beside it).
 
     Raises:
-        WrongUseError: there is not even data.
+        WrongUseError: there is not even data, or it was prepared by another version.
     """
-    require_stage(workspace.data, made_by="llmemb init")
+    manifest = require_stage(workspace.data, made_by="llmemb init")
+    if manifest["made_from"]["version"] != DATA_VERSION:
+        raise WrongUseError(
+            "the data was prepared by another version of llmemb",
+            where=str(workspace.data),
+            hint="`llmemb run` prepares it anew; what follows from it stays up to date where it comes out the same",
+        )
     stage = report_stage(workspace, settings)
 
     def build(work: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -23,22 +24,27 @@ from llmemb_cli.workspace.locate import Workspace
 
 TSNE_ITEMS = 2000
 TSNE_STEPS = 500
-MOST_MAPS = 6
-MOST_LISTS = 4
 NEIGHBOURS = 10
 SHOWN = 5
 HISTORY = 10
 
 
 def item_spaces(workspace: Workspace, mains: list[Variant]) -> dict[str, Space]:
-    """The spaces shown, by title: LLM embeddings, then the methods of the first backbone there is."""
-    words = {"scft": "LLM, fine-tuned", "base": "LLM, untouched"}
+    """The spaces shown, by title: LLM embeddings, then the runs of one backbone, a method each."""
+    words = {"scft": "LLM, fine-tuned", "base": "LLM, untouched", "said": "LLM, SAID", "tslrec": "LLM, TSLRec"}
     found = {words.get(name, name): open_space(workspace, name) for name in reversed(llm_spaces(workspace))}
-    first = mains[0].backbone if mains else None
-    for one in mains:
-        if one.backbone == first:
-            found[f"{BACKBONES[one.backbone]}, {one.method}"] = open_space(workspace, one.runs[0])
-    return found
+    return found | {title(one): open_space(workspace, one.runs[0]) for one in of_one_backbone(mains)}
+
+
+def of_one_backbone(mains: list[Variant]) -> list[Variant]:
+    """The variants of the backbone with the most methods, the first of those with equally many."""
+    counts = Counter(one.backbone for one in mains)
+    return [one for one in mains if one.backbone == max(counts, key=lambda name: counts[name])]
+
+
+def title(one: Variant) -> str:
+    """How a variant is called in pictures and lists."""
+    return f"{BACKBONES[one.backbone]}, {one.method}"
 
 
 def map_part(data: SplitData, spaces: dict[str, Space], settings: Settings) -> dict[str, Any] | None:
@@ -57,21 +63,16 @@ def map_part(data: SplitData, spaces: dict[str, Space], settings: Settings) -> d
         "training_interactions": data.train_counts[items + 1].tolist(),
         "bin": [names[group] for group in groups],
     }
-    for title, space in list(spaces.items())[:MOST_MAPS]:
+    for name, space in spaces.items():
         unit = unit_vectors(space.vectors, centred=space.kind == "llm")
-        rows.append(
-            {
-                "space": title,
-                "same_bin": same_group_share(unit[items], groups),
-                "uniformity": uniformity(pair_cosines(unit, settings.seed)),
-            }
-        )
+        same, even = same_group_share(unit[items], groups), uniformity(pair_cosines(unit, settings.seed))
+        rows.append({"space": name, "same_bin": same, "uniformity": even})
         tsne = TSNE(
             perplexity=min(30, max(2, len(items) // 4)), init="pca", random_state=settings.seed, max_iter=TSNE_STEPS
         )
         xy = tsne.fit_transform(unit[items])
-        panels.append(figures.scatter(title, xy, groups, names))
-        columns |= {f"{title} {axis}": xy[:, at].astype(float).round(3).tolist() for at, axis in enumerate("xy")}
+        panels.append(figures.scatter(f"{name}\nsame bin {same:.2f}, uniformity {even:.2f}", xy, groups, names))
+        columns |= {f"{name} {axis}": xy[:, at].astype(float).round(3).tolist() for at, axis in enumerate("xy")}
     sizes = np.bincount(groups)
     chance = float(((sizes * (sizes - 1)).sum()) / max(len(items) * (len(items) - 1), 1))
     figure = Figure("item-map", "Item embeddings by popularity (t-SNE)", panels, columns)
@@ -105,23 +106,25 @@ def neighbour_part(
     tail = tail_items(data.train_counts, settings.data.tail_share)[1:]
     rng = numpy_rng(settings.seed, "report-neighbours")
     ids = data.item_ids.to_list()
-    units = {title: unit_vectors(space.vectors, centred=space.kind == "llm") for title, space in spaces.items()}
-    examples = []
+    counts = data.train_counts[1:]
+    examples: list[dict[str, Any]] = []
+    rows: list[int] = []
     for kind, chosen, count in (("head", ~tail, 2), ("tail", tail, 3)):
         some = np.flatnonzero(chosen)
-        for row in sorted(rng.choice(some, size=min(count, len(some)), replace=False).tolist()):
-            lists = []
-            for title, unit in units.items():
-                best, cosine = nearest(unit, row, SHOWN)
-                found = [
-                    {"title": titles[ids[one]], "count": int(data.train_counts[one + 1]), "cosine": float(value)}
-                    for one, value in zip(best.tolist(), cosine.tolist(), strict=True)
-                ]
-                lists.append({"space": title, "items": found})
-            count_ = int(data.train_counts[row + 1])
-            examples.append(
-                {"item_id": ids[row], "title": titles[ids[row]], "kind": kind, "count": count_, "lists": lists}
-            )
+        rows += sorted(rng.choice(some, size=min(count, len(some)), replace=False).tolist())
+        examples += [
+            {"item_id": ids[row], "title": titles[ids[row]], "kind": kind, "count": int(counts[row]), "lists": []}
+            for row in rows[len(examples) :]
+        ]
+    for name, space in spaces.items():
+        unit = unit_vectors(space.vectors, centred=space.kind == "llm")
+        for row, example in zip(rows, examples, strict=True):
+            best, cosine = nearest(unit, row, SHOWN)
+            found = [
+                {"title": titles[ids[one]], "count": int(counts[one]), "cosine": float(value)}
+                for one, value in zip(best.tolist(), cosine.tolist(), strict=True)
+            ]
+            example["lists"].append({"space": name, "items": found})
     return examples
 
 
@@ -158,12 +161,11 @@ def user_part(
         }
         for user in chosen
     ]
-    for one in mains[:MOST_LISTS]:
+    for one in of_one_backbone(mains):
         model = load_recommender(workspace.run(one.runs[0]), data, device)
         ranking = full_ranking(model, data, chosen, top=10, device=device)
         for place, example in enumerate(examples):
             target = int(data.test[chosen[place]])
             found = [item(int(number), target) for number in ranking.top[place] if number]
-            title = f"{BACKBONES[one.backbone]}, {one.method}"
-            example["lists"].append({"space": title, "rank": int(ranking.ranks[place]), "items": found})
+            example["lists"].append({"space": title(one), "rank": int(ranking.ranks[place]), "items": found})
     return examples
