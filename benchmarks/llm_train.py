@@ -121,7 +121,9 @@ def theirs(items: Items, settings: Settings, loaded: LoadedModel, folder: Path, 
             loss=CachedMultipleNegativesRankingLoss(model, mini_batch_size=mini),
             callbacks=[watch],
         )
-        trainer.remove_callback(PrinterCallback)
+        for callback in list(trainer.callback_handler.callbacks):
+            if isinstance(callback, PrinterCallback) or "ModelCard" in type(callback).__name__:
+                trainer.remove_callback(callback)  # they print
         with quiet_transformers():
             trainer.train()
     return Speed(tokens, watch.seconds(), peak(device))
