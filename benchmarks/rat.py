@@ -40,7 +40,7 @@ from llmemb_cli.srs.methods.align import Align
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import Step, batch_loss, loss_name
 from llmemb_cli.srs.recommender import Recommender
-from llmemb_cli.srs.sequences import epoch_batches
+from llmemb_cli.srs.sequences import epoch_batches, training_rows
 from llmemb_cli.workspace.stage import peak_memory_mb
 
 WIDTH = 1536
@@ -156,14 +156,14 @@ def ours(workspace: str | None, method: str, backbone: str) -> tuple[float, int]
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-3, betas=(0.9, 0.98), fused=True)
     sampler = None if loss_name(settings) == "ce" else NegativeSampler(data.train, data.n_items)
-    rows = np.flatnonzero(data.train.lengths() > 1)
+    rows = training_rows(data.train, settings.backbone)
 
     def epoch(number: int, most: int) -> float:
         batches = epoch_batches(len(rows), BATCH, 42, number)[:most]
         started = time.perf_counter()
         for step, chosen in enumerate(batches):
             rng = numpy_rng(42, "step", number, step)
-            batch = make_batch(data.train, rows[chosen], settings, data.n_items, sampler, rng)
+            batch = make_batch(rows, chosen, settings, data.n_items, sampler, rng)
             loss, embedded = batch_loss(model, settings, batch)
             if extra is not None:
                 loss = loss + extra.loss(model, Step(batch, embedded, number, step, len(batches), rng, ALONE))

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -15,11 +15,12 @@ from llmemb_cli.errors import LlmembError
 from llmemb_cli.progress import Reporter, Task
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
 PLAIN_EVERY_SECONDS = 10.0
+ROWS_SHOWN = 8  # of a live table of epochs: the newest
 
 
 @dataclass
@@ -185,6 +186,12 @@ class _PlainTask(Task):
         if time.monotonic() - self.shown >= PLAIN_EVERY_SECONDS:
             self._line()
 
+    def row(self, figures: Mapping[str, str], best: bool = False) -> None:
+        # Rounds of a moment would fill a log; what is shown is the newest one.
+        if time.monotonic() - self.shown >= PLAIN_EVERY_SECONDS:
+            line = "  ".join(f"{name} {value}" for name, value in figures.items())
+            print(f"{self.label}: {line}{'  (best so far)' if best else ''}", file=sys.stderr, flush=True)  # noqa: T201
+
     def _line(self) -> None:
         self.shown = time.monotonic()
         passed = self.shown - self.started
@@ -222,13 +229,35 @@ class _LiveTask(Task):
         self.figures: dict[str, float | str] = {}
         self.progress: Progress | None = None
         self.bar: TaskID | None = None
+        self.rows: list[dict[str, str]] = []
+
+    def row(self, figures: Mapping[str, str], best: bool = False) -> None:
+        if best:
+            self.rows = [row | {"": ""} for row in self.rows]
+        self.rows.append({"": "*" if best else "", **figures})
+        # The best one stays, however long ago it was.
+        while len(self.rows) > ROWS_SHOWN:
+            del self.rows[next(i for i, row in enumerate(self.rows) if not row[""])]
+
+    def _table(self) -> Iterator[Table]:
+        """The newest rows and the best one, marked; nothing before there is a row."""
+        if self.rows:
+            columns = list(self.rows[-1])
+            yield table(columns, [[row.get(name, "") for name in columns] for row in self.rows])
 
     def __enter__(self) -> Task:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        task = self
+
+        class WithTable(Progress):
+            def get_renderables(self) -> Iterator[RenderableType]:
+                yield from task._table()
+                yield self.make_tasks_table(self.tasks)
+
         console = stderr()
         narrow = console.width < 100
-        self.progress = Progress(
+        self.progress = WithTable(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=12 if narrow else 24),
             TextColumn("{task.fields[count]}", markup=False),
@@ -261,6 +290,8 @@ class _LiveTask(Task):
     ) -> None:
         if self.progress is not None:
             self.progress.stop()
+        for made in self._table():
+            stderr().print(made)
         if error is None:
             line = _finished(self.label, self.done, self.unit, self.started, self.figures)
             stderr().print(line, markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmemb_cli.assets.identity import model_identity
+from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.methods import METHODS, Method
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import Settings
@@ -18,7 +19,8 @@ from llmemb_cli.workspace.store import sha256_json
 # Settings that change how a result is reached, not what it is. Not embed.shard_items: finished shards of an
 # interrupted export must not be read with another size.
 _HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkpoint_steps", "batch_tokens"}
-
+# The same of `[rat]` alone.
+_HOW_RAT = {"precision", "track"}
 
 DATA_VERSION = 2
 EVAL_VERSION = 3
@@ -122,8 +124,11 @@ def _unused(rat: RatSettings) -> set[str]:
         unused.add("init_scale")
     if not method.freezable:
         unused.add("freeze_vectors")
-    for prefix in {other.options for other in METHODS.values() if other.options != method.options} - {""}:
+    prefixes = {entry.options for table in (METHODS, BACKBONES) for entry in table.values()}
+    for prefix in prefixes - {"", method.options, BACKBONES[rat.backbone].options}:
         unused |= {key for key in RatSettings.model_fields if key.startswith(prefix)}
+    if rat.contrast == "none":
+        unused |= {"contrast", "contrast_weight"}
     if rat.loss != "infonce":
         unused.add("temperature")
     if rat.backbone != "bert4rec":
@@ -133,7 +138,7 @@ def _unused(rat: RatSettings) -> set[str]:
 
 def _rat_settings(settings: Settings) -> dict[str, Any]:
     """The settings of `[rat]` that a run depends on."""
-    unused = _unused(settings.rat)
+    unused = _unused(settings.rat) | _HOW_RAT
     return {key: value for key, value in _settings(settings.rat).items() if key not in unused}
 
 

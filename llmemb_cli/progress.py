@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
 
@@ -10,6 +11,9 @@ class Task:
 
     def advance(self, n: int = 1, **figures: float | str) -> None:
         """Count `n` more units as done; `figures` (loss=..., ...) are shown beside the bar."""
+
+    def row(self, figures: Mapping[str, str], best: bool = False) -> None:
+        """Show a finished round, such as an epoch; `best`: none was better so far."""
 
     def __enter__(self) -> Task:
         return self

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.datasets.split import Ragged
+from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.item_embedding import ItemTable
 from llmemb_cli.srs.recommender import Recommender, make_backbone
+from llmemb_cli.srs.sequences import training_rows
 
-BACKBONES = ("sasrec", "gru4rec", "bert4rec")
+BACKBONES = tuple(TABLE)
+CAUSAL = [name for name, entry in TABLE.items() if entry.learns == "next"]
+LAST_ONLY = [name for name, entry in TABLE.items() if entry.learns == "last"]
 D = 8
 
 
 def backbone(name: str, **values: Any) -> torch.nn.Module:
     torch.manual_seed(3)
-    chosen = RatSettings(backbone=name, hidden_size=D, max_length=7, layers=2, heads=2, dropout=0.3, **values)
+    values = {"max_length": 7} | values
+    chosen = RatSettings(backbone=name, hidden_size=D, layers=2, heads=2, dropout=0.3, **values)
     model = make_backbone(chosen)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -120,13 +129,113 @@ def slow_gru4rec(model: Any, x: list[list[float]]) -> list[list[float]]:
     return out
 
 
-SLOW = {"sasrec": slow_sasrec, "gru4rec": slow_gru4rec, "bert4rec": slow_bert4rec}
+def window_of(model: Any, x: list[list[float]]) -> list[list[float]]:
+    """The whole window of positions: zeros, then the normed sums of items and positions."""
+    positions = model.positions.tolist()[model.max_length - len(x) :]
+    entered = [norm(add(row, position), model.norm) for row, position in zip(x, positions, strict=True)]
+    return [[0.0] * D] * (model.max_length - len(x)) + entered
+
+
+def fourier(column: list[float]) -> list[complex]:
+    """The transform of a real sequence, frequencies 0 to half its length."""
+    n = len(column)
+    return [sum(v * cmath.exp(-2j * math.pi * f * t / n) for t, v in enumerate(column)) for f in range(n // 2 + 1)]
+
+
+def fourier_back(frequencies: list[complex], n: int) -> list[float]:
+    """The real sequence of length n whose transform begins with `frequencies`."""
+    whole = list(frequencies) + [frequencies[n - f].conjugate() for f in range(n // 2 + 1, n)]
+    # The imaginary part of frequency 0, and of the highest one of an even length, is of no sequence: it is left out.
+    whole[0] = complex(whole[0].real)
+    if n % 2 == 0:
+        whole[n // 2] = complex(whole[n // 2].real)
+    return [sum(v * cmath.exp(2j * math.pi * f * t / n) for f, v in enumerate(whole)).real / n for t in range(n)]
+
+
+def columns(rows: list[list[float]]) -> list[list[float]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def feed(x: list[float], layer: Any) -> list[float]:
+    return norm(add(x, linear([gelu(u) for u in linear(x, layer.up)], layer.down)), layer.norm)
+
+
+def slow_fmlprec(model: Any, x: list[list[float]]) -> list[list[float]]:
+    window, n, length = window_of(model, x), model.max_length, len(x)
+    for block in model.blocks:
+        weights = block.filter.tolist()
+        filtered = [
+            fourier_back([v * complex(*weights[f][i]) for f, v in enumerate(fourier(column))], n)
+            for i, column in enumerate(columns(window))
+        ]
+        pairs = zip(window, columns(filtered), strict=True)
+        after = [feed(norm(add(row, f), block.norm), block.feed) for row, f in pairs]
+        window = [[0.0] * D] * (n - length) + after[-length:]
+    return window[-length:]
+
+
+def slow_bsarec(model: Any, x: list[list[float]]) -> list[list[float]]:
+    window, n, length = window_of(model, x), model.max_length, len(x)
+    for block in model.blocks:
+        kept = 3 // 2 + 1  # the cutoff of these tests
+        low = columns(
+            [
+                fourier_back([v if f < kept else 0j for f, v in enumerate(fourier(column))], n)
+                for column in columns(window)
+            ]
+        )
+        beta = [root**2 for root in block.root_beta.tolist()]
+        x = window[-length:]
+        filtered = [
+            norm([s + b * (v - s) + v for s, b, v in zip(slow, beta, row, strict=True)], block.filter_norm)
+            for slow, row in zip(low[-length:], x, strict=True)
+        ]
+        q, k, v = ([linear(row, layer) for row in x] for layer in (block.query, block.key, block.value))
+        attended = attention(q, k, v, block.heads, lambda t, s: s <= t)
+        attended = [
+            norm(add(linear(a, block.out), r), block.attention_norm) for a, r in zip(attended, x, strict=True)
+        ]
+        mixed = [
+            [0.6 * p + 0.4 * q for p, q in zip(f, a, strict=True)] for f, a in zip(filtered, attended, strict=True)
+        ]
+        window = [[0.0] * D] * (n - length) + [feed(row, block.feed) for row in mixed]
+    return window[-length:]
+
+
+def slow_caser(model: Any, x: list[list[float]]) -> list[list[float]]:
+    size, out = model.window, []
+    for t in range(len(x)):
+        picture = ([[0.0] * D] * size + x[: t + 1])[-size:]
+        found: list[float] = []
+        for height, layer in enumerate(model.horizontal, start=1):
+            for weight, bias in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True):
+                places = [
+                    bias + sum(weight[i][h] * picture[at + h][i] for h in range(height) for i in range(D))
+                    for at in range(size - height + 1)
+                ]
+                found.append(max(0.0, *places))
+        for weight, bias in zip(model.vertical.weight.tolist(), model.vertical.bias.tolist(), strict=True):
+            found += [bias + sum(w * row[i] for w, row in zip(weight, picture, strict=True)) for i in range(D)]
+        out.append([max(v, 0.0) for v in linear(found, model.out)])
+    return out
+
+
+SLOW = {
+    "sasrec": slow_sasrec,
+    "gru4rec": slow_gru4rec,
+    "bert4rec": slow_bert4rec,
+    "caser": slow_caser,
+    "fmlprec": slow_fmlprec,
+    "bsarec": slow_bsarec,
+}
+OPTIONS = {"bsarec": {"bsarec_alpha": 0.6, "bsarec_cutoff": 3}, "caser": {"caser_window": 3, "caser_vertical": 2}}
 
 
 @pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("max_length", [7, 8])
 @torch.no_grad()
-def test_backbone_equals_a_slow_reference_and_padding_changes_nothing(name: str) -> None:
-    model = backbone(name)
+def test_backbone_equals_a_slow_reference_and_padding_changes_nothing(name: str, max_length: int) -> None:
+    model = backbone(name, max_length=max_length, **OPTIONS.get(name, {}))
     rows = [[3, 7, 7, 12, 40], [9], [5, 6]]
     embedded, real = sequences(rows)
     states = model(embedded, real)
@@ -136,7 +245,7 @@ def test_backbone_equals_a_slow_reference_and_padding_changes_nothing(name: str)
     assert (states[1, :-1] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+@pytest.mark.parametrize("name", CAUSAL)
 @torch.no_grad()
 def test_no_state_depends_on_a_later_item(name: str) -> None:
     model = backbone(name)
@@ -148,6 +257,29 @@ def test_no_state_depends_on_a_later_item(name: str) -> None:
         after = model(changed, real)
         torch.testing.assert_close(after[0, :t], before[0, :t])
         assert not torch.allclose(after[0, t:], before[0, t:])
+
+
+@pytest.mark.parametrize("name", LAST_ONLY)
+@torch.no_grad()
+def test_where_positions_see_later_items_the_last_one_alone_is_trained_without_its_target(name: str) -> None:
+    model = backbone(name)
+    embedded, real = sequences([[3, 7, 12]])
+    changed = embedded.clone()
+    changed[0, 2] *= -1.0
+    assert not torch.allclose(model(embedded, real)[0, 0], model(changed, real)[0, 0])
+    train = Ragged(np.array([3, 7, 7, 12, 9, 5, 6, 2], dtype=np.int32), np.array([0, 5, 6, 8]))
+    rows = training_rows(train, name)
+    assert rows.users.tolist() == [0, 0, 0, 0, 2]
+    settings = RatSettings(backbone=name, max_length=3)
+    batch = make_batch(rows, np.arange(5), settings, 20, None, np.random.default_rng(0))
+    seen = sorted(
+        ([i for i in inputs if i], [t for t in targets if t])
+        for group in batch.groups
+        for inputs, targets in zip(group.inputs.tolist(), group.targets.tolist(), strict=True)
+    )
+    # Every beginning of a history of two items or more; at most three items are read.
+    assert seen == [([3], [7]), ([3, 7], [7]), ([3, 7, 7], [12]), ([6], [2]), ([7, 7, 12], [9])]
+    assert not any(bool(group.targets[:, :-1].any()) for group in batch.groups) and batch.targets == 5
 
 
 @torch.no_grad()

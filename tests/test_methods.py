@@ -12,9 +12,11 @@ import torch
 from typer.testing import CliRunner
 
 from llmemb_cli.app import app
+from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS, MethodName
 from llmemb_cli.config.settings import Settings, make_settings
 from llmemb_cli.datasets.split import Ragged, load_split
+from llmemb_cli.errors import WrongUseError
 from llmemb_cli.peers import ALONE
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
@@ -24,11 +26,12 @@ from llmemb_cli.srs.methods.distill import Distill, similar_users
 from llmemb_cli.srs.methods.melt import Melt, item_weights, make_contexts, user_weights
 from llmemb_cli.srs.objective import Step
 from llmemb_cli.srs.recommender import Recommender, load_recommender
+from llmemb_cli.srs.sequences import training_rows
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.srs.vectors import make_embedding
 from llmemb_cli.workspace.store import read_tensors
 from tests.make_workspace import make_workspace
-from tests.test_recommenders import BACKBONES, SMALL
+from tests.test_recommenders import BACKBONES, SMALL, small
 
 D = 16
 READY = ("llm2x", "melt", "llmesr", "alphafuse")
@@ -46,13 +49,19 @@ def test_the_table_the_setting_and_the_help_name_the_same_methods() -> None:
         assert f"{name}: {method.help[:60]}" in text, name
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("method", READY)
+def test_a_backbone_that_a_method_cannot_train_is_refused(tmp_path: Path) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", **small("caser", rat__method="melt"))
+    with pytest.raises(WrongUseError, match="diverges"):
+        run_rat(workspace, settings, Reporter())
+    assert not (workspace.root / "runs").exists()
+
+
+@pytest.mark.parametrize(("name", "method"), [(n, m) for n in BACKBONES for m in READY if m not in TABLE[n].unfit])
 def test_a_planted_rule_is_learned_by_every_method(tmp_path: Path, name: str, method: str) -> None:
     from llmemb_cli.evaluation.stage import run_eval
 
     # All items are about equally popular here: MELT would overwrite the rows of four in five at every epoch.
-    values = SMALL | {"rat__backbone": name, "rat__method": method, "rat__melt_tail_share": 0.3}
+    values = small(name, rat__method=method, rat__melt_tail_share=0.3)
     workspace, settings = make_workspace(tmp_path / "ws", **values)
     run_rat(workspace, settings, Reporter())
     measured = run_eval(workspace, settings, run_name(settings), Reporter()).manifest["summary"]
@@ -223,7 +232,7 @@ def test_melt_losses_equal_a_loop_and_every_head_is_met_once_an_epoch(tmp_path: 
     model.train(False)
     met: list[int] = []
     rng = np.random.default_rng(0)
-    batch = make_batch(data.train, np.arange(4), settings.rat, data.n_items, None, rng)
+    batch = make_batch(training_rows(data.train, "sasrec"), np.arange(4), settings.rat, data.n_items, None, rng)
     for number in range(6):
         step = Step(batch, torch.empty(0), 3, number, 6, np.random.default_rng(number), ALONE)
         users, items = melt._part(melt.head_users, step, "users"), melt._part(melt.head_items, step, "items")
@@ -290,7 +299,8 @@ def test_distillation_equals_a_loop_and_gives_the_teacher_no_gradient() -> None:
     ).rat
     model = Recommender(chosen, 9, DualTable(torch.randn(9, 8), torch.randn(9, 12)))
     train, similar = ragged([[1, 2], [3, 4, 5], [6], [7, 8, 9, 1]]), np.array([[1, 3], [0, 2], [3, 0], [1, 2]])
-    batch = make_batch(train, np.array([3, 0, 1]), chosen, 9, None, np.random.default_rng(0))
+    # The third user has one item and no row.
+    batch = make_batch(training_rows(train, "sasrec"), np.array([2, 0, 1]), chosen, 9, None, np.random.default_rng(0))
     embedded = model.embedding.rows(batch.items)
     step = Step(batch, embedded, 0, 0, 1, np.random.default_rng(0), ALONE)
     got = Distill(chosen, train, similar, "cpu").loss(model, step)

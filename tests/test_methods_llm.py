@@ -25,7 +25,7 @@ from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest
 from llmemb_cli.workspace.store import read_tensors
 from tests.make_workspace import make_workspace
-from tests.test_recommenders import BACKBONES, SMALL
+from tests.test_recommenders import BACKBONES, SMALL, small
 from tests.tiny_model import word_tokenizer
 
 WORDS = ["title", "is", "Thing", "<", "b", ">", "</", *map(str, range(40)), "The", "user", "interacted", "with", ":"]
@@ -68,8 +68,7 @@ def test_one_call_trains_the_llm_stage_and_a_recommender_that_learns_the_rule(
 ) -> None:
     from llmemb_cli.evaluation.stage import run_eval
 
-    few = {"said__epochs": 2.0}
-    workspace, settings = ready(tmp_path, rat__method=method, rat__backbone=name, **few)
+    workspace, settings = ready(tmp_path, **small(name, rat__method=method, said__epochs=2.0))
     summary = run_rat(workspace, settings, Reporter()).manifest["summary"]
     measured = run_eval(workspace, settings, run_name(settings), Reporter()).manifest["summary"]
     assert measured["overall"]["HR@10"] > 0.95 and summary["vectors"] == method

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.contrastive import contrastive_loss
 from llmemb_cli.cross_entropy import cross_entropy
@@ -24,7 +25,7 @@ from llmemb_cli.srs.methods.align import infonce
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import batch_loss
 from llmemb_cli.srs.recommender import Recommender
-from llmemb_cli.srs.sequences import epoch_batches, left_padded, length_groups
+from llmemb_cli.srs.sequences import epoch_batches, left_padded, length_groups, training_rows
 
 D = 8
 
@@ -185,7 +186,7 @@ ROWS = [[3, 7, 7, 12, 9, 4, 1], [9], [5, 6], [2, 8, 11], [10, 1, 2, 3, 4, 5, 6, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "bert4rec"])
+@pytest.mark.parametrize("name", list(BACKBONES))
 @pytest.mark.parametrize("loss", ["bce", "bpr", "ce", "sce", "sampled-softmax", "gbce", "infonce"])
 def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(name: str, loss: str) -> None:
     torch.manual_seed(1)
@@ -197,7 +198,8 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(name: str, los
         torch.nn.init.normal_(model.bias)
     train, users = ragged(ROWS), np.array([4, 0, 2, 3])
     sampler = None if loss in ("ce", "sce") else NegativeSampler(train, 12)
-    batch = make_batch(train, users, chosen, 12, sampler, np.random.default_rng(0))
+    rows = training_rows(train, chosen.backbone)
+    batch = make_batch(rows, np.searchsorted(rows.users, users), chosen, 12, sampler, np.random.default_rng(0))
     table = model.item_table
     total, at = 0.0, 0
     for group in batch.groups:
@@ -238,8 +240,8 @@ def test_sce_with_every_item_once_is_the_full_softmax() -> None:
     sampled = RatSettings(loss="sce", negatives=12, **values)
     full = RatSettings(loss="ce", **values)
     model = Recommender(sampled, 12, ItemTable(12, D, torch.randn(12, D)))
-    train, users = ragged(ROWS), np.arange(5)
-    of = [make_batch(train, users, s, 12, None, np.random.default_rng(0)) for s in (sampled, full)]
+    rows = training_rows(ragged(ROWS), "sasrec")
+    of = [make_batch(rows, np.arange(4), s, 12, None, np.random.default_rng(0)) for s in (sampled, full)]
     gradients = []
     for chosen, batch in zip((sampled, full), of, strict=True):
         model.zero_grad()
@@ -258,8 +260,9 @@ def test_no_negative_is_drawn_at_padding() -> None:
             return super().draw(owners, count, rng)
 
     train = ragged(ROWS)
-    make_batch(train, np.arange(5), RatSettings(max_length=7), 12, Counting(train, 12), np.random.default_rng(0))
-    assert drawn == [6 + 0 + 1 + 2 + 7]
+    rows, sampler = training_rows(train, "sasrec"), Counting(train, 12)
+    make_batch(rows, np.arange(4), RatSettings(max_length=7), 12, sampler, np.random.default_rng(0))
+    assert drawn == [6 + 1 + 2 + 7]
 
 
 @pytest.mark.parametrize("temperature", [0.05, 2.0])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
 
 from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
+from llmemb_cli.config.backbones import backbones_help
 from llmemb_cli.config.methods import methods_help
 from llmemb_cli.config.settings import load_settings
 from llmemb_cli.console import Output, table
@@ -17,30 +19,38 @@ from llmemb_cli.peers import process_rank
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.lock import write_lock
 
+# Settings that one backbone, method or loss alone reads are no flags: `llmemb config` lists them, --set changes them.
+WHAT, LLMEMB, HOW = "What is trained", "Parts of llmemb (--method llmemb)", "How it is trained"
+
 
 def rat(
     output: Output,
-    backbone: Annotated[str | None, option("rat.backbone")] = None,
-    method: Annotated[str | None, option("rat.method")] = None,
-    without: Annotated[list[str] | None, option("rat.without")] = None,
-    align_to: Annotated[str | None, option("rat.align_to")] = None,
-    loss: Annotated[str | None, option("rat.loss")] = None,
-    negatives: Annotated[int | None, option("rat.negatives")] = None,
-    hidden_size: Annotated[int | None, option("rat.hidden_size")] = None,
-    layers: Annotated[int | None, option("rat.layers")] = None,
-    heads: Annotated[int | None, option("rat.heads")] = None,
-    dropout: Annotated[float | None, option("rat.dropout")] = None,
-    max_length: Annotated[int | None, option("rat.max_length")] = None,
-    batch_size: Annotated[int | None, option("rat.batch_size")] = None,
-    learning_rate: Annotated[float | None, option("rat.learning_rate")] = None,
-    epochs: Annotated[int | None, option("rat.epochs")] = None,
-    patience: Annotated[int | None, option("rat.patience")] = None,
-    alpha: Annotated[float | None, option("rat.alpha")] = None,
-    gamma: Annotated[float | None, option("rat.gamma")] = None,
-    compat: Annotated[str | None, option("rat.compat")] = None,
-    device: Annotated[str | None, option("rat.device")] = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds to train, e.g. 42,43,44.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
+    backbone: Annotated[str | None, option("rat.backbone", panel=WHAT)] = None,
+    method: Annotated[str | None, option("rat.method", panel=WHAT)] = None,
+    loss: Annotated[str | None, option("rat.loss", panel=WHAT)] = None,
+    negatives: Annotated[int | None, option("rat.negatives", panel=WHAT)] = None,
+    contrast: Annotated[str | None, option("rat.contrast", panel=WHAT)] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Seeds to train, e.g. 42,43,44.", rich_help_panel=WHAT)
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run.", rich_help_panel=WHAT)] = None,
+    without: Annotated[list[str] | None, option("rat.without", panel=LLMEMB)] = None,
+    align_to: Annotated[str | None, option("rat.align_to", panel=LLMEMB)] = None,
+    alpha: Annotated[float | None, option("rat.alpha", panel=LLMEMB)] = None,
+    gamma: Annotated[float | None, option("rat.gamma", panel=LLMEMB)] = None,
+    hidden_size: Annotated[int | None, option("rat.hidden_size", panel=HOW)] = None,
+    layers: Annotated[int | None, option("rat.layers", panel=HOW)] = None,
+    heads: Annotated[int | None, option("rat.heads", panel=HOW)] = None,
+    dropout: Annotated[float | None, option("rat.dropout", panel=HOW)] = None,
+    max_length: Annotated[int | None, option("rat.max_length", panel=HOW)] = None,
+    batch_size: Annotated[int | None, option("rat.batch_size", panel=HOW)] = None,
+    learning_rate: Annotated[float | None, option("rat.learning_rate", panel=HOW)] = None,
+    epochs: Annotated[int | None, option("rat.epochs", panel=HOW)] = None,
+    patience: Annotated[int | None, option("rat.patience", panel=HOW)] = None,
+    compat: Annotated[str | None, option("rat.compat", panel=HOW)] = None,
+    device: Annotated[str | None, option("rat.device", panel=HOW)] = None,
+    precision: Annotated[str | None, option("rat.precision", panel=HOW)] = None,
+    track: Annotated[list[str] | None, option("rat.track")] = None,
     workspace: WorkspaceOption = None,
     force: ForceOption = False,
     set: SetOption = None,
@@ -51,7 +61,7 @@ def rat(
 
     Example: `llmemb rat --backbone gru4rec --method llmemb`
 
-    Methods:
+    Backbones:
 
     """
     if process_rank():  # process 0 speaks for all
@@ -130,9 +140,10 @@ def _seeds(text: str | None) -> list[int]:
 
 
 _SETTINGS = {
-    *("backbone", "method", "without", "align_to", "loss", "negatives", "hidden_size", "layers", "heads", "dropout"),
-    *("max_length", "batch_size", "learning_rate", "epochs", "patience", "alpha", "gamma", "compat", "device"),
+    *("backbone", "method", "without", "align_to", "loss", "negatives", "contrast", "hidden_size", "layers", "heads"),
+    *("dropout", "max_length", "batch_size", "learning_rate", "epochs", "patience", "alpha", "gamma", "compat"),
+    *("device", "precision", "track"),
 }
 
-rat.__doc__ = f"{rat.__doc__}\n{methods_help()}"
+rat.__doc__ = f"{cleandoc(rat.__doc__ or '')}\n\n{backbones_help()}\n\nMethods:\n\n{methods_help()}"
 app = command(rat)

@@ -107,4 +107,8 @@ METHODS: dict[MethodName, Method] = {
 
 def methods_help() -> str:
     """One line a method, as a Markdown list."""
-    return "\n".join(f"- `{name}`: {method.help}" for name, method in METHODS.items())
+    return "\n".join(f"- `{name}`: {method.help}{_own(method)}" for name, method in METHODS.items())
+
+
+def _own(method: Method) -> str:
+    return f"; `--set rat.{method.options}...`" if method.options else ""

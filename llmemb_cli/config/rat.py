@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+from llmemb_cli.config.backbones import BackboneName
 from llmemb_cli.config.fields import Section, setting
 from llmemb_cli.config.methods import MethodName
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+
 
 class RatSettings(Section):
-    backbone: Literal["sasrec", "gru4rec", "bert4rec"] = setting("sasrec", "sequence model")
+    backbone: BackboneName = setting("sasrec", "sequence model; see the list above")
     method: MethodName = setting("llmemb", "where item embeddings come from; see the list above")
     without: list[Literal["scft", "adapter", "freeze", "align"]] = setting(
         [], "parts left out", source="LLMEmb Table 2"
@@ -18,7 +21,8 @@ class RatSettings(Section):
         "same", "backbone whose trained item embeddings LLMEmb aligns to", source="authors' code: sasrec"
     )
     loss: Literal["auto", "bce", "bpr", "ce", "sce", "sampled-softmax", "gbce", "infonce"] = setting(
-        "auto", "training loss; auto: the backbone's own (bce, or ce for bert4rec)"
+        "auto",
+        "bce, bpr, ce, sce, sampled-softmax, gbce or infonce; auto: the backbone's own (bce; bert4rec, bsarec: ce)",
     )
     temperature: float = setting(0.07, "infonce: what cosines are divided by", gt=0, source="AlphaFuse")
     negatives: int = setting(1, "negatives per position, where the loss samples them; sce: per batch", ge=1)
@@ -26,11 +30,16 @@ class RatSettings(Section):
         0.0, "sce: weight of a negative; 0: items / negatives, as if all were there", ge=0, source="Xu et al.: 100"
     )
     hidden_size: int = setting(128, "width of item embeddings and states", ge=1, source="LLMEmb code")
-    layers: int = setting(2, "transformer blocks, or GRU layers (gru4rec uses 1)", ge=1, source="LLMEmb code")
+    layers: int = setting(2, "blocks (gru4rec and caser have one layer)", ge=1, source="LLMEmb code")
     heads: int = setting(1, "attention heads", ge=1, source="LLMEmb code")
     dropout: float = setting(0.5, "dropout", ge=0, lt=1, source="LLMEmb code")
     max_length: int = setting(200, "longest sequence; the newest items are kept", ge=1, source="LLMEmb code")
     mask_ratio: float = setting(0.6, "bert4rec: share of items masked", gt=0, lt=1, source="LLMEmb code")
+    bsarec_alpha: float = setting(0.7, "bsarec: share of the filter beside attention", ge=0, le=1, source="BSARec")
+    bsarec_cutoff: int = setting(5, "bsarec: c, of which c // 2 + 1 frequencies are slow", ge=1, source="BSARec")
+    caser_window: int = setting(5, "caser: newest items that are read", ge=1, source="Caser")
+    caser_horizontal: int = setting(16, "caser: horizontal filters of each height", ge=1, source="Caser")
+    caser_vertical: int = setting(4, "caser: vertical filters", ge=1, source="Caser")
     batch_size: int = setting(128, "sequences per step", ge=1, source="LLMEmb code")
     learning_rate: float = setting(1e-3, "Adam learning rate", gt=0, source="LLMEmb code")
     weight_decay: float = setting(0.0, "weight decay", ge=0, source="LLMEmb code")
@@ -60,8 +69,16 @@ class RatSettings(Section):
     esr_align_weight: float = setting(0.1, "llmesr: weight of aligning both views of an item", ge=0)
     esr_similar_users: int = setting(10, "llmesr: similar users a user learns from", ge=1, source="LLM-ESR")
     alphafuse_dims: int = setting(64, "alphafuse: last dimensions with a trainable table", ge=1, source="AlphaFuse")
+    contrast: Literal["none", "cl4srec"] = setting(
+        "none", "added loss, with any method: two altered views of a history lead to like states", source="CL4SRec"
+    )
+    contrast_weight: float = setting(0.1, "weight of that loss", ge=0, source="CL4SRec")
     compat: Literal["none", "official"] = setting(
         "none", "official: sasrec without causal mask, as the authors' code; positions see their future"
     )
+    precision: Literal["auto", "bf16", "fp32"] = setting(
+        "auto", "bf16: backbone and adapter multiply in bfloat16; auto: on CUDA"
+    )
+    track: list[TrackerName] = setting([], "tools that get the curves too (extras)")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     checkpoint_minutes: float = setting(2.0, "time between checkpoints", unit="minutes", gt=0)

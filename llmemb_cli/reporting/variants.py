@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from llmemb_cli.config.backbones import BACKBONES as TABLE
+from llmemb_cli.config.methods import METHODS
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_runs
 from llmemb_cli.evaluation.document import known_runs
@@ -14,7 +16,8 @@ from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 from llmemb_cli.workspace.store import sha256_json
 
-BACKBONES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "bert4rec": "BERT4Rec"}
+BACKBONES: dict[str, str] = {name: backbone.title for name, backbone in TABLE.items()}
+METHOD_PLACES = {str(name): place for place, name in enumerate(METHODS)}  # in the palette of figures
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
-from llmemb_cli.datasets.split import Ragged
 from llmemb_cli.peers import ALONE, Peers
 from llmemb_cli.srs.negatives import NegativeSampler
-from llmemb_cli.srs.sequences import length_groups, padded_rows
+from llmemb_cli.srs.sequences import TrainingRows, length_groups, padded_pieces
 
 # One in eleven sequences masks its last item alone, as BERT4Rec's ten random copies and one last-item copy.
 LAST_ONLY = 1 / 11
@@ -19,10 +19,17 @@ LAST_ONLY = 1 / 11
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of like length: inputs and targets (rows, length) int64; a target is 0 where nothing is predicted."""
+    """Rows of like length.
+
+    Attributes:
+        inputs, targets: (rows, length) int64; a target is 0 where nothing is predicted.
+        places: (targets,) int64, where in the flattened targets there is one. They are known here, so that no step
+            has to wait for a device to find them.
+    """
 
     inputs: torch.Tensor
     targets: torch.Tensor
+    places: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -30,17 +37,19 @@ class Batch:
     """What a step trains on.
 
     Attributes:
-        users: (rows,) int64, the rows of the training data this process works on.
+        users: (rows,) int64, whose sequences this process works on.
+        all_users: whose sequences all processes work on.
         groups: their sequences.
         negatives: (targets, K) int64 for the targets in the order of the groups; None where the loss needs none.
         shared: (K,) int64, distinct negatives of all targets alike, or None.
         items: (m,) int64, the distinct items of the whole batch, in order, also those of other processes.
         targets: number of targets of the whole batch; a loss is divided by it, so that the sum over processes is the
             mean over the batch.
-        rows: number of users of the whole batch.
+        rows: number of sequences of the whole batch.
     """
 
     users: np.ndarray
+    all_users: np.ndarray
     groups: list[Group]
     negatives: torch.Tensor | None
     shared: torch.Tensor | None
@@ -60,6 +69,13 @@ def next_item_pairs(sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     inputs, targets = sequences[:, :-1], sequences[:, 1:]
     return inputs, targets * (inputs > 0)
+
+
+def last_pairs(sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `next_item_pairs`, but the last item alone is predicted."""
+    targets = np.zeros_like(sequences[:, 1:])
+    targets[:, -1] = sequences[:, -1]
+    return sequences[:, :-1], targets
 
 
 def masked_pairs(
@@ -88,13 +104,13 @@ def masked_pairs(
 
 
 def window(settings: RatSettings) -> int:
-    """How many of a user's newest items a batch reads: one more than the longest input where targets are the next."""
-    return settings.max_length + (0 if settings.backbone == "bert4rec" else 1)
+    """How many of a row's newest items a batch reads: one more than the longest input where targets are the next."""
+    return settings.max_length + (0 if BACKBONES[settings.backbone].learns == "masked" else 1)
 
 
 def make_batch(
-    train: Ragged,
-    users: np.ndarray,
+    rows: TrainingRows,
+    chosen: np.ndarray,
     settings: RatSettings,
     n_items: int,
     sampler: NegativeSampler | None,
@@ -102,24 +118,25 @@ def make_batch(
     device: str = "cpu",
     peers: Peers = ALONE,
 ) -> Batch:
-    """Gather, mask and draw negatives for `users`.
+    """Gather, mask and draw negatives for the rows `chosen`.
 
     Everything random is drawn for the whole batch and then shared out, so that the batch does not depend on the
     number of processes. Negatives are drawn for targets alone, not for padding.
 
     Args:
-        train: the training items of all users.
-        users: (rows,) int, the users of the whole batch.
+        chosen: (batch,) int, numbers of the rows of the whole batch.
         n_items: number of items; `n_items + 1` is [MASK].
         sampler: draws negatives for every target; None where the loss needs none, or the same for all.
         rng: stream of this step.
         peers: the processes that share the rows; those of this one become groups.
     """
-    sequences = padded_rows(train, users, window(settings))
-    if settings.backbone == "bert4rec":
+    users = rows.users[chosen]
+    sequences = padded_pieces(rows.values, rows.begin[chosen], rows.end[chosen], window(settings))
+    learns = BACKBONES[settings.backbone].learns
+    if learns == "masked":
         inputs, targets = masked_pairs(sequences, n_items + 1, settings.mask_ratio, rng)
     else:
-        inputs, targets = next_item_pairs(sequences)
+        inputs, targets = last_pairs(sequences) if learns == "last" else next_item_pairs(sequences)
     wanted = targets > 0
     parts = [sequences.ravel()]
     negatives = None
@@ -135,15 +152,19 @@ def make_batch(
         parts.append(shared)
     mine = np.arange(peers.rank, len(users), peers.size)
     groups, kept = [], []
-    for rows in length_groups((inputs[mine] > 0).sum(axis=1)):
-        chosen = mine[rows]
-        length = max(int((inputs[chosen] > 0).sum(axis=1).max()), 1)
-        groups.append(Group(_to(inputs[chosen, -length:], device), _to(targets[chosen, -length:], device)))
+    lengths = (inputs > 0).sum(axis=1)
+    for part in length_groups(lengths[mine]):
+        some = mine[part]
+        length = max(int(lengths[some].max()), 1)
+        here = wanted[some, -length:]
+        tensors = (inputs[some, -length:], targets[some, -length:], np.flatnonzero(here))
+        groups.append(Group(*(_to(values, device) for values in tensors)))
         if negatives is not None:
-            kept.append(negatives[chosen, -length:][wanted[chosen, -length:]])
+            kept.append(negatives[some, -length:][here])
     items = np.unique(np.concatenate(parts))
     return Batch(
         users[mine],
+        users,
         groups,
         _to(np.concatenate(kept), device) if kept else None,
         None if shared is None else _to(shared, device),
@@ -154,4 +175,6 @@ def make_batch(
 
 
 def _to(values: np.ndarray, device: str) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+    made = torch.from_numpy(np.ascontiguousarray(values))
+    # From pinned memory the copy to a GPU does not hold up the thread that asks for it.
+    return made.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else made.to(device)

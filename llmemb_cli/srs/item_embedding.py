@@ -36,6 +36,11 @@ def pick_rows(table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
     return picked * (items > 0).to(picked.dtype)[:, None]
 
 
+def mapped(vectors: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """(k, d) float32: vectors (k, width) through a linear layer, multiplied in the vectors' own precision."""
+    return nn.functional.linear(vectors, weight.to(vectors.dtype), bias.to(vectors.dtype)).to(weight.dtype)
+
+
 class ItemTable(ItemEmbedding):
     """A trainable embedding an item, from small random numbers or from `start`."""
 
@@ -75,7 +80,7 @@ class AdaptedTable(ItemEmbedding):
     def _affine(self, vectors: torch.Tensor) -> torch.Tensor:
         weight = self.outer.weight @ self.inner.weight
         bias = self.outer.weight @ self.inner.bias + self.outer.bias
-        return nn.functional.linear(vectors.to(weight.dtype), weight, bias)
+        return mapped(vectors, weight, bias)
 
     def items(self) -> torch.Tensor:
         return self._affine(self.vectors)
@@ -96,11 +101,11 @@ class LinearTable(ItemEmbedding):
         self.register_buffer("vectors", vectors.clone(), persistent=False)
 
     def items(self) -> torch.Tensor:
-        return self.linear(self.vectors)
+        return mapped(self.vectors, self.linear.weight, self.linear.bias)
 
     def rows(self, items: torch.Tensor) -> torch.Tensor:
-        mapped = self.linear(nn.functional.embedding((items - 1).clamp(min=0), self.vectors))
-        return mapped * (items > 0).to(mapped.dtype)[:, None]
+        vectors = nn.functional.embedding((items - 1).clamp(min=0), self.vectors)
+        return mapped(vectors, self.linear.weight, self.linear.bias) * (items > 0)[:, None]
 
 
 class FrozenTable(ItemEmbedding):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +20,14 @@ from llmemb_cli.peers import Peers
 from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import hit_rate, ndcg
 from llmemb_cli.seeds import numpy_rng, stream_seed
-from llmemb_cli.srs.batch import make_batch
+from llmemb_cli.srs.batch import Batch, make_batch
+from llmemb_cli.srs.feed import in_order
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import Extra, Step, batch_loss, loss_name
 from llmemb_cli.srs.recommender import Recommender
-from llmemb_cli.srs.sequences import epoch_batches
+from llmemb_cli.srs.sequences import TrainingRows, epoch_batches, training_rows
 from llmemb_cli.srs.validate import validation_ranks, validation_users
+from llmemb_cli.tracking import Trackers
 from llmemb_cli.workspace.stage import keep_seconds
 from llmemb_cli.workspace.store import append_jsonl
 
@@ -38,6 +42,7 @@ class State:
     step: int = 0
     loss_sum: float = 0.0
     targets: int = 0
+    seconds: float = 0.0
     best: float | None = None
     best_epoch: int = 0
     done: bool = False
@@ -57,6 +62,7 @@ class Training:
     device: str
     peers: Peers
     start: dict[str, float]
+    trackers: Trackers
 
     @property
     def writes(self) -> bool:
@@ -78,15 +84,14 @@ def train(t: Training) -> tuple[State, float]:
         trained, lr=rat.learning_rate, betas=(0.9, 0.98), weight_decay=rat.weight_decay, fused=True
     )
     sampler = None if loss_name(rat) in ("ce", "sce") else NegativeSampler(data.train, data.n_items)
-    # A sequence of one item has no next item to learn.
-    rows = np.flatnonzero(data.train.lengths() >= (1 if model.kind == "bert4rec" else 2))
+    rows = training_rows(data.train, rat.backbone)
     validated = validation_users(data, rat.validation_users, seed)
     state, best = _resume(t, optimizer)
     # Kept on the device, so that no step waits for it; Apple's GPUs have no float64.
     exact = torch.float32 if t.device.startswith("mps") else torch.float64
     loss_sum = torch.tensor(state.loss_sum, dtype=exact, device=t.device)
     first, started = state.epoch, time.monotonic()
-    saved = started
+    saved = clock = started
     with (
         StopRequest() as stop,
         t.report.task(f"rat {rat.backbone} {rat.method}", rat.epochs, "epochs", done=state.epoch) as task,
@@ -96,12 +101,9 @@ def train(t: Training) -> tuple[State, float]:
             if state.step == 0 and t.extra is not None:
                 t.extra.start_epoch(model, state.epoch)
             model.train()
-            while state.step < len(batches):
-                # Streams depend on the step alone, so that a resumed run draws what an uninterrupted one draws.
+            make = _maker(t, rows, batches, sampler, state.epoch)
+            for batch, rng in in_order(make, state.step, len(batches), ahead=t.device != "cpu"):
                 torch.manual_seed(stream_seed(seed, "dropout", state.epoch, state.step, t.peers.rank))
-                rng = numpy_rng(seed, "step", state.epoch, state.step)
-                users = rows[batches[state.step]]
-                batch = make_batch(data.train, users, rat, data.n_items, sampler, rng, t.device, t.peers)
                 loss, embedded = batch_loss(model, rat, batch)
                 if t.extra is not None:
                     step = Step(batch, embedded, state.epoch, state.step, len(batches), rng, t.peers)
@@ -117,7 +119,8 @@ def train(t: Training) -> tuple[State, float]:
                 state.step += 1
                 stopping = t.peers.any(stop.requested)
                 if t.writes and (stopping or time.monotonic() - saved > rat.checkpoint_minutes * 60):
-                    state.loss_sum = float(loss_sum)
+                    state.loss_sum, now = float(loss_sum), time.monotonic()
+                    state.seconds, clock = state.seconds + now - clock, now
                     _save(t, optimizer, state, best)
                     saved = time.monotonic()
                 if stopping:
@@ -125,14 +128,29 @@ def train(t: Training) -> tuple[State, float]:
                         keep_seconds(t.work, time.monotonic() - started)
                     raise InterruptedRunError("interrupted", hint="run the same command again to go on")
             state.loss_sum = float(loss_sum)
-            best = _end_epoch(t, validated, state, best)
+            best, record = _end_epoch(t, validated, state, best, clock)
+            clock = time.monotonic()
             loss_sum.zero_()
             figures = {} if state.best is None else {"best": state.best}
+            task.row(_shown(record), best=state.best_epoch == state.epoch)
             task.advance(1, loss=state.losses[-1], **figures)
     model.load_state_dict(best)
     if t.writes:
         forget_checkpoint(t.work)
     return state, (time.monotonic() - started) / max(state.epoch - first, 1)
+
+
+def _maker(
+    t: Training, rows: TrainingRows, batches: list[np.ndarray], sampler: NegativeSampler | None, epoch: int
+) -> Callable[[int], tuple[Batch, np.random.Generator]]:
+    """Makes the batch of a step, and the stream of the step behind what the batch drew from it."""
+
+    def make(step: int) -> tuple[Batch, np.random.Generator]:
+        # Streams depend on the step alone, so that a resumed run draws what an uninterrupted one draws.
+        rng = numpy_rng(t.settings.seed, "step", epoch, step)
+        return make_batch(rows, batches[step], t.settings.rat, t.data.n_items, sampler, rng, t.device, t.peers), rng
+
+    return make
 
 
 def _complete_gradients(trained: list[torch.nn.Parameter]) -> None:
@@ -143,19 +161,30 @@ def _complete_gradients(trained: list[torch.nn.Parameter]) -> None:
 
 
 def _end_epoch(
-    t: Training, validated: np.ndarray, state: State, best: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Validate, log, and keep the best weights."""
+    t: Training, validated: np.ndarray, state: State, best: dict[str, torch.Tensor], clock: float
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Validate, log, and keep the best weights.
+
+    Args:
+        clock: since when the seconds of the epoch are not in `state`.
+
+    Returns:
+        the best weights, and what was logged.
+    """
     mean_loss = state.loss_sum / max(state.targets, 1)
     if not np.isfinite(mean_loss):
         raise LlmembError(f"the loss of epoch {state.epoch + 1} is not finite", hint="lower rat.learning_rate")
     ranks = validation_ranks(t.model, t.data, validated, t.device, t.peers)
     state.losses.append(mean_loss)
-    state.epoch, state.step, state.loss_sum, state.targets = state.epoch + 1, 0, 0.0, 0
+    seconds = state.seconds + time.monotonic() - clock
+    state.epoch, state.step, state.loss_sum, state.targets, state.seconds = state.epoch + 1, 0, 0.0, 0, 0.0
     score = float(ndcg(ranks, 10).mean()) if len(ranks) else None
-    record: dict[str, object] = {"epoch": state.epoch, "loss": mean_loss, "NDCG@10": score}
+    record: dict[str, Any] = {"epoch": state.epoch, "loss": mean_loss, "NDCG@10": score}
     if len(ranks):
         record["HR@10"] = float(hit_rate(ranks, 10).mean())
+    record["seconds"] = round(seconds, 3)
+    if t.writes:
+        t.trackers.log(state.epoch, {key: record.get(key) for key in ("loss", "NDCG@10", "HR@10", "seconds")})
     if state.epoch == 1:
         record["table_at_start"] = t.start
     if t.writes:
@@ -164,7 +193,14 @@ def _end_epoch(
         state.best, state.best_epoch = score, state.epoch
         best = {name: tensor.detach().clone() for name, tensor in t.model.state_dict().items()}
     state.done = state.epoch - state.best_epoch >= t.settings.rat.patience
-    return best
+    return best, record
+
+
+def _shown(record: dict[str, Any]) -> dict[str, str]:
+    """An epoch as a row of the table on a terminal."""
+    digits = {"loss": "{:.4f}", "NDCG@10": "{:.4f}", "HR@10": "{:.4f}", "seconds": "{:.1f}"}
+    figures = {key: text.format(record[key]) for key, text in digits.items() if record.get(key) is not None}
+    return {"epoch": str(record["epoch"])} | figures
 
 
 def _save(t: Training, optimizer: torch.optim.Optimizer, state: State, best: dict[str, torch.Tensor]) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.cross_entropy import cross_entropy
 from llmemb_cli.peers import Peers
@@ -50,9 +51,7 @@ class Extra(Protocol):
 
 def loss_name(settings: RatSettings) -> str:
     """The loss in force: the backbone's own unless one is named."""
-    if settings.loss != "auto":
-        return settings.loss
-    return "ce" if settings.backbone == "bert4rec" else "bce"
+    return BACKBONES[settings.backbone].loss if settings.loss == "auto" else settings.loss
 
 
 def batch_loss(model: Recommender, settings: RatSettings, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,7 +98,7 @@ def batch_loss(model: Recommender, settings: RatSettings, batch: Batch) -> tuple
 
 def _targets(batch: Batch) -> torch.Tensor:
     """(targets,) int64, in the order of the groups."""
-    return torch.cat([group.targets[group.targets > 0] for group in batch.groups])
+    return torch.cat([group.targets.flatten()[group.places] for group in batch.groups])
 
 
 def _states(model: Recommender, batch: Batch, table: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
@@ -114,5 +113,5 @@ def _states(model: Recommender, batch: Batch, table: torch.Tensor, items: torch.
         known = group.inputs.clamp(1, model.n_items)
         place = known - 1 if items is None else torch.searchsorted(items, known).clamp(max=len(items) - 1)
         states = model.states(group.inputs, torch.nn.functional.embedding(place, table))
-        found.append(states[group.targets > 0])
+        found.append(states.flatten(0, 1).index_select(0, group.places))
     return torch.cat(found)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
+from llmemb_cli.config.backbones import BackboneName
 from llmemb_cli.config.methods import METHODS
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.srs.backbones.bert4rec import BERT4Rec
+from llmemb_cli.srs.backbones.bsarec import BSARec
+from llmemb_cli.srs.backbones.caser import Caser
 from llmemb_cli.srs.backbones.dual import DualView
+from llmemb_cli.srs.backbones.fmlprec import FMLPRec
 from llmemb_cli.srs.backbones.gru4rec import GRU4Rec
+from llmemb_cli.srs.backbones.interface import SequenceModel
 from llmemb_cli.srs.backbones.sasrec import SASRec
 from llmemb_cli.srs.item_embedding import FrozenTable, ItemEmbedding
 from llmemb_cli.srs.methods.branches import MeltBranches
+from llmemb_cli.srs.sequences import length_groups
 from llmemb_cli.workspace.stage import require_stage
 from llmemb_cli.workspace.store import read_tensors
 
@@ -28,6 +36,8 @@ class Recommender(nn.Module):
         super().__init__()
         self.n_items, self.max_length, self.kind = n_items, settings.max_length, settings.backbone
         self.temperature = settings.temperature if settings.loss == "infonce" else None
+        # What the backbone multiplies in, if not float32; `srs/precision.py` sets it.
+        self.mixed: torch.dtype | None = None
         self.embedding = embedding
         self.backbone = make_backbone(settings)
         self.bias = nn.Parameter(torch.zeros(n_items + 1)) if self.kind == "bert4rec" else None
@@ -58,7 +68,8 @@ class Recommender(nn.Module):
         if isinstance(mask_vector, torch.Tensor):
             masked = (sequences == self.mask_item)[:, :, None]
             embedded = torch.where(masked, mask_vector.to(embedded.dtype), embedded)
-        return self.backbone(embedded, sequences > 0)
+        with torch.autocast(embedded.device.type, self.mixed, enabled=self.mixed is not None):
+            return self.backbone(embedded, sequences > 0).to(embedded.dtype)
 
     def encode(self, sequences: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
         """The user's state after each sequence.
@@ -88,17 +99,36 @@ class Recommender(nn.Module):
         items, place = torch.unique(known, return_inverse=True)
         return self.states(sequences, self.embedding.rows(items)[place])[:, -1]
 
+    def last_states_in_groups(self, sequences: np.ndarray, device: str) -> torch.Tensor:
+        """`last_states` of (batch, length) int64 on the CPU, each group of like lengths cut to its longest."""
+        lengths = (sequences > 0).sum(axis=1)
+        groups = length_groups(lengths)
+        states = [torch.zeros(0, self.embedding.width, device=device)]
+        for rows in groups:
+            cut = sequences[rows, -max(int(lengths[rows].max(initial=0)), 1) :]
+            states.append(self.last_states(torch.from_numpy(cut).to(device)))
+        return torch.cat(states)[torch.from_numpy(np.argsort(np.concatenate([*groups, []]))).to(device)]
+
+
+def _common(s: RatSettings) -> tuple[int, int, int, int, float]:
+    return s.hidden_size, s.max_length, s.layers, s.heads, s.dropout
+
+
+_MAKE: dict[BackboneName, Callable[[RatSettings], SequenceModel]] = {
+    "sasrec": lambda s: SASRec(*_common(s), causal=s.compat != "official"),
+    "gru4rec": lambda s: GRU4Rec(s.hidden_size, 1, s.dropout),
+    "bert4rec": lambda s: BERT4Rec(*_common(s)),
+    "caser": lambda s: Caser(
+        s.hidden_size, s.dropout, window=s.caser_window, horizontal=s.caser_horizontal, vertical=s.caser_vertical
+    ),
+    "fmlprec": lambda s: FMLPRec(s.hidden_size, s.max_length, s.layers, s.dropout),
+    "bsarec": lambda s: BSARec(*_common(s), alpha=s.bsarec_alpha, cutoff=s.bsarec_cutoff),
+}
+
 
 def make_backbone(settings: RatSettings) -> nn.Module:
     """The backbone that the settings name; for a dual embedding, shared by both views."""
-    common = (settings.hidden_size, settings.max_length, settings.layers, settings.heads, settings.dropout)
-    backbone: SASRec | GRU4Rec | BERT4Rec
-    if settings.backbone == "gru4rec":
-        backbone = GRU4Rec(settings.hidden_size, 1, settings.dropout)
-    elif settings.backbone == "bert4rec":
-        backbone = BERT4Rec(*common)
-    else:
-        backbone = SASRec(*common, causal=settings.compat != "official")
+    backbone = _MAKE[settings.backbone](settings)
     dual = METHODS[settings.method].embedding == "dual"
     return DualView(backbone, settings.hidden_size) if dual else backbone
 

@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
+from llmemb_cli.config.backbones import BACKBONES, BackboneName
 from llmemb_cli.datasets.split import PAD, Ragged
 from llmemb_cli.seeds import numpy_rng
 
 # Positions of padding that are worth one more call of the backbone.
 GROUP_SAVING = 256
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What is trained on: pieces of the users' histories, row r is `values[begin[r]:end[r]]`, oldest item first.
+
+    Attributes:
+        values: (total,) int32, the training items of all users.
+        begin, end: (rows,) int64.
+        users: (rows,) int64, whose history it is.
+    """
+
+    values: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    users: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+def training_rows(train: Ragged, backbone: BackboneName) -> TrainingRows:
+    """The rows of a backbone: whole histories, or every beginning of them of two items at least.
+
+    A history of one item has no next item to learn, but one to mask.
+    """
+    learns = BACKBONES[backbone].learns
+    if learns != "last":
+        users = np.flatnonzero(train.lengths() >= (1 if learns == "masked" else 2))
+        return TrainingRows(train.values, train.offsets[users], train.offsets[users + 1], users)
+    owners = np.repeat(np.arange(len(train)), train.lengths())
+    end = 1 + np.arange(len(train.values))
+    long = end - train.offsets[owners] >= 2
+    return TrainingRows(train.values, train.offsets[owners[long]], end[long], owners[long])
 
 
 def left_padded(rows: Ragged, chosen: np.ndarray, max_length: int) -> torch.Tensor:
@@ -28,14 +65,18 @@ def padded_rows(rows: Ragged, chosen: np.ndarray, max_length: int) -> np.ndarray
     Returns:
         (batch, length) int64, 0 = padding on the left; length is that of the longest row, at least 1.
     """
-    ends = rows.offsets[chosen + 1]
-    lengths = np.minimum(ends - rows.offsets[chosen], max_length)
+    return padded_pieces(rows.values, rows.offsets[chosen], rows.offsets[chosen + 1], max_length)
+
+
+def padded_pieces(values: np.ndarray, begin: np.ndarray, end: np.ndarray, max_length: int) -> np.ndarray:
+    """`padded_rows` of the pieces `values[begin[r]:end[r]]`."""
+    lengths = np.minimum(end - begin, max_length)
     width = max(int(lengths.max(initial=0)), 1)
-    place = np.arange(width) - width + ends[:, None]
+    place = np.arange(width) - width + end[:, None]
     inside = np.arange(width) >= width - lengths[:, None]
     # Rows of padding alone would read before the array: point them at 0, the mask removes them.
-    values = rows.values[np.where(inside, place, 0)] if len(rows.values) else np.zeros_like(place)
-    return np.where(inside, values, PAD).astype(np.int64)
+    found = values[np.where(inside, place, 0)] if len(values) else np.zeros_like(place)
+    return np.where(inside, found, PAD).astype(np.int64)
 
 
 def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

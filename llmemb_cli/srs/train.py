@@ -8,18 +8,22 @@ from typing import Any
 import torch
 
 from llmemb_cli import pipeline
+from llmemb_cli.checkpoint import FILE as CHECKPOINT
+from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData, load_split
-from llmemb_cli.errors import BadDataError, LlmembError
+from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
 from llmemb_cli.peers import ALONE, Peers, own_device
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
 from llmemb_cli.srs.loop import Training, train
 from llmemb_cli.srs.methods.extras import make_extra
 from llmemb_cli.srs.objective import loss_name
+from llmemb_cli.srs.precision import use_precision
 from llmemb_cli.srs.prepare import prepare_vectors, vectors_settings
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.vectors import make_embedding
+from llmemb_cli.tracking import open_trackers
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, partial_path, require_stage, run_stage
 from llmemb_cli.workspace.store import read_tensors, write_parquet, write_tensors
@@ -42,9 +46,14 @@ def run_rat(
         peers: the processes that train together, all of which make this call; process 0 writes.
 
     Raises:
-        WrongUseError: an input has not been made.
+        WrongUseError: an input has not been made, or backbone and method do not go together.
         InterruptedRunError: a signal came; a checkpoint is kept and the same call goes on.
     """
+    rat = settings.rat
+    if reason := BACKBONES[rat.backbone].unfit.get(rat.method):
+        raise WrongUseError(
+            f"--method {rat.method} with --backbone {rat.backbone}: {reason}", hint="take another one"
+        )
     collaborative = pipeline.collaborative_settings(settings)
     if collaborative is not None:
         run_rat(workspace, collaborative, report, in_file=in_file, peers=peers)
@@ -64,7 +73,7 @@ def run_rat(
         nonlocal begun
         begun = True
         peers.any(True)
-        return _build(workspace, settings, work, source, report, peers, device)
+        return _build(workspace, settings, work, run, source, report, peers, device)
 
     result = None
     if peers.rank == 0:
@@ -72,7 +81,7 @@ def run_rat(
         if not begun:
             peers.any(False)
     elif peers.any(False):
-        _build(workspace, settings, partial_path(stage), source, report, peers, device)
+        _build(workspace, settings, partial_path(stage), run, source, report, peers, device)
     peers.any(False)  # process 0 has written everything
     return result or StageResult(False, 0.0, require_stage(stage.path, made_by="llmemb rat"))
 
@@ -81,6 +90,7 @@ def _build(
     workspace: Workspace,
     settings: Settings,
     work: Path,
+    run: str,
     source: str | None,
     report: Reporter,
     peers: Peers,
@@ -95,11 +105,21 @@ def _build(
     model = Recommender(rat, data.n_items, make_embedding(workspace, settings, data, collaborative))
     if source is not None and pipeline.method_of(settings).start == "trained":
         _start_from(model, workspace.run(source))
-    model.to(device)
+    precision = use_precision(model.to(device), rat, device)
     extra = make_extra(settings, model, data, collaborative, device)
     scale = table_scale(model)
     report.note(f"item embeddings at the start: std {scale['std']:.3g}, mean norm {scale['mean_norm']:.3g}")
-    state, seconds = train(Training(model, settings, data, extra, work, report, device, peers, scale))
+    trackers = open_trackers(
+        rat.track if peers.rank == 0 else [],
+        workspace.root / "tracking",
+        run,
+        rat.model_dump(mode="json") | {"seed": settings.seed},
+        fresh=not (work / CHECKPOINT).is_file(),
+    )
+    try:
+        state, seconds = train(Training(model, settings, data, extra, work, report, device, peers, scale, trackers))
+    finally:
+        trackers.close()
     model.train(False)
     with torch.no_grad():
         table = model.embedding.items().float().cpu()
@@ -129,6 +149,7 @@ def _build(
         "vectors": pipeline.vectors_needed(settings),
         "control": rat.control,
         "processes": peers.size,
+        "precision": precision,
     }
 
 

@@ -7,10 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from llmemb_cli.dropout import Dropout
+from llmemb_cli.srs.backbones.interface import SequenceModel
 from llmemb_cli.srs.backbones.sasrec import attend, attention_mask
 
 
-class BERT4Rec(nn.Module):
+class BERT4Rec(SequenceModel):
     """Item embeddings in, a state for every position out; every position sees all others.
 
     [MASK] is a trainable vector of the backbone in every method. The prediction head is
@@ -25,10 +26,6 @@ class BERT4Rec(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(hidden_size), Dropout(dropout)
         self.blocks = nn.ModuleList(BertBlock(hidden_size, heads, dropout) for _ in range(layers))
         self.head, self.head_norm = nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size)
-
-    def forward(self, embedded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """As `SASRec.forward`; the states have passed the prediction head."""
-        return self.run(self.enter(embedded, real), real)
 
     def enter(self, embedded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Positions, norm and dropout: what stands before the blocks."""

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from llmemb_cli.srs.backbones.bert4rec import BERT4Rec
-from llmemb_cli.srs.backbones.gru4rec import GRU4Rec
-from llmemb_cli.srs.backbones.sasrec import SASRec, attend, attention_mask
+from llmemb_cli.srs.backbones.interface import SequenceModel
+from llmemb_cli.srs.backbones.sasrec import attend, attention_mask
 
 HEADS = 2  # of the cross-attention, as in the authors' code
 
@@ -20,10 +20,10 @@ class DualView(nn.Module):
     loss at every position it would see its targets].
     """
 
-    def __init__(self, backbone: SASRec | GRU4Rec | BERT4Rec, hidden_size: int) -> None:
+    def __init__(self, backbone: SequenceModel, hidden_size: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.causal = getattr(backbone, "causal", True)
+        self.causal = backbone.causal
         self.heads = HEADS if hidden_size % HEADS == 0 else 1
         self.to_collaborative, self.to_semantic = (
             nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(4)) for _ in range(2)

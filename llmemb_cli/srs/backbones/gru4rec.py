@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from llmemb_cli.dropout import Dropout
+from llmemb_cli.srs.backbones.interface import SequenceModel
 
 
-class GRU4Rec(nn.Module):
+class GRU4Rec(SequenceModel):
     """Item embeddings in, a state for every position out; padding never enters the state."""
 
     mask_vector = None
@@ -17,10 +18,6 @@ class GRU4Rec(nn.Module):
         super().__init__()
         self.dropout = Dropout(dropout)
         self.gru = nn.GRU(hidden_size, hidden_size, layers, batch_first=True)
-
-    def forward(self, embedded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """As `SASRec.forward`."""
-        return self.run(self.enter(embedded, real), real)
 
     def enter(self, embedded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Dropout, here and nowhere else."""

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from llmemb_cli.dropout import Dropout, mask_out
+from llmemb_cli.srs.backbones.interface import SequenceModel
 
 
-class SASRec(nn.Module):
+class SASRec(SequenceModel):
     """Item embeddings in, a state for every position out.
 
     Position t reads items up to t and predicts item t + 1. The newest item always has the last position.
@@ -29,18 +30,6 @@ class SASRec(nn.Module):
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(hidden_size, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden_size)
-
-    def forward(self, embedded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """States of all positions.
-
-        Args:
-            embedded: (batch, length, d) float item embeddings, padding on the left.
-            real: (batch, length) bool, False at padding.
-
-        Returns:
-            (batch, length, d) float; zero at padding.
-        """
-        return self.run(self.enter(embedded, real), real)
 
     def enter(self, embedded: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Scale, positions and dropout: what stands before the blocks."""

@@ -10,7 +10,7 @@ from llmemb_cli.contrastive import contrastive_loss
 from llmemb_cli.datasets.split import Ragged
 from llmemb_cli.srs.objective import Step
 from llmemb_cli.srs.recommender import Recommender
-from llmemb_cli.srs.sequences import left_padded
+from llmemb_cli.srs.sequences import padded_rows
 
 BLOCK = 1024
 ALIGN_TEMPERATURE = 1.0  # of the contrast of both views [choice]
@@ -65,7 +65,7 @@ class Distill:
         return total
 
     def _states(self, model: Recommender, users: np.ndarray) -> torch.Tensor:
-        return model.last_states(left_padded(self.train, users, model.max_length).to(self.device))
+        return model.last_states_in_groups(padded_rows(self.train, users, model.max_length), self.device)
 
     @torch.no_grad()
     def _teacher(self, model: Recommender, users: np.ndarray) -> torch.Tensor:

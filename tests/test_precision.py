@@ -1,0 +1,89 @@
+"""Mixed precision on a CPU, and batches that are made ahead of their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmemb_cli.config.backbones import BACKBONES
+from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.pipeline import run_name
+from llmemb_cli.progress import Reporter
+from llmemb_cli.srs import loop
+from llmemb_cli.srs.feed import in_order
+from llmemb_cli.srs.item_embedding import AdaptedTable
+from llmemb_cli.srs.precision import use_precision
+from llmemb_cli.srs.recommender import Recommender
+from llmemb_cli.srs.train import run_rat
+from tests.make_workspace import make_workspace
+from tests.test_recommenders import SMALL
+
+
+def adapted(name: str) -> tuple[Recommender, RatSettings]:
+    torch.manual_seed(0)
+    settings = RatSettings(backbone=name, method="llmemb", hidden_size=16, max_length=8, precision="bf16")
+    return Recommender(settings, 30, AdaptedTable(torch.randn(30, 24), 16)).train(False), settings
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+@torch.no_grad()
+def test_bf16_multiplies_in_half_and_keeps_weights_states_and_tables_whole(name: str) -> None:
+    model, settings = adapted(name)
+    sequences = torch.tensor([[0, 0, 3, 4, 5], [9, 8, 7, 6, 30]])
+    exact, table = model.encode(sequences), model.item_table
+    assert use_precision(model, settings, "cpu") == "bf16"
+    assert isinstance(model.embedding, AdaptedTable) and model.embedding.vectors.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    rounded = model.encode(sequences)
+    assert rounded.dtype == torch.float32 and model.item_table.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(model.item_table, table, atol=0.02, rtol=0.02)
+
+
+def test_auto_is_fp32_on_a_cpu_and_changes_nothing() -> None:
+    model, settings = adapted("sasrec")
+    assert use_precision(model, settings.model_copy(update={"precision": "auto"}), "cpu") == "fp32"
+    assert isinstance(model.embedding, AdaptedTable)
+    assert model.mixed is None and model.embedding.vectors.dtype == torch.float32
+
+
+def test_a_planted_rule_is_learned_in_bf16(tmp_path: Path) -> None:
+    # Without alignment no plain model is trained first; few processors multiply bfloat16 fast.
+    values = SMALL | {"rat__method": "llmemb", "rat__without": ["align"], "rat__precision": "bf16", "rat__epochs": 50}
+    workspace, settings = make_workspace(tmp_path / "ws", **values)
+    summary = run_rat(workspace, settings, Reporter()).manifest["summary"]
+    assert summary["precision"] == "bf16" and summary["best_validation"] > 0.9
+
+
+def test_batches_made_ahead_come_in_order_and_an_error_comes_out() -> None:
+    def make(number: int) -> int:
+        if number == 5:
+            raise ValueError("five")
+        return number * number
+
+    for ahead in (False, True):
+        assert list(in_order(make, 2, 5, ahead=ahead)) == [4, 9, 16]
+        assert list(in_order(make, 3, 3, ahead=ahead)) == []
+        with pytest.raises(ValueError, match="five"):
+            list(in_order(make, 3, 7, ahead=ahead))
+
+
+def test_training_with_batches_made_ahead_equals_training_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ahead(make: Callable[[int], Any], first: int, last: int, **_: Any) -> Iterator[Any]:
+        return in_order(make, first, last, ahead=True)
+
+    values = SMALL | {"rat__epochs": 3, "rat__method": "llmemb", "rat__loss": "bce", "rat__dropout": 0.3}
+    tables = []
+    for folder in ("one", "two"):
+        workspace, settings = make_workspace(tmp_path / folder, **values)
+        run_rat(workspace, settings, Reporter())
+        tables.append((workspace.run(run_name(settings)) / "item_embeddings.safetensors").read_bytes())
+        monkeypatch.setattr(loop, "in_order", ahead)
+    assert tables[0] == tables[1]
