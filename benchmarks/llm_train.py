@@ -13,8 +13,10 @@ the states; frozen weights need none. A forward pass that is made again is not c
 from __future__ import annotations
 
 import argparse
+import io
 import tempfile
 import time
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +103,8 @@ def theirs(items: Items, settings: Settings, loaded: LoadedModel, folder: Path, 
         if step:
             tokens += sum(map(len, loaded.tokenizer(texts)["input_ids"]))
     watch = _watch()
-    with tempfile.TemporaryDirectory() as out:
+    # It shows bars of its own.
+    with tempfile.TemporaryDirectory() as out, redirect_stderr(io.StringIO()), quiet_transformers():
         trainer = SentenceTransformerTrainer(
             model=model,
             args=Arguments(
@@ -121,11 +124,8 @@ def theirs(items: Items, settings: Settings, loaded: LoadedModel, folder: Path, 
             loss=CachedMultipleNegativesRankingLoss(model, mini_batch_size=mini),
             callbacks=[watch],
         )
-        for callback in list(trainer.callback_handler.callbacks):
-            if isinstance(callback, PrinterCallback) or "ModelCard" in type(callback).__name__:
-                trainer.remove_callback(callback)  # they print
-        with quiet_transformers():
-            trainer.train()
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     return Speed(tokens, watch.seconds(), peak(device))
 
 
