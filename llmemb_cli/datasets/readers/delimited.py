@@ -156,7 +156,7 @@ class _Reader:
         """The block through polars, or None where one of its lines is blank or does not fit."""
         if b"\x00" in chunk.data or b"\r" in chunk.data or b"\n\n" in chunk.data or chunk.data.startswith(b"\n"):
             return None
-        if chunk.looks_packed or not self._even(chunk) or not _is_utf8(chunk.data):
+        if chunk.looks_packed or not self._even(chunk):
             return None
         try:
             frame = pl.read_csv(
@@ -213,11 +213,3 @@ class _Reader:
     def _frame(self, rows: list[list[str]], numbers: list[int]) -> pl.DataFrame:
         frame = pl.DataFrame(rows, schema=dict.fromkeys(self.columns, pl.String), orient="row")
         return clean(frame, self.columns).with_columns(pl.Series(LINE, numbers, pl.Int64))
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
