@@ -150,7 +150,7 @@ def test_variants_are_compared_over_users_and_seeds(measured: tuple[Workspace, S
         others = [hits[f"sasrec-none-{s}"].mean() for s in (1, 2)]
         assert cell["p_seeds"] == pytest.approx(stats.ttest_rel(seeds, others).pvalue)
         assert cell["gain"] == pytest.approx(mean.mean() / base.mean() - 1)
-        assert {cell["place"], plain["parts"][part]["HR@10"]["place"]} <= {1, 2}
+        assert {cell["place"], plain["parts"][part]["HR@10"]["place"]} <= {1, None}
 
 
 def test_tables_carry_marks_and_escape_names(measured: tuple[Workspace, Settings]) -> None:

@@ -202,4 +202,5 @@ def _set_places(entries: list[dict[str, Any]], part: str, metric: str) -> None:
         figures = sorted({cell["mean"] for cell in cells}, reverse=True)
         for cell in cells:
             place = figures.index(cell["mean"]) + 1
-            cell["place"] = place if place < 3 and len(cells) > 1 else None
+            # Of two, the second is the last, which deserves no mark.
+            cell["place"] = place if place < min(3, len(cells)) else None

@@ -14,8 +14,9 @@ import numpy as np
 
 from llmemb_cli.reporting.spreadsheet import csv_table
 
-# Okabe and Ito's palette: distinguishable with every common kind of colour blindness.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#888888")
+# Okabe and Ito's palette: distinguishable with every common kind of colour blindness. Grey is its black, to be seen
+# on a dark page; what is yellow has an edge, to be seen on a white one.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#888888")
 MARKERS = "osD^vPXh"
 ORDERED = ("#999999", "#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2")  # warm is rare, cool is popular
 INK = "#8a8f98"  # readable on white and on near-black; the page's style sheet sets text darker or lighter
@@ -111,7 +112,7 @@ def label(text: str) -> str:
     return f" {plain}" if plain.startswith("_") else plain
 
 
-def _legend(axis: Any, count: int) -> None:
+def _legend(axis: Any, count: int, columns: int = 4) -> None:
     if count > 1:
         # Above the drawing and from the left: on a phone the right side is scrolled out of sight.
         axis.legend(
@@ -119,21 +120,36 @@ def _legend(axis: Any, count: int) -> None:
             fontsize=9,
             loc="lower left",
             bbox_to_anchor=(0.0, 1.0),
-            ncols=4,
+            ncols=columns,
             handlelength=1.2,
             columnspacing=1.2,
             borderaxespad=0.2,
         )
 
 
-def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y: str, x: str = "") -> str:
-    """Grouped bars: one cluster a group, one colour a series."""
+def _colour(name: str, number: int, places: Mapping[str, int] | None) -> str:
+    return COLOURS[(places or {}).get(name, number) % len(COLOURS)]
+
+
+def bars(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    y: str,
+    x: str = "",
+    places: Mapping[str, int] | None = None,
+) -> str:
+    """Grouped bars: one cluster a group, one colour a series.
+
+    Args:
+        places: of series in the palette, so that a name has one colour on the whole page; default: their order.
+    """
     figure, axis = _axis(WIDE if len(series) > NARROW_SERIES else SMALL)
     width = 0.8 / max(len(series), 1)
     for number, (name, values) in enumerate(series.items()):
-        places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
+        left = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
         heights = [value or 0.0 for value in values]
-        axis.bar(places, heights, width * 0.92, label=label(name), color=COLOURS[number % len(COLOURS)])
+        colour = _colour(name, number, places)
+        axis.bar(left, heights, width * 0.92, label=label(name), color=colour, edgecolor=INK, linewidth=0.4)
     axis.set_xticks(range(len(groups)), [label(group) for group in groups])
     axis.tick_params(axis="x", length=0)
     axis.set_ylabel(y)
@@ -187,17 +203,33 @@ def lines(
     logarithmic: str = "",
     ticks: Sequence[str] = (),
     wide: bool = False,
+    places: Mapping[str, int] | None = None,
+    title: str = "",
 ) -> str:
     """One line a curve.
 
     Args:
+        places: as of `bars`.
         logarithmic: axes with a logarithmic scale: "", "x", "y" or "xy".
         ticks: names of the places 0, 1, ... on the x axis.
     """
     figure, axis = _axis(WIDE if wide else SMALL)
     for number, (name, (xs, ys)) in enumerate(curves.items()):
-        marker = MARKERS[number % len(MARKERS)] if len(xs) < 15 else None
-        axis.plot(xs, ys, label=label(name), color=COLOURS[number % len(COLOURS)], marker=marker, markersize=4.5)
+        several = len(curves) > 1 or len(xs) < 15
+        marker = MARKERS[(places or {}).get(name, number) % len(MARKERS)] if several else None
+        every = max(1, len(xs) // 12)  # markers tell curves apart where colours do not
+        colour = _colour(name, number, places)
+        axis.plot(
+            xs,
+            ys,
+            label=label(name),
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            markevery=every,
+            markeredgecolor=INK,
+            markeredgewidth=0.5,
+        )
     if ticks:
         axis.set_xticks(range(len(ticks)), [label(tick) for tick in ticks])
     elif "x" not in logarithmic:
@@ -208,10 +240,12 @@ def lines(
         axis.set_yscale("log")
     axis.set_xlabel(label(x))
     axis.set_ylabel(label(y))
-    if wide:
-        _legend(axis, len(curves))
+    if wide or len(curves) > NARROW_SERIES:
+        _legend(axis, len(curves), 4 if wide else 3)
     elif len(curves) > 1:
         axis.legend(frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(label(title), fontsize=10)
     return _svg(figure)
 
 

@@ -59,7 +59,7 @@ def _content(workspace: Workspace, settings: Settings, report: Reporter, stages:
         content["scft"] = scft_part(workspace)
         content["similarity"] = similarity_part(workspace, settings)
         mains = content["results"][0]["mains"] if content["results"] else []
-        content["training"] = recommender_part(workspace, [one.runs[0] for one in mains])
+        content["training"] = recommender_part(workspace, mains)
         task.advance(1)
         spaces = item_spaces(workspace, mains)
         content["map"] = map_part(data, spaces, settings)

@@ -14,6 +14,7 @@ from llmemb_cli.reporting.figures import Figure
 from llmemb_cli.reporting.tables import SIGNIFICANT, caption, figure, protocol_label
 from llmemb_cli.reporting.variants import (
     BACKBONES,
+    METHOD_PLACES,
     Variant,
     ablations,
     comparable_runs,
@@ -54,6 +55,7 @@ def _part(workspace: Workspace, settings: Settings, runs: list[str], left_out: l
         "table2": [_ablation_table(workspace, settings, family) for family in ablations(variants)],
         "beyond": _beyond(workspace, settings, mains),
         "bars": _bars(workspace, settings, mains),
+        "others": _other_groups(workspace, settings, mains),
         "sweeps": [_sweep(settings, key, members) for key, members in sweeps(variants)],
         "runs": _all_runs(workspace, settings, runs),
     }
@@ -88,6 +90,19 @@ def _cell(cell: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     mean, _, spread = figure(cell).removesuffix(SIGNIFICANT).partition(" ± ")
     star = SIGNIFICANT if figure(cell).endswith(SIGNIFICANT) else ""
     return {"mean": mean, "star": star, "spread": spread, "place": cell["place"], "gain": gain, "about": about}
+
+
+def _other_groups(workspace: Workspace, settings: Settings, mains: list[Variant]) -> dict[str, Any]:
+    """Short and long histories, and cold items where there are some."""
+    first = _evaluations(workspace, settings, mains[0])[0]
+    cold = any(group["n"] for group in first["groups"]["cold"] if group["name"] == "cold")
+    names = ["length", "cold"] if cold else ["length"]
+    chosen = settings.model_copy(update={"eval": settings.eval.model_copy(update={"groups": names})})
+    made = _methods_table(workspace, chosen, mains)
+    definitions = [first["definitions"][name] for name in names]
+    about = definitions if cold else [*definitions, "every test item has training interactions, so none is cold"]
+    title = "By history length and cold items" if cold else "By history length"
+    return made | {"title": title, "about": [text[0].upper() + text[1:] for text in about]}
 
 
 def _methods_table(workspace: Workspace, settings: Settings, mains: list[Variant]) -> dict[str, Any]:
@@ -147,7 +162,7 @@ def _bars(workspace: Workspace, settings: Settings, mains: list[Variant]) -> lis
             Figure(
                 f"{protocol_name(settings)}-groups-{backbone}",
                 f"{BACKBONES[backbone]}: HR@10 by training interactions of the target",
-                [figures.bars(ticks, shown, "HR@10")],
+                [figures.bars(ticks, shown, "HR@10", places=METHOD_PLACES)],
                 {"bin": names, "users": [sizes[at] for at in used], **shown},
                 wide=len(shown) > figures.NARROW_SERIES,
             )

@@ -13,14 +13,14 @@ from llmemb_cli.evaluation.document import known_runs
 from llmemb_cli.evaluation.spaces import open_space, unit_vectors
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.figures import Figure
+from llmemb_cli.reporting.variants import BACKBONES, METHOD_PLACES, Variant
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest
 
 PAIRS = 20_000
 BINS = 60
-MOST_RUNS = 7
-POINTS = 500
+MOST_RUNS = 8
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -124,18 +124,26 @@ def uniformity(cosines: np.ndarray) -> float:
     return float(np.log(np.mean(np.exp(-2 * (2 - 2 * cosines)))))
 
 
-def recommender_part(workspace: Workspace, first_shown: list[str]) -> Figure | None:
-    """Validation curves of the runs, the first of them if there are many."""
-    known = known_runs(workspace)
-    names = [name for name in first_shown if name in known] + [name for name in known if name not in first_shown]
-    curves = {name: series_of(read_log(workspace.run(name) / "log.jsonl"), "epoch") for name in names}
-    shown = {name: found["NDCG@10"] for name, found in curves.items() if "NDCG@10" in found}
+def recommender_part(workspace: Workspace, mains: list[Variant]) -> Figure | None:
+    """Validation curves of the main variants' first seeds, a panel a backbone; the numbers of every run."""
+    curves = {
+        name: series_of(read_log(workspace.run(name) / "log.jsonl"), "epoch").get("NDCG@10")
+        for name in known_runs(workspace)
+    }
+    shown = {name: curve for name, curve in curves.items() if curve is not None}
     if not shown:
         return None
-    first = dict(list(shown.items())[:MOST_RUNS])
-    svg = figures.lines(first, "epoch", "validation NDCG@10", wide=True)
-    left = len(shown) - len(first)
-    note = f"{len(first)} of {len(shown)} runs; the download has all." if left else ""
-    return Figure(
-        "validation-curves", "Training of the recommenders", [svg], _long(shown, "run", "epoch"), note, wide=True
-    )
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for one in mains:
+        if one.runs[0] in shown:
+            panels.setdefault(BACKBONES[one.backbone], {})[one.method] = shown[one.runs[0]]
+    # Runs that have not been evaluated belong to no variant yet.
+    panels = panels or {"": dict(list(shown.items())[:MOST_RUNS])}
+    made = [
+        figures.lines(found, "epoch", "validation NDCG@10", places=METHOD_PLACES, title=name)
+        for name, found in panels.items()
+    ]
+    drawn = sum(map(len, panels.values()))
+    left = len(shown) - drawn
+    note = f"{drawn} of {len(shown)} runs, the first seed of each method; the download has all." if left else ""
+    return Figure("validation-curves", "Training of the recommenders", made, _long(shown, "run", "epoch"), note)
