@@ -241,6 +241,8 @@ separated_texts = st.one_of(
 @example(data=b'x\x01,"\n', layout=LAYOUTS["comma"], size=3)
 @example(data=b"a,b,c\na,b\n", layout=LAYOUTS["comma"], size=3)
 @example(data=b"a,b,c\na,\xff,c\n", layout=LAYOUTS["comma"], size=3)
+@example(data=b"a,b,c\na,b\r,c\n", layout=LAYOUTS["comma"], size=3)
+@example(data=b"a,b,c\na,b\x00,c\n", layout=LAYOUTS["comma"], size=3)
 @example(data=b"a\n\nb\n", layout=LAYOUTS["one column"], size=3)
 @settings(max_examples=150, deadline=None)
 def test_separated_text_reads_the_same_both_ways_and_in_blocks_of_any_size(
