@@ -28,6 +28,7 @@ from llmemb_cli.assets.identity import model_identity
 from llmemb_cli.assets.models import local_model
 from llmemb_cli.assets.presets import MODELS
 from llmemb_cli.config.scft import ScftSettings
+from llmemb_cli.config.settings import load_settings
 from llmemb_cli.errors import BadDataError, LlmembError, MissingError, WrongUseError
 from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import load_model
@@ -359,6 +360,22 @@ def test_a_path_that_is_not_there_and_a_mistyped_preset_are_explained(tmp_path: 
     with pytest.raises(MissingError) as caught:
         local_model("smollm2-135", Reporter())
     assert "did you mean smollm2-135m?" in (caught.value.hint or "")
+
+
+def test_a_relative_path_is_from_the_workspace_in_its_file_and_from_here_in_a_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ws").mkdir()
+    (tmp_path / "here").mkdir()
+    for place in ("models/one", "here/two"):
+        (tmp_path / place).mkdir(parents=True)
+    file = tmp_path / "ws" / "llmemb.toml"
+    file.write_text('[scft]\nmodel = "../models/one"\n')
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_settings(file).scft.model == str(tmp_path / "models" / "one")
+    assert load_settings(file, {"scft.model": "./two"}).scft.model == str(tmp_path / "here" / "two")
+    for name in ("smollm2-135m", "Qwen/Qwen3-0.6B", "../nowhere"):
+        assert load_settings(file, {"scft.model": name}).scft.model == name
 
 
 def test_a_directory_called_as_a_preset_is_not_taken_for_the_model(

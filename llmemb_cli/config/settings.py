@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -93,10 +94,25 @@ def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settin
     except UnicodeDecodeError as error:
         raise WrongUseError("not UTF-8 text", where=str(path)) from error
     _check(values, source=str(path), text=text)
+    if "model" in values.get("scft", {}):
+        values["scft"]["model"] = _model_path(values["scft"]["model"], path.parent)
     for key, value in (overrides or {}).items():
         if value is not None:
-            _put(values, key, value)
+            _put(values, key, _model_path(value, Path.cwd()) if key == "scft.model" else value)
     return _check(values, source="command line", text="")
+
+
+def _model_path(model: str, base: Path) -> str:
+    """A model's folder or GGUF file by its absolute path, so that later commands find it from anywhere.
+
+    In llmemb.toml it is given from the workspace, in a flag from the current directory; names stay as they are.
+    """
+    looks_like_a_path = isinstance(model, str) and ("/" in model or model.startswith(("~", ".")) or os.sep in model)
+    if looks_like_a_path or str(model).endswith(".gguf"):
+        path = base / Path(model).expanduser()
+        if path.exists():
+            return str(path.resolve())
+    return model
 
 
 def make_settings(overrides: dict[str, Any] | None = None) -> Settings:
