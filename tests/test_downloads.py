@@ -20,7 +20,7 @@ from llmemb_cli.errors import MissingError, WrongUseError
 from llmemb_cli.progress import Reporter, Task
 from tests.amazon_records import ALL_BEAUTY_2023, BEAUTY_2014, FASHION_2018
 from tests.dataset_fixtures import prepare, write_files, zip_of
-from tests.movielens_records import ML_1M
+from tests.movielens_records import ML_1M, ML_100K
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -268,9 +268,31 @@ def test_what_plain_http_delivers_is_refused_without_the_pinned_hash(
     assert not (tmp_path / "ws").exists() and not list((cache_root() / "ml-1m").iterdir())
 
 
+def test_100k_comes_from_grouplens_where_the_package_index_cannot_be_reached(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = zip_of(ML_100K)
+    site.files = {"ml-100k.zip": content}
+    preset = PRESETS["ml-100k"]
+    nowhere = (Source("http", f"{NOWHERE}/x"),)
+    tables = tuple(replace(asset, sources=nowhere) for asset in preset.assets)
+    (other,) = preset.otherwise
+    other = replace(
+        other, sha256=hashlib.sha256(content).hexdigest(), sources=(Source("http", site.url("ml-100k.zip")),)
+    )
+    monkeypatch.setitem(presets.PRESETS, "ml-100k", replace(preset, assets=tables, otherwise=(other,)))
+    data = prepare(tmp_path / "ws", "ml-100k")
+    assert len(data.log) == 4 and data.stats["source"]["edition"] == "ml-100k, GroupLens"
+    site.files = {}
+    (cache_root() / "ml-100k" / "ml-100k.zip").unlink()
+    with pytest.raises(MissingError, match=r"cannot get ml-100k\.inter: .*; cannot get ml-100k\.zip: ") as caught:
+        prepare(tmp_path / "ws2", "ml-100k")
+    assert "`llmemb init ml-100k --source ml-100k.zip`" in str(caught.value.hint)
+
+
 def test_every_preset_with_sources_says_the_way_by_hand() -> None:
     for preset in PRESETS.values():
-        for asset in preset.assets:
+        for asset in (*preset.assets, *preset.otherwise):
             assert asset.manual == preset.manual and f"`llmemb init {preset.name} --source" in asset.manual
             assert len(asset.sha256) == 64 and asset.sources
 

