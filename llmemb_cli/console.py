@@ -84,9 +84,15 @@ def stdout() -> Console:
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
+# The consoles of the live bars that are shown now: what else is said must stand above the bar, not in it.
+_live: list[Console] = []
+
+
 def stderr() -> Console:
     from rich.console import Console
 
+    if _live:
+        return _live[-1]
     return Console(file=sys.stderr, width=None if sys.stderr.isatty() else 120, highlight=False)
 
 
@@ -272,6 +278,7 @@ class _LiveTask(Task):
             label, total=self.total, completed=self.done, count=self._count(), figures=""
         )
         self.progress.start()
+        _live.append(console)
         return self
 
     def _count(self) -> str:
@@ -290,6 +297,7 @@ class _LiveTask(Task):
     ) -> None:
         if self.progress is not None:
             self.progress.stop()
+            _live.remove(self.progress.console)
         for made in self._table():
             stderr().print(made)
         if error is None:

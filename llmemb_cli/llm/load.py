@@ -52,6 +52,8 @@ def load_model(
     quantised = settings.load_in_8bit or settings.load_in_4bit
     if quantised:
         options["quantization_config"] = _quantisation(settings, where)
+    bits = "8-bit weights, " if settings.load_in_8bit else "4-bit weights, " if settings.load_in_4bit else ""
+    report.note(f"loading {Path(settings.model).name}: {bits}{str(dtype).removeprefix('torch.')} on {where}")
     tokenizer = load_tokenizer(folder)
     try:
         with quiet_transformers():
