@@ -76,6 +76,16 @@ def test_popularity_is_counted_on_training_rows_alone(tmp_path: Path) -> None:
         assert history.row(user).tolist() == [*data.train.row(user).tolist(), data.valid[user]]
 
 
+def test_two_files_of_one_name_are_counted_apart(tmp_path: Path) -> None:
+    log, items = write_files(tmp_path, log_rows())
+    for folder, file in (("log", log), ("items", items)):
+        (tmp_path / folder).mkdir()
+        file.rename(tmp_path / folder / "data.csv")
+    root = build(tmp_path, tmp_path / "log" / "data.csv", tmp_path / "items" / "data.csv")
+    stats = json.loads((root / "data" / "stats.json").read_text())
+    assert stats["rows_read"] == {"log/data.csv": len(log_rows()), "items/data.csv": 110}
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet", "csv.gz"])
 def test_every_format_gives_the_same_data(tmp_path: Path, suffix: str) -> None:
     log, items = write_files(tmp_path, log_rows())

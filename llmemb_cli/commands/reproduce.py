@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmemb_cli.commands.common import SetOption, command, option
+from llmemb_cli.commands.common import SetOption, command
 from llmemb_cli.console import Output, duration, table, titled
 
 if TYPE_CHECKING:
@@ -33,10 +33,15 @@ def reproduce(
     backbone: Annotated[Names, typer.Option(help="Backbone; repeatable [default: the paper's].")] = None,
     method: Annotated[Names, typer.Option(help="Method; repeatable [default: all].")] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas.")] = "42,43,44",
-    protocol: Annotated[str, option("eval.protocol")] = "sampled",
+    protocol: Annotated[
+        str,
+        typer.Option(
+            "--protocol", metavar="sampled|full", help="Rank among sampled items, as the paper, or among all."
+        ),
+    ] = "sampled",
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs trained at once, a process each.")] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the runs and how long they may take.")
+        bool, typer.Option("--dry-run", help="Only list the runs and how long they may take; times a few steps.")
     ] = False,
     out: Annotated[
         Path | None,
@@ -121,26 +126,38 @@ def _write(folder: Path, document: dict[str, Any]) -> None:
 
 
 def _plan(target: str, cells: list[Cell], jobs: int) -> dict[str, Any]:
-    from llmemb_cli.reporting.grid import estimate, is_done, steps_before
+    from llmemb_cli.reporting.estimate import estimate
+    from llmemb_cli.reporting.grid import is_done, steps_before
 
-    entries = []
+    done = {id(cell): is_done(cell) for cell in cells}
+    waiting = [cell for cell in cells if not done[id(cell)]]
+    guesses = {id(cell): guess for cell, guess in zip(waiting, estimate(waiting), strict=True)}
     first: dict[str, list[str]] = {}
-    for cell, seconds in zip(cells, estimate(cells), strict=True):
-        done = is_done(cell)
-        for step in [] if done else steps_before(cell):
+    for cell in waiting:
+        for step in steps_before(cell):
             names = first.setdefault(str(cell.workspace.root), [])
             names += [step.name] if step.name not in names else []
-        entries.append(cell.describe() | {"status": "up-to-date" if done else "waiting", "estimate": seconds})
-    todo = [entry for entry in entries if entry["status"] == "waiting"]
-    known = [entry["estimate"] for entry in todo if entry["estimate"] is not None]
+    known = [guess for guess in guesses.values() if guess is not None]
+    entries = []
+    for cell in cells:
+        guess = guesses.get(id(cell))
+        entries.append(
+            cell.describe()
+            | {
+                "status": "up-to-date" if done[id(cell)] else "waiting",
+                "estimate": guess.seconds if guess else None,
+                "estimated_from": guess.source if guess else None,
+            }
+        )
     return {
         "target": target,
         "jobs": jobs,
         "runs": entries,
         "first": first,
-        "to_do": len(todo),
-        "unknown": len(todo) - len(known),
-        "estimate": sum(known) / jobs if known else None,
+        "to_do": len(waiting),
+        "unknown": len(waiting) - len(known),
+        "estimate": sum(one.seconds for one in known) / jobs if known else None,
+        "at_most": any(one.source == "steps" for one in known),
     }
 
 
@@ -151,21 +168,32 @@ def show_plan(console: Console, document: dict[str, Any]) -> None:
             Path(entry["workspace"]).name,
             entry["run"],
             entry["status"],
-            ""
-            if entry["status"] == "up-to-date"
-            else "?"
-            if entry["estimate"] is None
-            else duration(entry["estimate"]),
+            _guess(entry),
         ]
         for entry in document["runs"]
     ]
     console.print(table(["workspace", "run", "state", "estimate"], rows, left=3))
+    if not document["to_do"]:
+        console.print("all runs are up to date")
+        return
     known = document["estimate"]
-    time = "nothing to estimate from" if known is None else f"about {duration(known)} with {document['jobs']} at once"
-    unlike = f"; {document['unknown']} unlike any run so far" if known is not None and document["unknown"] else ""
+    how = "at most" if document["at_most"] else "about"
+    time = "nothing to estimate from" if known is None else f"{how} {duration(known)} with {document['jobs']} at once"
+    unlike = f"; {document['unknown']} cannot be estimated" if known is not None and document["unknown"] else ""
     console.print(f"{document['to_do']} of {len(rows)} runs to do: {time}{unlike}", soft_wrap=True)
+    if document["at_most"]:
+        console.print(
+            "at most: a few steps were timed, times all epochs; training that stops early takes a part of that",
+            soft_wrap=True,
+        )
     for root, names in document["first"].items():
         console.print(f"before them, not in the estimate: {', '.join(names)} in {Path(root).name}", soft_wrap=True)
+
+
+def _guess(entry: dict[str, Any]) -> str:
+    if entry["estimate"] is None:
+        return "" if entry["status"] == "up-to-date" else "?"
+    return ("at most " if entry["estimated_from"] == "steps" else "") + duration(entry["estimate"])
 
 
 def show(console: Console, document: dict[str, Any], folder: Path) -> None:

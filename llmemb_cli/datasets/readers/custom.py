@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from llmemb_cli.config.data import DataSettings
@@ -10,7 +11,7 @@ from llmemb_cli.datasets.columns import guess_column, resolve_custom
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE, Batch
-from llmemb_cli.datasets.readers.sources import plain_file
+from llmemb_cli.datasets.readers.sources import RawFile, plain_file
 from llmemb_cli.datasets.readers.tabular import column_names, read_table, scan_table
 from llmemb_cli.progress import Reporter
 
@@ -22,9 +23,13 @@ def read_custom(settings: DataSettings, root: Path, preset: DatasetPreset, repor
         WrongUseError, BadDataError: as `scan_table`.
     """
     log_file = plain_file(root / settings.interactions)
+    catalogue = plain_file(root / settings.items) if settings.items else None
+    if catalogue is not None and catalogue.name == log_file.name:
+        # Rows and rejects are counted by file name.
+        log_file, catalogue = _with_folder(log_file), _with_folder(catalogue)
     values = settings.model_dump() | {"interactions": str(log_file.path)}
-    if settings.items:
-        values["items"] = str(root / settings.items)
+    if catalogue is not None:
+        values["items"] = str(catalogue.path)
     chosen = DataSettings.model_validate(resolve_custom(values, ask=None))
     roles = {
         chosen.user_column: "user_id",
@@ -45,9 +50,13 @@ def read_custom(settings: DataSettings, root: Path, preset: DatasetPreset, repor
         edition=settings.edition or preset.edition,
         instruction=preset.instruction,
     )
-    if settings.items:
-        _read_items(Path(chosen.items), chosen, data, report)
+    if catalogue is not None:
+        _read_items(catalogue, chosen, data, report)
     return data
+
+
+def _with_folder(file: RawFile) -> RawFile:
+    return replace(file, name=str(Path(file.path.parent.name, file.name)))
 
 
 def _renamed(batches: Iterator[Batch], roles: dict[str, str]) -> Iterator[Batch]:
@@ -56,21 +65,21 @@ def _renamed(batches: Iterator[Batch], roles: dict[str, str]) -> Iterator[Batch]
         yield batch
 
 
-def _read_items(path: Path, chosen: DataSettings, data: RawData, report: Reporter) -> None:
-    names = column_names(path, encoding=chosen.encoding)
+def _read_items(file: RawFile, chosen: DataSettings, data: RawData, report: Reporter) -> None:
+    names = column_names(file, encoding=chosen.encoding)
     guessed = guess_column("item_column", names)[0]
     key = chosen.item_column if chosen.item_column in names or guessed is None else guessed
     title = chosen.title_column
     others = [name for name in names if name not in (key, title)]
     wanted = [key, *([title] if title else []), *others]
-    table = read_table(path, wanted, encoding=chosen.encoding, report=report)
+    table = read_table(file, wanted, encoding=chosen.encoding, report=report)
     # The title is always the first attribute and always called so.
     data.items = table.frame.rename({key: "item_id"} | ({title: "title"} if title else {})).select(
         "item_id", *(["title"] if title else []), *[name for name in others if name != "title"], LINE
     )
     asked = ["title" if name == title else name for name in chosen.attributes]
     data.attributes = asked or [name for name in data.items.columns if name not in ("item_id", LINE)]
-    data.tally.rows_read[path.name] += table.rows_read
+    data.tally.rows_read[file.name] += table.rows_read
     data.tally.add(table.rejects)
-    data.files.append(path)
-    data.items_name = path.name
+    data.files.append(file.path)
+    data.items_name = file.name
