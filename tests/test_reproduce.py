@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from typer.testing import CliRunner
 
 from llmemb_cli.app import app
 from llmemb_cli.config.settings import Settings, load_settings
+from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.progress import Reporter
-from llmemb_cli.reporting.grid import estimate, is_done, run_grid, steps_before
+from llmemb_cli.reporting.estimate import estimate, only_users
+from llmemb_cli.reporting.grid import is_done, run_grid, steps_before
 from llmemb_cli.reporting.reproduce import SWEEPS, grid_of, known, paper_figures, reproduce_document
 from llmemb_cli.reporting.reproduce_text import markdown
 from llmemb_cli.reporting.verdicts import judge, verdict
@@ -92,7 +95,7 @@ def test_paper_figures_have_a_source_and_equal_those_known_elsewhere() -> None:
 
 def test_ablation_is_run_measured_and_judged(workspace: Workspace) -> None:
     cells = grid_of("table2", [workspace], [42, 43], overrides=SAMPLED)
-    assert estimate(cells) == [None] * len(cells) and not any(is_done(cell) for cell in cells)
+    assert not any(is_done(cell) for cell in cells)
     run_grid(cells, Reporter())
     assert [cell.status for cell in cells] == ["done"] * len(cells)
     document = reproduce_document("table2", cells)
@@ -120,7 +123,6 @@ def test_ablation_is_run_measured_and_judged(workspace: Workspace) -> None:
     run_grid(again, Reporter())
     assert [cell.status for cell in again] == ["up-to-date"] * len(cells)
     assert made == {cell.run: (workspace.run(cell.run) / "manifest.json").read_text() for cell in again}
-    assert all(seconds is not None and seconds > 0 for seconds in estimate(again))
 
 
 def test_one_failure_does_not_stop_the_rest(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,13 +194,50 @@ def test_dry_run_trains_nothing_and_bad_choices_are_named(workspace: Workspace) 
         return CliRunner().invoke(app, ["reproduce", *args, "-w", str(workspace.root)])
 
     plan = json.loads(call("table1", "--dry-run", "--seeds", "1,2", "--json").stdout)
-    assert plan["to_do"] == len(plan["runs"]) == plan["unknown"] and plan["estimate"] is None
+    assert plan["to_do"] == len(plan["runs"]) == 36 and not plan["unknown"] and plan["at_most"]
+    assert {one["estimated_from"] for one in plan["runs"]} == {"steps"}
+    assert plan["estimate"] == pytest.approx(sum(one["estimate"] for one in plan["runs"]))
     assert not (workspace.root / "runs").exists()
     assert call("table1", "--method", "llmemd").exit_code == 2
     assert "did you mean llmemb" in call("table1", "--method", "llmemd").stderr
     assert call("table1", "--seeds", "one").exit_code == 2
     assert call("table9").exit_code == 2
     assert "llmemb.toml" in call("table1", "--set", "scft.steps=3").stderr
+
+
+def test_time_is_estimated_from_runs_like_it_and_else_from_steps(workspace: Workspace) -> None:
+    def grid(**overrides: Any) -> Any:
+        changes = SAMPLED | {f"rat.{key}": value for key, value in overrides.items()}
+        return grid_of(
+            "table1", [workspace], [1], backbones=["sasrec"], methods=["none", "llmemb"], overrides=changes
+        )
+
+    before = estimate(grid(epochs=4))
+    assert [one.source for one in before if one] == ["steps", "steps"]
+    run_grid(grid(epochs=4, patience=9), Reporter())
+    summaries = [
+        json.loads((workspace.run(cell.run) / "manifest.json").read_text())["summary"]
+        for cell in grid(epochs=4, patience=9)
+    ]
+    assert [one["epochs"] for one in summaries] == [4, 4]
+    for most in (2, 40):
+        found = estimate(grid(epochs=most))
+        assert [one.source for one in found if one] == ["runs", "runs"]
+        # A run that was cut off by its last epoch says nothing about stopping early.
+        assert [one.seconds for one in found if one] == pytest.approx(
+            [summary["seconds_per_epoch"] * most for summary in summaries]
+        )
+    assert [one.source for one in estimate(grid(hidden_size=16)) if one] == ["steps", "steps"]
+    shutil.rmtree(workspace.data)
+    assert estimate(grid(hidden_size=16)) == [None, None]
+
+
+def test_some_users_are_whole_users(workspace: Workspace) -> None:
+    data = load_split(workspace.data)
+    some = only_users(data, np.array([7, 3]))
+    assert some.user_ids.to_list() == ["u7", "u3"] and some.n_items == data.n_items
+    assert [some.train.row(at).tolist() for at in (0, 1)] == [data.train.row(at).tolist() for at in (7, 3)]
+    assert some.valid.tolist() == data.valid[[7, 3]].tolist()
 
 
 @pytest.mark.parametrize("target", ["fig4", "fig5", "fig6"])

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -71,33 +71,6 @@ def is_done(cell: Cell) -> bool:
     trained = pipeline.rat_stage(cell.workspace, cell.settings, cell.run, cell.filed)
     measured = pipeline.eval_stage(cell.workspace, cell.settings, cell.run)
     return all(stage_state(stage).state == "up-to-date" for stage in (trained, measured))
-
-
-def estimate(cells: Sequence[Cell]) -> list[float | None]:
-    """Seconds each cell is likely to take, from the runs there are; None where nothing like it has been run.
-
-    Like it: the same workspace, backbone and method; else the same workspace and backbone; else the same workspace.
-    """
-    known = {cell.workspace.root: _times(cell.workspace) for cell in cells}
-    result: list[float | None] = []
-    for cell in cells:
-        rat, times = cell.settings.rat, known[cell.workspace.root]
-        for key in ((rat.backbone, rat.method), (rat.backbone, None), (None, None)):
-            found = [s for (b, m), s in times if key[0] in (b, None) and key[1] in (m, None)]
-            if found:
-                break
-        result.append(sum(found) / len(found) if found else None)
-    return result
-
-
-def _times(workspace: Workspace) -> list[tuple[tuple[str, str], float]]:
-    times = []
-    for path in sorted((workspace.root / "runs").glob("[!.]*")):
-        manifest = read_manifest(path)
-        if manifest is not None:
-            summary = manifest["summary"]
-            times.append(((summary["backbone"], summary["method"]), float(manifest["seconds"])))
-    return times
 
 
 def run_grid(cells: list[Cell], report: Reporter, jobs: int = 1) -> None:
