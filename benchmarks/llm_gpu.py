@@ -34,7 +34,8 @@ from llm_setup import RANDOM, matrix_rate, operations_a_token, random_model, rea
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.config.settings import make_settings
 from llmemb_cli.llm.load import LoadedModel, load_model
-from llmemb_cli.llm.scft import contrast, make_trainer, prepare, update
+from llmemb_cli.llm.scft import make_trainer, prepare
+from llmemb_cli.llm.step import contrast, update
 from llmemb_cli.llm.trainer import Items
 from llmemb_cli.llm.vectors import tokenise
 from llmemb_cli.peers import ALONE
@@ -97,7 +98,7 @@ def train(folder: Path, items: Items, device: str, chosen: dict[str, Any], steps
         run = prepare(trainer, Path(work), Reporter())
         for _ in range(steps):
             losses.append(contrast(trainer, np.arange(32), 0, run.scaler, Reporter()))
-            update(run)
+            update(trainer, run.optimizer, run.scaler)
     return losses
 
 

@@ -29,7 +29,8 @@ from llmemb_cli.config.settings import Settings, make_settings
 from llmemb_cli.llm.load import LoadedModel
 from llmemb_cli.llm.plan import step_items
 from llmemb_cli.llm.quiet import quiet_transformers
-from llmemb_cli.llm.scft import contrast, make_trainer, prepare, update
+from llmemb_cli.llm.scft import make_trainer, prepare
+from llmemb_cli.llm.step import contrast, update
 from llmemb_cli.llm.trainer import Items, draw_views
 from llmemb_cli.peers import ALONE
 from llmemb_cli.progress import Reporter
@@ -61,7 +62,7 @@ def ours(items: Items, settings: Settings, device: str, steps: int) -> Speed:
             started = time.perf_counter()
             chosen = step_items(every, settings.scft, settings.seed, step)
             contrast(trainer, chosen, step, run.scaler, Reporter())
-            update(run)
+            update(trainer, run.optimizer, run.scaler)
             if step:  # the loss has been read, so a card has done its work
                 seconds += time.perf_counter() - started
                 tokens += sum(map(len, trainer.tokens(_views(items, settings, every, step))))

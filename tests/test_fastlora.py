@@ -17,7 +17,8 @@ from llmemb_cli.llm.fastlora import DropoutPool, _LoraLinear, speed_up
 from llmemb_cli.llm.load import LoadedModel, load_model
 from llmemb_cli.llm.memory import bytes_a_token
 from llmemb_cli.llm.pooling import embed_batch
-from llmemb_cli.llm.scft import contrast, make_trainer, read_items
+from llmemb_cli.llm.scft import make_trainer, read_items
+from llmemb_cli.llm.step import contrast
 from llmemb_cli.llm.validate import validate
 from llmemb_cli.peers import ALONE
 from llmemb_cli.progress import Reporter

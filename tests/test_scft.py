@@ -24,12 +24,13 @@ from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.contrastive import contrastive_loss
 from llmemb_cli.errors import BadDataError, LlmembError
 from llmemb_cli.llm import load
-from llmemb_cli.llm import scft as scft_module
+from llmemb_cli.llm import step as step_module
 from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import load_model
 from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.llm.plan import MicroBatches, learning_rate, step_items, total_steps
-from llmemb_cli.llm.scft import contrast, make_trainer, read_items, run_scft
+from llmemb_cli.llm.scft import make_trainer, read_items, run_scft
+from llmemb_cli.llm.step import contrast
 from llmemb_cli.llm.trainer import draw_views, share_texts
 from llmemb_cli.llm.validate import ranks_of_own
 from llmemb_cli.peers import ALONE
@@ -333,7 +334,7 @@ def test_weights_or_a_loss_that_do_not_fit_say_so(
         with pytest.raises(LlmembError, match="do not fit into the memory of cpu") as caught:
             run_scft(workspace, settings, Reporter())
         assert "--load-in-4bit" in (caught.value.hint or "")
-    monkeypatch.setattr(scft_module, "contrastive_loss", no_memory)
+    monkeypatch.setattr(step_module, "contrastive_loss", no_memory)
     with pytest.raises(LlmembError, match="comparing 16 vectors") as caught:
         run_scft(workspace, settings.model_copy(update={"scft": without_validation(settings.scft)}), Reporter())
     assert "batch_size" in (caught.value.hint or "")

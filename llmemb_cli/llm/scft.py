@@ -14,24 +14,23 @@ import torch
 from llmemb_cli.assets.models import local_model
 from llmemb_cli.checkpoint import forget_checkpoint, load_checkpoint, save_checkpoint
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.contrastive import START_TEMPERATURE, contrastive_loss
-from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, WrongUseError
+from llmemb_cli.contrastive import START_TEMPERATURE
+from llmemb_cli.errors import InterruptedRunError, LlmembError, WrongUseError
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.llm.adapter import save_adapter, trained_tensors, with_lora
 from llmemb_cli.llm.attention import use_short_attention
 from llmemb_cli.llm.fastlora import speed_up
-from llmemb_cli.llm.gradcache import OutOfMemoryAtError, cached_backward
 from llmemb_cli.llm.load import load_model
-from llmemb_cli.llm.memory import bytes_a_token, make_room, micro_batches
+from llmemb_cli.llm.memory import bytes_a_token, micro_batches
 from llmemb_cli.llm.plan import MicroBatches, learning_rate, split_items, step_items, steps_per_epoch, total_steps
-from llmemb_cli.llm.trainer import Items, Trainer, draw_views, share_texts
+from llmemb_cli.llm.step import contrast, update
+from llmemb_cli.llm.trainer import Items, Trainer
 from llmemb_cli.llm.validate import validate
 from llmemb_cli.peers import Peers, join_peers, own_device
 from llmemb_cli.pipeline import scft_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
-from llmemb_cli.prompts.views import not_negatives
-from llmemb_cli.seeds import numpy_rng, stream_seed
+from llmemb_cli.seeds import stream_seed
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import (
     StageResult,
@@ -238,13 +237,14 @@ def _train(run: Run, train: np.ndarray, held_out: np.ndarray, report: Reporter) 
         if state.step == 0 and not state.untuned:
             state.untuned = validate(trainer, held_out, report)
             _log(run, {"step": 0, **state.untuned})
+            task.row(_shown({"step": 0, **state.untuned}))
         while state.step < total:
             for group in run.optimizer.param_groups:
                 group["lr"] = learning_rate(settings, state.step, total)
             loss = contrast(
                 trainer, step_items(train, settings, trainer.seed, state.step), state.step, run.scaler, report
             )
-            updated = update(run)
+            updated = update(trainer, run.optimizer, run.scaler)
             state.step += 1
             state.skipped += not updated
             state.first_loss = loss if state.first_loss is None else state.first_loss
@@ -254,6 +254,7 @@ def _train(run: Run, train: np.ndarray, held_out: np.ndarray, report: Reporter) 
                 state.last = validate(trainer, held_out, report)
                 _keep_best(run)
                 record |= state.last
+                task.row(_shown(record), best=state.best_step == state.step)
             _log(run, record)
             task.advance(1, loss=loss)
             stopping = trainer.peers.any(stop.requested)
@@ -279,65 +280,6 @@ def _train(run: Run, train: np.ndarray, held_out: np.ndarray, report: Reporter) 
         )
 
 
-def contrast(trainer: Trainer, items: np.ndarray, step: int, scaler: torch.amp.GradScaler, report: Reporter) -> float:
-    """Two fresh views of every item, one contrastive loss over all of them, gradients on the parameters."""
-    settings, device = trainer.settings, trainer.loaded.device
-    views = draw_views(trainer.items, items, settings.drop_ratio, numpy_rng(trainer.seed, "views", step))
-    blank = not_negatives(views.first, views.second, views.prompts)
-    if blank.all():
-        raise BadDataError(
-            f"step {step + 1} has nothing to contrast: its {len(items)} items show the same texts",
-            hint="look at `llmemb prompt`; give items more attributes or lower scft.drop_ratio",
-        )
-    same = torch.from_numpy(blank).to(device)
-    share = share_texts(trainer.tokens(views.texts), trainer.peers, device)
-
-    def loss_of(vectors: torch.Tensor) -> torch.Tensor:
-        left, right = vectors[share.place].chunk(2)
-        return contrastive_loss(settings.loss, left, right, trainer.log_temperature.exp(), same)
-
-    while True:
-        batches = trainer.micro.split(share.lengths)
-        for parameter in (*trainer.trained, trainer.log_temperature):
-            parameter.grad = None
-        try:
-            loss = cached_backward(
-                [share.tokens[batch] for batch in batches],
-                trainer.embed,
-                loss_of,
-                lambda number: stream_seed(
-                    trainer.seed, "lora-dropout", step, number * trainer.peers.size + trainer.peers.rank
-                ),
-                keep=trainer.micro.kept(share.lengths, batches),
-                scale=scaler.scale,
-                peers=trainer.peers,
-                counts=share.counts,
-            )
-        except OutOfMemoryAtError as error:
-            failed = error.batch
-        else:
-            break
-        if failed is not None:
-            make_room(trainer.micro, share.lengths[batches[failed]], report)
-    if not math.isfinite(loss):
-        raise LlmembError(f"the loss of step {step + 1} is not finite", hint="lower scft.learning_rate")
-    trainer.peers.sum_gradients(trainer.trained)
-    if step == 0:
-        _check_gradients(trainer.model)
-    return loss
-
-
-def update(run: Run) -> bool:
-    """One optimizer step; False when fp16 gradients overflowed and it was left out."""
-    run.scaler.unscale_(run.optimizer)
-    if run.trainer.settings.clip_norm:
-        torch.nn.utils.clip_grad_norm_(run.trainer.trained, run.trainer.settings.clip_norm)
-    before = run.scaler.get_scale()
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    return run.scaler.get_scale() >= before
-
-
 def _keep_best(run: Run) -> None:
     """Remember the weights if they find held-out items better than all before (step 0 does not count)."""
     name = run.trainer.settings.best_by
@@ -350,11 +292,12 @@ def _keep_best(run: Run) -> None:
         run.best = {name: tensor.clone() for name, tensor in trained_tensors(run.trainer.model).items()}
 
 
-def _check_gradients(model: Any) -> None:
-    """LoRA with the wrong checkpointing trains nothing without a word: look once."""
-    reached = [p.grad for name, p in model.named_parameters() if "lora_B" in name and p.grad is not None]
-    if not any(bool((gradient != 0).any()) for gradient in reached):
-        raise LlmembError("no gradient reaches the LoRA matrices", hint="try without gradient_checkpointing")
+def _shown(record: dict[str, Any]) -> dict[str, str]:
+    """A validation as a row of the table on a terminal."""
+    digits = {"loss": "loss", "retrieval": "found first", "mrr": "MRR", "alignment": "alignment"}
+    digits |= {"uniformity": "uniformity"}
+    figures = {name: f"{record[key]:.4f}" if key in record else "" for key, name in digits.items()}
+    return {"step": str(record["step"])} | figures
 
 
 def _log(run: Run, record: dict[str, Any]) -> None:
