@@ -44,7 +44,11 @@ class Estimate:
 
 
 def estimate(cells: Sequence[Cell]) -> list[Estimate | None]:
-    """What each cell may take; None where it cannot be known, because there is no data or the cell cannot train."""
+    """What each cell may take; None where it cannot be known.
+
+    That is without data, where a cell cannot train, and with MELT before it was trained once: how long its branches
+    take depends on all users and items, and some of them say nothing.
+    """
     roots = {cell.workspace.root for cell in cells}
     earlier = {root: _earlier(Workspace(root)) for root in roots}
     timed: dict[tuple[Any, ...], float | None] = {}
@@ -95,6 +99,8 @@ def _epoch_seconds(workspace: Workspace, settings: Settings) -> float | None:
     """Seconds of an epoch with validation, from a few steps on users drawn at random; vectors are made up."""
     from llmemb_cli.srs.sequences import training_rows
 
+    if pipeline.method_of(settings).extra == "melt":
+        return None
     try:
         data = load_split(workspace.data)
         rat = settings.rat
