@@ -11,7 +11,8 @@ from llmemb_cli.datasets.columns import guess_column, resolve_custom
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE, Batch
-from llmemb_cli.datasets.readers.sources import RawFile, plain_file
+from llmemb_cli.datasets.readers.sources import plain_file
+from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.datasets.readers.tabular import column_names, read_table, scan_table
 from llmemb_cli.progress import Reporter
 
