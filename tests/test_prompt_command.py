@@ -17,6 +17,7 @@ from llmemb_cli.app import app
 from llmemb_cli.config.prompt import PromptSettings
 from llmemb_cli.config.settings import make_settings, write_settings
 from llmemb_cli.errors import WrongUseError
+from llmemb_cli.prompts import lengths
 from llmemb_cli.prompts.lengths import describe_lengths
 from llmemb_cli.prompts.template import item_parts
 from llmemb_cli.workspace.locate import Workspace
@@ -99,9 +100,9 @@ def test_tokens_are_counted_and_prompts_over_the_limit_are(workspace: Workspace)
     settings = json.loads((workspace.prompts / "manifest.json").read_text())
     assert settings["summary"]["items"] == 3
     tokenizer = AutoTokenizer.from_pretrained(workspace.root.parent / "model")
-    lengths = [len(tokenizer(text)["input_ids"]) for text in frame["prompt"]]
-    assert shown["total"] == sum(lengths) and shown["max"] == max(lengths)
-    assert shown["cut"] == sum(length > 8 for length in lengths) > 0
+    counted = [len(tokenizer(text)["input_ids"]) for text in frame["prompt"]]
+    assert shown["total"] == sum(counted) and shown["max"] == max(counted)
+    assert shown["cut"] == sum(length > 8 for length in counted) > 0
     assert shown["cut_share"] == shown["cut"] / 3
     assert call(workspace, "--no-tokens")["tokens"] is None
 
@@ -111,13 +112,19 @@ def test_without_the_model_there_are_no_token_counts_and_no_error(workspace: Wor
     assert shown["tokens"] is None and shown["items"] == 3
 
 
+def test_tokens_are_counted_in_parts_as_in_one(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = call(workspace)["tokens"]
+    monkeypatch.setattr(lengths, "TOKENISED_AT_ONCE", 2)
+    assert call(workspace)["tokens"] == whole
+
+
 @pytest.mark.parametrize("high", [1, 9, 10, 11, 500])
 def test_histogram_counts_every_prompt_once(high: int) -> None:
-    lengths = np.random.default_rng(0).integers(1, high + 1, size=200)
-    bins = describe_lengths(lengths, 5)["histogram"]
+    drawn = np.random.default_rng(0).integers(1, high + 1, size=200)
+    bins = describe_lengths(drawn, 5)["histogram"]
     assert sum(entry["items"] for entry in bins) == 200 and 1 <= len(bins) <= 10
     for entry in bins:
-        assert entry["items"] == ((lengths >= entry["from"]) & (lengths <= entry["to"])).sum()
+        assert entry["items"] == ((drawn >= entry["from"]) & (drawn <= entry["to"])).sum()
 
 
 def test_limits_hold_for_one_attribute_and_unknown_ones_are_named() -> None:

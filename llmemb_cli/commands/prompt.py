@@ -10,6 +10,7 @@ import typer
 from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
 from llmemb_cli.console import Output
 from llmemb_cli.errors import WrongUseError, near_match
+from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.lock import write_lock
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from llmemb_cli.config.settings import Settings
 
 BAR = 40
+MANY = 50_000  # items
 
 
 def prompt(
@@ -73,7 +75,7 @@ def _one_item(frame: pl.DataFrame, item: str | None, settings: Settings) -> dict
     else:
         found = (frame["item_id"] == item).arg_true()
         if not len(found):
-            close = near_match(item, frame["item_id"].to_list())
+            close = near_match(item, frame["item_id"][:MANY].to_list())
             hint = f"did you mean {close}?" if close else "ids are those of data/items.parquet"
             raise WrongUseError(f"no item {item} in this workspace", hint=hint)
         row = int(found[0])
@@ -97,8 +99,11 @@ def _tokens(frame: pl.DataFrame, settings: Settings, output: Output) -> dict[str
     from llmemb_cli.llm.load import load_tokenizer
     from llmemb_cli.prompts.lengths import describe_lengths, token_lengths
 
-    tokenizer = load_tokenizer(local_model(settings.scft.model, output.reporter()))
-    return describe_lengths(token_lengths(tokenizer, frame["prompt"].to_list()), settings.scft.max_tokens)
+    report = output.reporter()
+    tokenizer = load_tokenizer(local_model(settings.scft.model, report))
+    # A bar where there is something to wait for.
+    counting = report if len(frame) > MANY else Reporter()
+    return describe_lengths(token_lengths(tokenizer, frame["prompt"], counting), settings.scft.max_tokens)
 
 
 def _show(console: Console, document: dict[str, Any]) -> None:

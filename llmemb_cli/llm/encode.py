@@ -147,7 +147,7 @@ def _with_pca(work: Path, vectors: np.ndarray, settings: Settings, report: Repor
     pca = fit_pca(vectors, settings.embed.pca, report, settings.seed)
     write_pca(work, pca)
     explained = float(pca.explained_variance.sum() / max(pca.total_variance, 1e-30))
-    return {"pca": len(pca.components), "explained": explained}
+    return {"pca": len(pca.components), "explained": min(explained, 1.0)}
 
 
 def part_stage(workspace: Workspace, settings: Settings, tuned: bool, number: int, of: int) -> Stage:

@@ -5,14 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import polars as pl
+
+from llmemb_cli.progress import Reporter
 
 BINS = 10
+TOKENISED_AT_ONCE = 16384
 
 
-def token_lengths(tokenizer: Any, prompts: list[str]) -> np.ndarray:
-    """Tokens of every prompt, special tokens included: (n,) int64."""
-    encoded = tokenizer(prompts, add_special_tokens=True, return_attention_mask=False)["input_ids"]
-    return np.array([len(ids) for ids in encoded], dtype=np.int64)
+def token_lengths(tokenizer: Any, prompts: pl.Series, report: Reporter) -> np.ndarray:
+    """Tokens of every prompt, special tokens included: (n,) int64.
+
+    Some thousand at a time: all token lists at once would take a hundred times the memory of the text.
+    """
+    lengths = np.empty(len(prompts), dtype=np.int64)
+    with report.task("counting tokens", len(prompts), "prompts") as task:
+        for at in range(0, len(prompts), TOKENISED_AT_ONCE):
+            texts = prompts[at : at + TOKENISED_AT_ONCE].to_list()
+            encoded = tokenizer(texts, add_special_tokens=True, return_attention_mask=False)["input_ids"]
+            lengths[at : at + len(texts)] = [len(ids) for ids in encoded]
+            task.advance(len(texts))
+    return lengths
 
 
 def describe_lengths(lengths: np.ndarray, limit: int) -> dict[str, Any]:
