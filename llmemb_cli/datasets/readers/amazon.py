@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from llmemb_cli.datasets.amazon import DEFAULT_EDITION, EDITIONS, AmazonEdition
 from llmemb_cli.datasets.columns import LEAKING
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
+from llmemb_cli.datasets.readers.ahead import read_ahead
 from llmemb_cli.datasets.readers.catalogue import items_table, parse_python_object, plain_text, words
 from llmemb_cli.datasets.readers.chunks import Batch
 from llmemb_cli.datasets.readers.jsonl import Record, as_text, json_keys, json_records, parse_object, scan_jsonl
@@ -55,6 +57,7 @@ def read_amazon(settings: DataSettings, root: Path, preset: DatasetPreset, repor
         edition = EDITIONS[asked or DEFAULT_EDITION.get(preset.name, max(preset.categories))]
         reviews, metadata = _download(preset, edition, report)
     tally, unreadable = Tally(), Counter[str]()
+    log = _log(reviews, edition, report)
     items = items_table(
         json_records(metadata, _parse_metadata, report),
         partial(_product, unreadable=unreadable),
@@ -63,7 +66,7 @@ def read_amazon(settings: DataSettings, root: Path, preset: DatasetPreset, repor
         tally,
     )
     return RawData(
-        log=_log(reviews, edition, report),
+        log=log,
         log_name=reviews.name,
         items=items,
         items_name=metadata.name,
@@ -78,9 +81,8 @@ def read_amazon(settings: DataSettings, root: Path, preset: DatasetPreset, repor
 
 def _log(reviews: RawFile, edition: AmazonEdition, report: Reporter) -> Iterator[Batch]:
     roles = {edition.user: "user_id", edition.item: "item_id", edition.time: "timestamp", edition.rating: "rating"}
-    for batch in scan_jsonl(reviews, list(roles), report):
-        batch.frame = batch.frame.rename(roles)
-        yield batch
+    batches = read_ahead(partial(scan_jsonl, reviews, list(roles)), report)
+    return (replace(batch, frame=batch.frame.rename(roles)) for batch in batches)
 
 
 def _local(source: Path, preset: DatasetPreset) -> tuple[RawFile, RawFile]:

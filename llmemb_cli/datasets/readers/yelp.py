@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from llmemb_cli.config.data import DataSettings
 from llmemb_cli.datasets.hashes import FileHashes
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
+from llmemb_cli.datasets.readers.ahead import read_ahead
 from llmemb_cli.datasets.readers.catalogue import features, items_table, plain_text
 from llmemb_cli.datasets.readers.jsonl import Record, as_text, json_records, parse_object, scan_jsonl
 from llmemb_cli.datasets.readers.sources import find_files
@@ -41,19 +44,14 @@ def read_yelp(settings: DataSettings, root: Path, preset: DatasetPreset, report:
     businesses, reviews = found["businesses"], found["reviews"]
     tally = Tally()
     files = sorted({reviews.path, businesses.path})
-    # Begun before the businesses are read, which keeps one core busy only.
+    roles = {"user_id": "user_id", "business_id": "item_id", "date": "timestamp", "stars": "rating"}
+    # Both begin before the businesses are read, which keeps one core busy only.
+    batches = read_ahead(partial(scan_jsonl, reviews, list(roles)), report)
     hashes = FileHashes(files)
     items = items_table(json_records(businesses, parse_object, report), _business, COLUMNS, businesses.name, tally)
-    roles = {"user_id": "user_id", "business_id": "item_id", "date": "timestamp", "stars": "rating"}
-    batches = scan_jsonl(reviews, list(roles), report)
-
-    def log():  # type: ignore[no-untyped-def]
-        for batch in batches:
-            batch.frame = batch.frame.rename(roles)
-            yield batch
 
     return RawData(
-        log=log(),
+        log=(replace(batch, frame=batch.frame.rename(roles)) for batch in batches),
         log_name=reviews.name,
         items=items,
         items_name=businesses.name,
