@@ -133,6 +133,8 @@ def test_items_that_nobody_had_before_the_cut_are_cold_and_the_command_says_so(t
     assert ranks.filter(pl.col("cold") == "cold")["user_id"].to_list() == ["u0", "u1", "u2"]
     shown = call("--groups", "cold", "-k", "5,20").stdout
     assert "cold: target without any training interaction" in shown and "HR@5" in shown and "full ranking" in shown
+    assert call("none", "--json").stdout == call("sasrec-none", "--json").stdout == call("--json").stdout
+    assert "no run, variant or method nine" in call("nine").stderr
     wrong = call("-k", "5,ten")
     assert wrong.exit_code == 2 and "-k ten" in wrong.stderr
     assert call("--groups", "popular").exit_code == 2

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     output: Output,
-    runs: Annotated[list[str] | None, typer.Argument(help="Runs to measure; default: all.")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(help="Runs, variants or methods; default: all.")] = None,
     groups: Annotated[list[str] | None, option("eval.groups")] = None,
     protocol: Annotated[str | None, option("eval.protocol")] = None,
     k: Annotated[list[str] | None, option("eval.k", "-k")] = None,
@@ -60,9 +60,9 @@ def evaluate(
         "eval.device": device,
     }
     located, settings = open_workspace(output, workspace, given, set)
-    from llmemb_cli.evaluation.document import check_runs, eval_document
+    from llmemb_cli.evaluation.document import check_runs, eval_document, named_runs
 
-    names = check_runs(located, runs or [])
+    names = named_runs(located, runs) if runs else check_runs(located, [])
     from llmemb_cli.evaluation.stage import run_eval
 
     reporter = output.reporter()
@@ -106,15 +106,21 @@ def show_eval(console: Console, document: dict[str, Any]) -> None:
 
 
 def _fitting(console: Console, title: str, metrics: list[str], make: Callable[[list[str]], Table]) -> None:
-    """Print one table of all metrics, or one a cut-off where the terminal is too narrow for that."""
-    made = make(metrics)
-    cuts = list(dict.fromkeys(name.partition("@")[2] for name in metrics))
-    if len(cuts) > 2 and console.measure(made, options=console.options.update(width=10_000)).maximum > console.width:
-        for number, cut in enumerate(cuts):
-            some = [name for name in metrics if name.partition("@")[2] == cut]
-            titled(console, title if number == 0 else title.partition("\n")[0], make(some))
-        return
-    titled(console, title, made)
+    """Print the metrics in one table, or in as few as the terminal is wide enough for; a cut-off stays together."""
+
+    def fits(some: list[str]) -> bool:
+        wide = console.options.update(width=10_000)
+        return console.measure(make(some), options=wide).maximum <= console.width
+
+    tables: list[list[str]] = []
+    for cut in dict.fromkeys(name.partition("@")[2] for name in metrics):
+        some = [name for name in metrics if name.partition("@")[2] == cut]
+        if tables and fits(tables[-1] + some):
+            tables[-1] += some
+        else:
+            tables.append(some)
+    for number, some in enumerate(tables):
+        titled(console, title if number == 0 else title.partition("\n")[0], make(some))
 
 
 def _overall_table(document: dict[str, Any], metrics: list[str]) -> Table:

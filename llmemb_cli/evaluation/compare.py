@@ -42,7 +42,8 @@ def compare_runs(
         BadDataError: the runs were measured on different data, users or candidates.
     """
     found = read_evaluated(workspace, settings, runs)
-    known = [name for name in found[0].evaluation["summary"]["overall"] if name != "n"]
+    measured = [one.evaluation["summary"]["overall"] for one in found]
+    known = [name for name in measured[0] if name != "n" and all(name in one for one in measured)]
     for name in metrics:
         if name not in known:
             raise WrongUseError(f"no metric {name}", hint=", ".join(known) + "; others: `llmemb eval -k`")

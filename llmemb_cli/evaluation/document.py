@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from llmemb_cli.config.settings import Settings
@@ -9,6 +10,8 @@ from llmemb_cli.errors import BadDataError, WrongUseError, near_match
 from llmemb_cli.pipeline import protocol_name
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest
+
+SHOWN = 6  # names in a hint
 
 
 def known_runs(workspace: Workspace) -> list[str]:
@@ -30,9 +33,38 @@ def check_runs(workspace: Workspace, names: list[str]) -> list[str]:
         raise WrongUseError("there are no runs yet", where=str(workspace.root), hint="run `llmemb rat` first")
     for name in names:
         if name not in known:
-            close = near_match(name, known)
-            raise WrongUseError(f"no run {name}", hint=f"did you mean {close}?" if close else ", ".join(known))
+            raise WrongUseError(f"no run {name}", hint=_near(name, known))
     return names or known
+
+
+def seedless(run: str, seed: int) -> str:
+    """`sasrec-llmemb` of `sasrec-llmemb-42`."""
+    return re.sub(rf"-{seed}(?=-|$)", "", run, count=1)
+
+
+def named_runs(workspace: Workspace, names: list[str]) -> list[str]:
+    """The runs that names mean: runs themselves, variants (a run's name without the seed), methods or backbones.
+
+    Raises:
+        WrongUseError: one means nothing.
+    """
+    known = known_runs(workspace)
+    families: dict[str, list[str]] = {run: [run] for run in known}
+    for run in known:
+        summary = (read_manifest(workspace.run(run)) or {})["summary"]
+        for family in dict.fromkeys((seedless(run, summary["seed"]), summary["method"], summary["backbone"])):
+            if family not in known:
+                families.setdefault(family, []).append(run)
+    for name in names:
+        if name not in families:
+            raise WrongUseError(f"no run, variant or method {name}", hint=_near(name, list(families)))
+    return list(dict.fromkeys(run for name in names for run in families[name]))
+
+
+def _near(name: str, known: list[str]) -> str:
+    close = near_match(name, known)
+    more = f", ... (`llmemb runs` lists all {len(known)})" if len(known) > SHOWN else ""
+    return f"did you mean {close}?" if close else ", ".join(known[:SHOWN]) + more
 
 
 def eval_document(workspace: Workspace, settings: Settings, runs: list[str] | None = None) -> dict[str, Any]:

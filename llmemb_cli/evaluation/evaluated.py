@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import polars as pl
 
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.errors import BadDataError, WrongUseError, near_match
-from llmemb_cli.evaluation.document import known_runs
+from llmemb_cli.errors import BadDataError, WrongUseError
+from llmemb_cli.evaluation.document import known_runs, named_runs, seedless
 from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest
@@ -46,11 +45,6 @@ class Evaluated:
         return seedless(self.run, self.summary["seed"])
 
 
-def seedless(run: str, seed: int) -> str:
-    """`sasrec-llmemb` of `sasrec-llmemb-42`."""
-    return re.sub(rf"-{seed}(?=-|$)", "", run, count=1)
-
-
 def read_evaluated(workspace: Workspace, settings: Settings, names: list[str]) -> list[Evaluated]:
     """The evaluations of runs under the protocol of `[eval]`.
 
@@ -75,23 +69,16 @@ def _places(workspace: Workspace, protocol: str, names: list[str]) -> list[Path]
         if not measured:
             raise WrongUseError("nothing has been evaluated under this protocol", hint="run `llmemb eval` first")
         return [workspace.run(one) for one in measured]
-    families: dict[str, list[Path]] = {}
-    for one in measured:
-        summary = (read_manifest(workspace.run(one)) or {})["summary"]
-        for family in dict.fromkeys((seedless(one, summary["seed"]), summary["method"], summary["backbone"])):
-            families.setdefault(family, []).append(workspace.run(one))
     places: list[Path] = []
     for name in names:
-        if name in known:
-            places.append(workspace.run(name))
-        elif name in families:
-            places += families[name]
-        elif (Path(name) / "manifest.json").is_file():
+        if (Path(name) / "manifest.json").is_file() and name not in known:
             places.append(Path(name))
-        else:
-            close = near_match(name, [*known, *families])
-            hint = f"did you mean {close}?" if close else ", ".join([*known, *families])
-            raise WrongUseError(f"no run, variant or method {name}", hint=hint)
+            continue
+        # Of a family those that have been measured; a run named by itself has to be.
+        found = [one for one in named_runs(workspace, [name]) if one == name or one in measured]
+        places += [workspace.run(one) for one in found]
+        if not found:
+            raise WrongUseError(f"no run of {name} has been evaluated ({protocol})", hint=f"run `llmemb eval {name}`")
     return list(dict.fromkeys(places))
 
 
@@ -109,8 +96,8 @@ def check_comparable(found: list[Evaluated]) -> None:
     """Refuse evaluations whose figures must not stand in one table.
 
     Raises:
-        BadDataError: they differ in protocol, data (and so in split), candidates, groups, cut-offs or users; names
-            the run and what differs.
+        BadDataError: they differ in protocol, data (and so in split), candidates, groups or users; names the run and
+            what differs.
     """
     first = found[0]
     for other in found[1:]:
@@ -120,7 +107,6 @@ def check_comparable(found: list[Evaluated]) -> None:
             "data or split": (inputs["data"], theirs["data"]),
             "candidates": (inputs.get("candidates"), theirs.get("candidates")),
             "groups": (first.evaluation["summary"]["definitions"], other.evaluation["summary"]["definitions"]),
-            "cut-offs": (set(first.evaluation["summary"]["overall"]), set(other.evaluation["summary"]["overall"])),
         }
         differing = [name for name, (ours, other_) in pairs.items() if ours != other_]
         if not differing and not first.table[["user_id", "item_id"]].equals(other.table[["user_id", "item_id"]]):
