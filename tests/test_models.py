@@ -128,6 +128,14 @@ def test_every_preset_says_licence_and_memory_and_less_of_it_in_fewer_bits() -> 
         assert all(entry["memory"][bits]["scft"] > entry["memory"][bits]["embed"] for bits in entry["memory"])
 
 
+def test_the_table_in_the_docs_is_what_the_command_says() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "llm.md").read_text(encoding="utf-8")
+    for entry in describe_all():
+        needs = [entry["memory"][bits] for bits in ("bf16", "8-bit", "4-bit")]
+        cells = " | ".join(f"{need['embed'] / 1e9:.1f} / {need['scft'] / 1e9:.1f}" for need in needs)
+        assert f"| {entry['name']} | {cells} |" in text
+
+
 def test_a_folder_and_a_folder_put_into_the_cache_by_hand_are_described_and_used(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "own")
     entry = describe_model(str(folder))
