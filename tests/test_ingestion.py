@@ -7,17 +7,20 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmemb_cli.datasets.hashes import FileHashes
-from llmemb_cli.datasets.readers import jsonl
-from llmemb_cli.datasets.readers.chunks import Chunk
+from llmemb_cli.datasets.readers import ahead, jsonl
+from llmemb_cli.datasets.readers.chunks import Batch, Chunk
 from llmemb_cli.datasets.readers.sources import plain_file
 from llmemb_cli.datasets.rules import time_order
 from llmemb_cli.errors import LlmembError
@@ -180,6 +183,40 @@ def test_time_order_is_a_stable_sort(rows: list[tuple[int, int]]) -> None:
     user = np.array([row[0] for row in rows], dtype=np.int32)
     times = np.array([row[1] for row in rows], dtype=np.int64)
     assert time_order(user, times).tolist() == sorted(range(len(rows)), key=rows.__getitem__)
+
+
+def made_batches(count: int, rows: int, taken: list[int]) -> Iterator[Batch]:
+    for number in range(count):
+        taken.append(number)
+        yield Batch(pl.DataFrame({"n": np.full(rows, number)}), rows, [])
+
+
+def test_reading_ahead_begins_at_once_keeps_the_order_and_stays_within_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = 1_000
+    monkeypatch.setattr(ahead, "AHEAD", 5 * rows * 8)
+    taken: list[int] = []
+    batches = ahead.read_ahead(lambda report: made_batches(40, rows, taken), Reporter())
+    deadline = time.monotonic() + 60
+    while len(taken) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(taken) == 5
+    for number in range(40):
+        assert next(batches).frame["n"][0] == number
+        assert len(taken) <= number + 1 + 5 + 1
+    assert next(batches, None) is None
+
+
+def test_an_error_while_reading_ahead_comes_out_in_its_place() -> None:
+    def read(report: Reporter) -> Iterator[Batch]:
+        yield from made_batches(2, 3, [])
+        raise LlmembError("cannot read")
+
+    batches = ahead.read_ahead(read, Reporter())
+    assert [next(batches).frame["n"][0], next(batches).frame["n"][0]] == [0, 1]
+    with pytest.raises(LlmembError, match="cannot read"):
+        next(batches)
 
 
 class Shown(Reporter):

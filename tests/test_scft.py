@@ -509,3 +509,12 @@ def test_every_choice_has_a_flag_that_reaches_the_training(tmp_path: Path, tiny:
     assert expected.items() <= made.items()
     done = CliRunner().invoke(app, ["scft", "-w", str(workspace.root), "--json", "--target-modules", "no_such"])
     assert done.exit_code == 4 and "LoRA does not fit" in json.loads(done.stdout)["error"]["message"]
+
+
+@pytest.mark.parametrize("wrong", ["zero", "-3", "1.5"])
+def test_a_wrong_micro_batch_size_is_named(tmp_path: Path, tiny: Path, wrong: str) -> None:
+    workspace, _ = with_prompts(tmp_path / "w", tiny)
+    done = CliRunner().invoke(app, ["scft", "-w", str(workspace.root), "--json", f"--micro-batch-size={wrong}"])
+    assert done.exit_code == 2
+    message = json.loads(done.stdout)["error"]["message"]
+    assert message.startswith("setting scft.micro_batch_size:") and "auto or a whole number" in message

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from llmemb_cli.config.fields import Section, setting
 
@@ -44,7 +44,7 @@ class ScftSettings(Section):
     clip_norm: float = setting(1.0, "largest gradient norm; 0: no clipping", ge=0)
     weight_decay: float = setting(0.0, "AdamW weight decay", ge=0)
     batch_size: int = setting(64, "items contrasted with each other in a step", ge=2)
-    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = setting(
+    micro_batch_size: int | Literal["auto"] = setting(
         "auto", "texts that pass the model at once; auto: what fits; gradients are those of one batch either way"
     )
     memory_gb: float = setting(
@@ -70,7 +70,12 @@ class ScftSettings(Section):
     @field_validator("micro_batch_size", mode="before")
     @classmethod
     def _auto(cls, value: Any) -> Any:
-        return "auto" if value == 0 else value
+        if value in (0, "auto"):
+            return "auto"
+        # Said here, since of two allowed types pydantic names the one that was not meant.
+        if not str(value).isdigit() or int(value) < 1:
+            raise ValueError("should be auto or a whole number from 1 on")
+        return int(value)
 
     @field_validator("target_modules", mode="before")
     @classmethod
