@@ -3,12 +3,17 @@
     python benchmarks/rat.py --workspace beauty            the data of a workspace
     python benchmarks/rat.py                               made-up users, of the size of Amazon Beauty 5-core
     python benchmarks/rat.py --backbones sasrec,gru4rec,bert4rec
+    python benchmarks/rat.py --million                     a million items, ten million interactions, made up
+    python benchmarks/rat.py --workspace beauty --gpu      epochs a minute on a GPU, and how much of it is busy
 
-Both train SASRec with the settings of the paper (batch 128, hidden size 128, two blocks, length 200, one negative,
-float32). `llmemb` reads random vectors of 1,536 numbers: time does not depend on their values. The plain loop pads
+Both train SASRec with the settings of the paper (batch 128, hidden size 128, two blocks, length 200, one negative).
+`llmemb` reads random vectors of 1,536 numbers: time does not depend on their values. The plain loop pads
 every sequence to the full length, draws negatives sample by sample in a Dataset, and passes every position and every
 negative through the adapter; a few of its steps are measured and multiplied by the steps of an epoch. Every
 measurement has a process of its own.
+
+With a million items an epoch is extrapolated from `--steps` steps (at least 20), for a quarter, a half and all of the
+interactions; `llmemb` reads vectors of 576 numbers, as SmolLM2 gives.
 """
 
 from __future__ import annotations
@@ -18,9 +23,11 @@ import math
 import random
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,16 +41,19 @@ from llmemb_cli.contrastive import contrastive_loss
 from llmemb_cli.datasets.split import Ragged, SplitData, load_split
 from llmemb_cli.peers import ALONE
 from llmemb_cli.seeds import numpy_rng
-from llmemb_cli.srs.batch import make_batch
-from llmemb_cli.srs.item_embedding import AdaptedTable, ItemTable
+from llmemb_cli.srs.batch import Batch, make_batch
+from llmemb_cli.srs.feed import in_order
+from llmemb_cli.srs.item_embedding import AdaptedTable, ItemEmbedding, ItemTable
 from llmemb_cli.srs.methods.align import Align
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import Step, batch_loss, loss_name
+from llmemb_cli.srs.precision import use_precision
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import epoch_batches, training_rows
 from llmemb_cli.workspace.stage import peak_memory_mb
 
-WIDTH = 1536
+WIDTH, SMALL_WIDTH = 1536, 576
+MILLION_USERS = 1_110_000  # of made-up users: ten million interactions, two of each user held out
 BATCH, HIDDEN, LENGTH, DROPOUT = 128, 128, 200, 0.5
 
 
@@ -143,43 +153,110 @@ def plain(workspace: str | None, method: str, steps: int) -> tuple[float, int]:
     return (time.perf_counter() - started) / steps * math.ceil(len(users) / BATCH), peak_memory_mb()
 
 
-def ours(workspace: str | None, method: str, backbone: str) -> tuple[float, int]:
-    """Seconds of a whole epoch of training, after a quarter of one to warm up, and peak memory in MiB."""
-    data = data_of(workspace)
+def ours(
+    data_source: str | int | None, method: str, backbone: str, width: int, steps: int, device: str
+) -> tuple[float, int, float]:
+    """Seconds of an epoch of training, peak memory in MiB, and the share of them that a GPU is busy.
+
+    Args:
+        data_source: a workspace, or how many users to make up among a million items, or None for a small made-up set.
+        steps: how many are measured and multiplied by the steps of an epoch; 0: a whole epoch. A quarter as many, or
+            of an epoch, warm up.
+    """
+    data = made_up(data_source, 1_000_000) if isinstance(data_source, int) else data_of(data_source)
     torch.manual_seed(0)
     settings = RatSettings(backbone=backbone, method=method, hidden_size=HIDDEN, max_length=LENGTH, dropout=DROPOUT)
-    vectors = torch.randn(data.n_items, WIDTH) if method == "llmemb" else None
-    embedding = ItemTable(data.n_items, HIDDEN) if vectors is None else AdaptedTable(vectors, HIDDEN)
-    del vectors
-    model = Recommender(settings, data.n_items, embedding)
-    extra = Align(settings, torch.randn(data.n_items, HIDDEN)) if method == "llmemb" else None
+    embedding: ItemEmbedding = (
+        ItemTable(data.n_items, HIDDEN)
+        if method == "none"
+        else AdaptedTable(torch.randn(data.n_items, width), HIDDEN)
+    )
+    model = Recommender(settings, data.n_items, embedding).to(device)
+    use_precision(model, settings, device)
+    extra = Align(settings, torch.randn(data.n_items, HIDDEN, device=device)) if method == "llmemb" else None
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-3, betas=(0.9, 0.98), fused=True)
     sampler = None if loss_name(settings) == "ce" else NegativeSampler(data.train, data.n_items)
-    rows = training_rows(data.train, settings.backbone)
+    rows = training_rows(data.train, backbone)
+    whole = math.ceil(len(rows) / BATCH)
 
     def epoch(number: int, most: int) -> float:
         batches = epoch_batches(len(rows), BATCH, 42, number)[:most]
-        started = time.perf_counter()
-        for step, chosen in enumerate(batches):
+
+        def make(step: int) -> tuple[Batch, np.random.Generator]:
             rng = numpy_rng(42, "step", number, step)
-            batch = make_batch(rows, chosen, settings, data.n_items, sampler, rng)
+            return make_batch(rows, batches[step], settings, data.n_items, sampler, rng, device), rng
+
+        started = time.perf_counter()
+        for step, (batch, rng) in enumerate(in_order(make, 0, len(batches), ahead=device != "cpu")):
             loss, embedded = batch_loss(model, settings, batch)
             if extra is not None:
                 loss = loss + extra.loss(model, Step(batch, embedded, number, step, len(batches), rng, ALONE))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        return time.perf_counter() - started
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / len(batches) * whole
 
-    epoch(0, len(rows) // BATCH // 4)
-    return epoch(1, len(rows)), peak_memory_mb()
+    measured = min(steps or whole, whole)
+    epoch(0, max(measured // 4, 1))
+    seconds = epoch(1, measured)
+    return seconds, peak_memory_mb(), busy_share(lambda: epoch(2, measured)) if device != "cpu" else 0.0
 
 
-def alone(function: object, *args: object) -> tuple[float, int]:
+def busy_share(run: Callable[[], object]) -> float:
+    """The share of the time of `run` in which the GPU computes or copies."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+        started = time.perf_counter()
+        run()
+        passed = time.perf_counter() - started
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / passed
+
+
+def alone(function: Callable[..., Any], *args: object) -> Any:
     """Call in a fresh process, so that its peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()  # type: ignore[arg-type]
+        return pool.submit(function, *args).result()
+
+
+def million(steps: int) -> None:
+    """A million items; 2.5, 5 and 10 million interactions: the cost of an epoch should follow them."""
+    for method in ("none", "llmemb"):
+        for share in (4, 2, 1):
+            seconds, memory, _ = alone(
+                ours, MILLION_USERS // share, method, "sasrec", SMALL_WIDTH, max(steps, 20), "cpu"
+            )
+            interactions = 10 / share
+            print(
+                f"{method:8} {interactions:4.1f} million interactions {seconds / 60:6.1f} min (extrapolated), "
+                f"{seconds / interactions:6.1f} s a million, {memory:6,} MiB",
+                flush=True,
+            )
+
+
+def on_gpu(workspace: str | None, backbones: list[str]) -> None:
+    """Epochs a minute and how busy the GPU is."""
+    print(torch.cuda.get_device_name())
+    for method in ("none", "llmemb"):
+        for backbone in backbones:
+            seconds, _, busy = alone(ours, workspace, method, backbone, WIDTH, 0, "cuda")
+            print(f"{method:8} {backbone:9} {60 / seconds:8.1f} epochs a minute, GPU busy {busy:.0%}", flush=True)
+
+
+def beside_plain(workspace: str | None, backbones: list[str], steps: int) -> None:
+    """Seconds of an epoch, ours and a plain loop's."""
+    print(f"{torch.get_num_threads()} threads; an epoch of {workspace or 'made-up data'}")
+    for method in ("none", "llmemb"):
+        slow = None
+        if steps:
+            slow, memory = alone(plain, workspace, method, steps)
+            print(f"{method:8} sasrec    plain loop {slow:8.1f} s, {memory:6,} MiB, {steps} steps", flush=True)
+        for backbone in backbones:
+            seconds, memory, _ = alone(ours, workspace, method, backbone, WIDTH, 0, "cpu")
+            times = f", {slow / seconds:.0f} times as fast" if slow and backbone == "sasrec" else ""
+            print(f"{method:8} {backbone:9} llmemb    {seconds:8.1f} s, {memory:6,} MiB{times}", flush=True)
 
 
 def main() -> None:
@@ -187,18 +264,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", help="directory of a workspace; default: made-up data")
     parser.add_argument("--backbones", default="sasrec")
-    parser.add_argument("--steps", type=int, default=4, help="steps of the plain loop that are measured")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="steps of the plain loop, or of --million, that are measured"
+    )
+    parser.add_argument("--million", action="store_true", help="a million items")
+    parser.add_argument("--gpu", action="store_true", help="on a CUDA device")
     chosen = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads; an epoch of {chosen.workspace or 'made-up data'}")
-    for method in ("none", "llmemb"):
-        slow = None
-        if chosen.steps:
-            slow, memory = alone(plain, chosen.workspace, method, chosen.steps)
-            print(f"{method:8} sasrec    plain loop {slow:8.1f} s, {memory:6,} MiB, {chosen.steps} steps", flush=True)
-        for backbone in chosen.backbones.split(","):
-            seconds, memory = alone(ours, chosen.workspace, method, backbone)
-            times = f", {slow / seconds:.0f} times as fast" if slow and backbone == "sasrec" else ""
-            print(f"{method:8} {backbone:9} llmemb    {seconds:8.1f} s, {memory:6,} MiB{times}", flush=True)
+    if chosen.million:
+        million(chosen.steps)
+    elif chosen.gpu:
+        on_gpu(chosen.workspace, chosen.backbones.split(","))
+    else:
+        beside_plain(chosen.workspace, chosen.backbones.split(","), chosen.steps)
 
 
 if __name__ == "__main__":

@@ -229,3 +229,18 @@ def test_quantile_bins_split_the_users_evenly_and_keep_equal_counts_together(tmp
         low, high = map(int, bins.names[label].split("-"))
         assert low <= count <= high
     assert len(bins.names) == 5 and np.bincount(bins.labels).max() < len(users) / 2
+
+
+@pytest.mark.parametrize("how", ["uniform", "popularity"])
+def test_too_many_negatives_are_refused_with_a_number_that_works(tmp_path: Path, how: str) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws")
+    data = load_split(workspace.data)
+    with pytest.raises(BadDataError, match="items left to rank among") as refused:
+        draw_candidates(data, 30, how, 1)
+    least = int(str(refused.value.hint).split()[1])
+    history = data.test_history()
+    pool = {item for item in range(1, data.n_items + 1) if how == "uniform" or data.train_counts[item]}
+    expected = min(len(pool - {*history.row(u).tolist(), int(data.test[u])}) for u in test_users(data))
+    assert least == expected and draw_candidates(data, least, how, 1).shape[1] == least
+    with pytest.raises(BadDataError):
+        draw_candidates(data, least + 1, how, 1)

@@ -50,11 +50,16 @@ def records(workspace: Workspace, run: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("method", "backbone", "loss"),
-    [("llmemb", "sasrec", "bce"), ("melt", "gru4rec", "ce"), ("llmesr", "bert4rec", "ce")],
+    ("method", "backbone", "loss", "contrast"),
+    [
+        ("llmemb", "sasrec", "bce", "none"),
+        ("melt", "gru4rec", "ce", "none"),
+        ("llmesr", "bert4rec", "ce", "none"),
+        ("none", "bsarec", "sce", "cl4srec"),
+    ],
 )
-def test_two_processes_equal_one(tmp_path: Path, method: str, backbone: str, loss: str) -> None:
-    values = FEW | {"rat__method": method, "rat__backbone": backbone, "rat__loss": loss}
+def test_two_processes_equal_one(tmp_path: Path, method: str, backbone: str, loss: str, contrast: str) -> None:
+    values = FEW | {"rat__method": method, "rat__backbone": backbone, "rat__loss": loss, "rat__contrast": contrast}
     alone, settings = make_workspace(tmp_path / "alone", **values)
     summary = run_rat(alone, settings, Reporter()).manifest["summary"]
     together = Workspace(tmp_path / "together")
@@ -79,7 +84,7 @@ def test_two_processes_stop_and_go_on_together(tmp_path: Path) -> None:
     workspace, settings = make_workspace(tmp_path / "ws", **values)
     processes = start(workspace)
     log = workspace.root / "runs" / ".sasrec-none-42.partial" / "log.jsonl"
-    for _ in range(300):
+    for _ in range(3000):  # a busy machine takes a minute to start two processes
         if log.exists() and len(log.read_text().splitlines()) > 3:
             break
         time.sleep(0.1)

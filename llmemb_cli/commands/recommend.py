@@ -60,6 +60,7 @@ def recommend(
     from llmemb_cli.errors import WrongUseError
     from llmemb_cli.evaluation.document import check_runs
     from llmemb_cli.evaluation.spaces import best_run
+    from llmemb_cli.reporting.spreadsheet import safe_cell
 
     if sum([bool(users), users_file is not None, all_users, items is not None]) != 1:
         raise WrongUseError(
@@ -76,6 +77,10 @@ def recommend(
     document, frame = _lists(located, settings, chosen, names, all_users, items, history, top, keep, seen, output)
     if out is not None:
         _write(out, document, frame)
+        formulas = 0 if out.suffix != ".csv" else sum(safe_cell(one) != one for one in frame["item_id"].unique())
+        if formulas:
+            # Programs read this file by its ids, so they stand as they are.
+            output.reporter().warn(f"{formulas} ids look like formulas to a spreadsheet: import the file as text")
         output.message(f"wrote {len(frame):,} rows to {out}")
     output.result(document, lambda console: None if out else show(console, document))
 

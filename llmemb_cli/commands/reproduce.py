@@ -114,7 +114,9 @@ def _check(given: Names, known: list[str], flag: str) -> None:
     for name in given or []:
         if name not in known:
             close = near_match(name, known)
-            raise WrongUseError(f"{flag} {name}", hint=f"did you mean {close}?" if close else ", ".join(known))
+            raise WrongUseError(
+                f"{flag} {name}: no such {flag[2:]}", hint=f"did you mean {close}?" if close else ", ".join(known)
+            )
 
 
 def _write(folder: Path, document: dict[str, Any]) -> None:

@@ -68,30 +68,31 @@ def draw_candidates(data: SplitData, negatives: int, how: str, seed: int) -> np.
         (test users, negatives) int32.
 
     Raises:
-        BadDataError: a user has not had fewer than `negatives` other items.
+        BadDataError: somebody has fewer than `negatives` other items left.
     """
-    users, history = test_users(data), data.test_history()
+    users, width = test_users(data), data.n_items + 1
+    own = np.sort(_own_items(data.test_history(), users, data.test[users], width))
+    _check_enough(data, own, users, negatives, how)
     # A training interaction drawn at random is an item drawn in proportion to its popularity.
     pool = data.train.values if how == "popularity" else np.arange(1, data.n_items + 1, dtype=np.int32)
     block = max(1, DRAWN_AT_ONCE // (negatives + 1))
     result = np.empty((len(users), negatives), dtype=np.int32)
     for start in range(0, len(users), block):
         rng = numpy_rng(seed, "candidates", how, start)
-        some = users[start : start + block]
-        own = np.sort(_own_items(history, some, data.test[some], data.n_items + 1))
-        result[start : start + block] = _draw_block(data, some, own, pool, negatives, rng)
+        stop = min(start + block, len(users))
+        low, high = np.searchsorted(own, [start * width, stop * width])
+        result[start:stop] = _draw_block(stop - start, own[low:high] - start * width, pool, width, negatives, rng)
     return result
 
 
 def _draw_block(
-    data: SplitData, users: np.ndarray, own: np.ndarray, pool: np.ndarray, negatives: int, rng: np.random.Generator
+    rows: int, own: np.ndarray, pool: np.ndarray, width: int, negatives: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """(len(users), negatives) int32 for a block of users; an item is as likely as it is frequent in `pool`."""
-    width = data.n_items + 1
-    result = np.zeros((len(users), negatives), dtype=np.int32)
-    found = np.zeros(len(users), dtype=np.int64)
-    short = np.arange(len(users))
-    drawn = np.empty((len(users), 0), dtype=np.int64)
+    """(rows, negatives) int32 for a block of users; an item is as likely as it is frequent in `pool`."""
+    result = np.zeros((rows, negatives), dtype=np.int32)
+    found = np.zeros(rows, dtype=np.int64)
+    short = np.arange(rows)
+    drawn = np.empty((rows, 0), dtype=np.int64)
     for _ in range(ROUNDS):
         places = rng.integers(0, len(pool), size=(len(short), negatives + negatives // 8 + 4))
         drawn = np.concatenate([drawn, pool[places]], axis=1, dtype=np.int64)
@@ -104,15 +105,28 @@ def _draw_block(
     for row in short:
         free = weights.copy()
         free[own[np.searchsorted(own, row * width) : np.searchsorted(own, (row + 1) * width)] - row * width - 1] = 0
-        left_items = int((free > 0).sum())
-        if left_items < negatives:
-            raise BadDataError(
-                f"user {data.user_ids[int(users[row])]} has only {left_items} items left to rank among",
-                hint=f"--negatives {left_items} or fewer, or --protocol full",
-            )
         free[result[row, : found[row]] - 1] = 0
         result[row, found[row] :] = _fill(free, negatives - int(found[row]), rng)
     return result
+
+
+def _check_enough(data: SplitData, own: np.ndarray, users: np.ndarray, negatives: int, how: str) -> None:
+    """Refuse before anything is drawn if a user has too few items left, and say how many everybody has."""
+    width = data.n_items + 1
+    drawable = np.ones(width, dtype=bool) if how == "uniform" else data.train_counts > 0
+    drawable[0] = False
+    own = own[np.diff(own, prepend=-1) > 0]
+    row, item = np.divmod(own, width)
+    had = np.bincount(row[drawable[item]], minlength=len(users))
+    left = int(drawable.sum()) - had
+    if len(users) and left.min() < negatives:
+        user, least = data.user_ids[int(users[left.argmin()])], int(left.min())
+        fewer = f"--negatives {least} or fewer, or " if least else ""
+        raise BadDataError(
+            f"{int((left < negatives).sum())} users have fewer than {negatives} items left to rank among; "
+            f"user {user} has {least}",
+            hint=f"{fewer}--protocol full",
+        )
 
 
 def _first_strangers(

@@ -33,7 +33,7 @@ def check_runs(workspace: Workspace, names: list[str]) -> list[str]:
         raise WrongUseError("there are no runs yet", where=str(workspace.root), hint="run `llmemb rat` first")
     for name in names:
         if name not in known:
-            raise WrongUseError(f"no run {name}", hint=_near(name, known))
+            raise WrongUseError(f"no run {name}", hint=near_or_some(name, known))
     return names or known
 
 
@@ -57,11 +57,12 @@ def named_runs(workspace: Workspace, names: list[str]) -> list[str]:
                 families.setdefault(family, []).append(run)
     for name in names:
         if name not in families:
-            raise WrongUseError(f"no run, variant or method {name}", hint=_near(name, list(families)))
+            raise WrongUseError(f"no run, variant or method {name}", hint=near_or_some(name, list(families)))
     return list(dict.fromkeys(run for name in names for run in families[name]))
 
 
-def _near(name: str, known: list[str]) -> str:
+def near_or_some(name: str, known: list[str]) -> str:
+    """A hint for a name that is not there: the one that was meant, or some of those there are."""
     close = near_match(name, known)
     more = f", ... (`llmemb runs` lists all {len(known)})" if len(known) > SHOWN else ""
     return f"did you mean {close}?" if close else ", ".join(known[:SHOWN]) + more

@@ -11,7 +11,7 @@ import polars as pl
 
 from llmemb_cli.embeddings.export import read_items
 from llmemb_cli.errors import WrongUseError, near_match
-from llmemb_cli.evaluation.document import known_runs
+from llmemb_cli.evaluation.document import known_runs, near_or_some
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest
@@ -63,10 +63,7 @@ def check_space(workspace: Workspace, name: str) -> str:
     if not known:
         raise WrongUseError("there are no embeddings yet", where=str(workspace.root), hint="run `llmemb run` first")
     if name not in known:
-        close = near_match(name, known)
-        raise WrongUseError(
-            f"no run or embeddings {name}", hint=f"did you mean {close}?" if close else ", ".join(known)
-        )
+        raise WrongUseError(f"no run or embeddings {name}", hint=near_or_some(name, known))
     return name
 
 

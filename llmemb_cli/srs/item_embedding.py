@@ -73,7 +73,7 @@ class AdaptedTable(ItemEmbedding):
         self.outer = nn.Linear(middle, hidden_size)
         self.vectors: torch.Tensor
         if freeze:
-            self.register_buffer("vectors", vectors.clone(), persistent=False)
+            self.register_buffer("vectors", vectors, persistent=False)
         else:
             self.vectors = nn.Parameter(vectors.clone())
 
@@ -98,7 +98,7 @@ class LinearTable(ItemEmbedding):
         self.width = hidden_size
         self.linear = nn.Linear(vectors.shape[1], hidden_size)
         self.vectors: torch.Tensor
-        self.register_buffer("vectors", vectors.clone(), persistent=False)
+        self.register_buffer("vectors", vectors, persistent=False)
 
     def items(self) -> torch.Tensor:
         return mapped(self.vectors, self.linear.weight, self.linear.bias)
@@ -152,7 +152,7 @@ class FusedTable(ItemEmbedding):
         self.width = vectors.shape[1]
         self.weight = nn.Parameter(torch.zeros(len(vectors), dims))
         self.vectors: torch.Tensor
-        self.register_buffer("vectors", vectors.clone(), persistent=False)
+        self.register_buffer("vectors", vectors, persistent=False)
 
     def _fuse(self, vectors: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         return vectors + nn.functional.pad(table, (self.width - table.shape[1], 0))

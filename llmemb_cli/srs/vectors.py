@@ -24,6 +24,7 @@ from llmemb_cli.srs.item_embedding import (
     LinearTable,
 )
 from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.rows import blocks
 
 # Root mean square of frozen vectors that pass a trained layer. LLM states differ in scale by orders of magnitude
 # between models; with this one the adapter's first output has a standard deviation of about 0.1 [choice].
@@ -79,7 +80,7 @@ class Source:
 
     def reduced(self, width: int) -> np.ndarray:
         """(n, at most width) float32: the first principal components, by the PCA kept with the vectors."""
-        return self._controlled(self._pca().transform(self.vectors)[:, :width])
+        return self._controlled(self._pca().first(width).transform(self.vectors))
 
     def principal(self, width: int, *, whiten: bool = False) -> np.ndarray:
         """(n, width) float32 principal components of these items, each of variance one if `whiten`.
@@ -112,6 +113,7 @@ class Source:
 
 
 def with_rms(vectors: np.ndarray, rms: float) -> torch.Tensor:
-    """`vectors` times one number, so that their root mean square is `rms`; float32."""
-    scaled = vectors * (rms / np.sqrt(np.mean(vectors**2)))
-    return torch.from_numpy(np.ascontiguousarray(scaled, dtype=np.float32))
+    """`vectors` (n, width) float32 times one number, in place, so that their root mean square is `rms`."""
+    total = sum(float(np.square(vectors[rows], dtype=np.float64).sum()) for rows in blocks(*vectors.shape))
+    vectors *= np.float32(rms / np.sqrt(total / vectors.size))
+    return torch.from_numpy(np.ascontiguousarray(vectors))
