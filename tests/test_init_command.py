@@ -228,6 +228,8 @@ def test_an_interrupted_init_leaves_nothing_and_an_interrupted_update_what_was_t
 ) -> None:
     from llmemb_cli.datasets.readers import custom
 
+    # A shell that starts the tests in the background has Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     own(name="before")
     kept = (folder / "before" / "data" / "interactions.parquet").read_bytes()
 
