@@ -77,8 +77,8 @@ def claim_rows(document: dict[str, Any]) -> list[list[str]]:
             f"{one['workspace']}, {BACKBONES[one['backbone']]}",
             f"{one['part']} {one['metric']}",
             one["compared"],
-            _values(one["ours"]),
-            _values(one["paper"]) if any(value is not None for value in one["paper"]) else "",
+            _values(one["ours"], "g" if "setting" in one else ".4f"),
+            _values(one["paper"], "g" if "setting" in one else ".4f") if any_known(one["paper"]) else "",
             one["verdict"],
         ]
         for one in document["claims"]
@@ -105,8 +105,13 @@ def summary_line(document: dict[str, Any]) -> str:
     return f"{len(held)} of {len(verdicts)} comparisons come out as the paper says{how}."
 
 
-def _values(values: Sequence[float | None]) -> str:
-    return " / ".join("–" if value is None else f"{value:.4g}" for value in values)
+def any_known(values: Sequence[float | None]) -> bool:
+    """Whether there is a source for at least one of the paper's figures."""
+    return any(value is not None for value in values)
+
+
+def _values(values: Sequence[float | None], how: str) -> str:
+    return " / ".join("–" if value is None else format(value, how) for value in values)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

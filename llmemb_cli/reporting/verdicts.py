@@ -77,6 +77,7 @@ def _best_value(claim: dict[str, Any], cells: list[dict[str, Any]], swept: list[
     return [
         {
             "compared": f"{key} {', '.join(f'{value:g}' for value in sorted(float(row[key]) for row in line))}",
+            "setting": key,
             "ours": [best[key]],
             "paper": [claim["best"]],
             "p": None,
