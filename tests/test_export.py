@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 from usearch.index import Index
@@ -99,7 +100,9 @@ def test_bias_of_items_goes_along(trained: Workspace) -> None:
 def test_index_search_finds_what_a_full_search_finds(
     tmp_path: Path, trained: Workspace, format: Any, metric: Any
 ) -> None:
+    threads = torch.get_num_threads()
     made = make_export(trained, trained.run("run"), format, Reporter(), metric=metric, output=tmp_path / "index")
+    assert torch.get_num_threads() == threads, "what trains afterwards in this process rounds as before"
     table = np.stack(list(truth(trained).values()))
     unit = table / np.linalg.norm(table, axis=1, keepdims=True) if metric == "cosine" else table
     best = (unit[3] @ unit.T).argmax()

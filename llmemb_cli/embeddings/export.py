@@ -264,11 +264,16 @@ def _faiss(work: Path, table: ItemTable, metric: Metric) -> dict[str, Any]:
         raise MissingError("faiss is not installed", hint="pip install 'llmemb[ann]'") from None
     path = work / "item_embeddings.faiss"
     vectors = np.ascontiguousarray(_normalised(table.vectors) if metric == "cosine" else table.vectors)
-    faiss.omp_set_num_threads(_threads(table))
     index = faiss.IndexHNSWFlat(vectors.shape[1], HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = HNSW_BUILD
     index.hnsw.efSearch = HNSW_SEARCH
-    index.add(vectors)
+    # PyTorch shares the count: left changed, training in the same process would round differently afterwards.
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(_threads(table))
+    try:
+        index.add(vectors)
+    finally:
+        faiss.omp_set_num_threads(before)
     with atomic_path(path) as part:
         faiss.write_index(index, str(part))
     _write_ids(work, table)
