@@ -129,8 +129,10 @@ def _unused(rat: RatSettings) -> set[str]:
         unused |= {key for key in RatSettings.model_fields if key.startswith(prefix)}
     if rat.contrast == "none":
         unused |= {"contrast", "contrast_weight"}
-    if rat.loss != "infonce":
+    if not rat.scores_cosines:
         unused.add("temperature")
+    if rat.loss == "infonce":
+        unused.add("similarity")
     if rat.backbone != "bert4rec":
         unused.add("mask_ratio")
     return unused

@@ -29,6 +29,7 @@ def rat(
     method: Annotated[str | None, option("rat.method", panel=WHAT)] = None,
     loss: Annotated[str | None, option("rat.loss", panel=WHAT)] = None,
     negatives: Annotated[int | None, option("rat.negatives", panel=WHAT)] = None,
+    similarity: Annotated[str | None, option("rat.similarity", panel=WHAT)] = None,
     contrast: Annotated[str | None, option("rat.contrast", panel=WHAT)] = None,
     seeds: Annotated[
         str | None, typer.Option("--seeds", help="Seeds to train, e.g. 42,43,44.", rich_help_panel=WHAT)
@@ -140,7 +141,19 @@ def _seeds(text: str | None) -> list[int]:
 
 
 _SETTINGS = {
-    *("backbone", "method", "without", "align_to", "loss", "negatives", "contrast", "hidden_size", "layers", "heads"),
+    *(
+        "backbone",
+        "method",
+        "without",
+        "align_to",
+        "loss",
+        "negatives",
+        "similarity",
+        "contrast",
+        "hidden_size",
+        "layers",
+        "heads",
+    ),
     *("dropout", "max_length", "batch_size", "learning_rate", "epochs", "patience", "alpha", "gamma", "compat"),
     *("device", "precision", "track"),
 }

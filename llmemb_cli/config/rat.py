@@ -24,7 +24,10 @@ class RatSettings(Section):
         "auto",
         "bce, bpr, ce, sce, sampled-softmax, gbce or infonce; auto: the backbone's own (bce; bert4rec, bsarec: ce)",
     )
-    temperature: float = setting(0.07, "infonce: what cosines are divided by", gt=0, source="AlphaFuse")
+    similarity: Literal["dot", "cosine"] = setting(
+        "dot", "what a score is: the inner product of state and item, or their cosine over rat.temperature (infonce)"
+    )
+    temperature: float = setting(0.07, "what cosines are divided by", gt=0, source="AlphaFuse")
     negatives: int = setting(1, "negatives per position, where the loss samples them; sce: per batch", ge=1)
     negative_weight: float = setting(
         0.0, "sce: weight of a negative; 0: items / negatives, as if all were there", ge=0, source="Xu et al.: 100"
@@ -82,3 +85,8 @@ class RatSettings(Section):
     track: list[TrackerName] = setting([], "tools that get the curves too (extras)")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     checkpoint_minutes: float = setting(2.0, "time between checkpoints", unit="minutes", gt=0)
+
+    @property
+    def scores_cosines(self) -> bool:
+        """Whether a score is a cosine over the temperature."""
+        return self.similarity == "cosine" or self.loss == "infonce"

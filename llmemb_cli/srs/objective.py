@@ -64,17 +64,13 @@ def batch_loss(model: Recommender, settings: RatSettings, batch: Batch) -> tuple
     """
     if loss_name(settings) == "ce":
         table = model.embedding.items()
-        states = _states(model, batch, table, None)
+        states = model.scoring(_states(model, batch, table, None))
         bias = None if model.bias is None else model.bias[1:]
-        loss = cross_entropy(states, _targets(batch) - 1, table, bias)
+        loss = cross_entropy(states, _targets(batch) - 1, model.scored(table), bias)
         return loss / batch.targets, table[batch.items - 1]
     embedded = model.embedding.rows(batch.items)
-    states = _states(model, batch, embedded, batch.items)
-    targets = _targets(batch)
-    scored = embedded
-    if model.temperature is not None:
-        states = torch.nn.functional.normalize(states, dim=1) / model.temperature
-        scored = torch.nn.functional.normalize(embedded, dim=1)
+    states = model.scoring(_states(model, batch, embedded, batch.items))
+    targets, scored = _targets(batch), model.scored(embedded)
     positive = (states * scored[torch.searchsorted(batch.items, targets)]).sum(dim=1)
     negatives = batch.negatives if batch.shared is None else batch.shared
     assert negatives is not None

@@ -35,7 +35,7 @@ class Recommender(nn.Module):
     def __init__(self, settings: RatSettings, n_items: int, embedding: ItemEmbedding) -> None:
         super().__init__()
         self.n_items, self.max_length, self.kind = n_items, settings.max_length, settings.backbone
-        self.temperature = settings.temperature if settings.loss == "infonce" else None
+        self.temperature = settings.temperature if settings.scores_cosines else None
         # What the backbone multiplies in, if not float32; `srs/precision.py` sets it.
         self.mixed: torch.dtype | None = None
         self.embedding = embedding
@@ -56,6 +56,11 @@ class Recommender(nn.Module):
     def scored(self, table: torch.Tensor) -> torch.Tensor:
         """What states are multiplied with, from item embeddings: those, or their directions where cosines count."""
         return table if self.temperature is None else nn.functional.normalize(table, dim=1)
+
+    def scoring(self, states: torch.Tensor) -> torch.Tensor:
+        """What `scored` item embeddings are multiplied with, from states (n, d)."""
+        # With cosines a state's length matters only to the biases.
+        return states if self.temperature is None else nn.functional.normalize(states, dim=1) / self.temperature
 
     @property
     def item_bias(self) -> torch.Tensor | None:
@@ -84,8 +89,7 @@ class Recommender(nn.Module):
         states = self.last_states(sequences, table)
         if self.branches is not None:
             states = self.branches.lift_short(states, (sequences > 0).sum(dim=1))
-        # With cosines a state's length matters only to the biases.
-        return states if self.temperature is None else nn.functional.normalize(states, dim=1) / self.temperature
+        return self.scoring(states)
 
     def last_states(self, sequences: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, d): the backbone's state after each sequence, f(S), before anything a method adds; see `encode`."""
