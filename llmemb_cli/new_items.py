@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from llmemb_cli.assets.identity import model_identity
 from llmemb_cli.config.prompt import PromptSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.columns import guess_column
@@ -17,18 +18,21 @@ from llmemb_cli.embeddings.pca import fit_pca, read_pca
 from llmemb_cli.embeddings.table import read_ids, rows_for
 from llmemb_cli.embeddings.table import read_table as read_vectors
 from llmemb_cli.errors import BadDataError, WrongUseError
-from llmemb_cli.llm.encode import fetch_llm, open_llm, resolve
+from llmemb_cli.llm.encode import fetch_llm, note_cut, open_llm, resolve
 from llmemb_cli.llm.vectors import encode
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import build_prompts
 from llmemb_cli.srs.vectors import INPUT_RMS
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.rows import RowsFile, blocks, map_rows
-from llmemb_cli.workspace.stage import Stage, StageResult, output_fingerprint, require_stage, run_stage
-from llmemb_cli.workspace.store import read_tensors, write_json, write_parquet
+from llmemb_cli.workspace.stage import Stage, StageResult, output_fingerprint, read_manifest, require_stage, run_stage
+from llmemb_cli.workspace.store import read_tensors, write_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+
+STAGE = "embed items"
 
 
 def embed_new_items(
@@ -51,19 +55,22 @@ def embed_new_items(
         What was done, and the directory or Parquet file with the result.
 
     Raises:
-        WrongUseError: the workspace has no vectors yet, or the run has no adapter.
+        WrongUseError: the workspace has no vectors yet, the run has no adapter, or `out` would take the place of
+            something else.
         BadDataError: columns are missing, ids are not distinct, or an input of the vectors has changed since.
     """
+    _check_target(out, items)
     kind = "scft" if tuned else "base"
     directory = workspace.embeddings(kind)
     manifest = require_stage(directory, made_by="llmemb embed" if tuned else "llmemb embed --without scft")
     _check_inputs(workspace, manifest, tuned)
     settings, adapter = resolve(workspace, _as_embedded(settings, manifest), tuned)
     fetch_llm(settings, adapter, report)
+    _check_weights(settings, manifest, directory)
     as_file = out is not None and out.suffix == ".parquet"
     folder = workspace.root / "new-items" / items.stem if out is None or as_file else out
     inputs = {"embeddings": directory} | ({"run": workspace.run(run)} if run is not None else {})
-    stage = Stage("embed items", folder.resolve(), 1, {"kind": kind}, inputs=inputs, files={"items": items.resolve()})
+    stage = Stage(STAGE, folder.resolve(), 1, {"kind": kind}, inputs=inputs, files={"items": items.resolve()})
     mapping = None if run is None else RunMapping(workspace, run, kind, report)
     frame = read_items(workspace, items, settings)
     device = pick_device(settings.embed.device)
@@ -78,8 +85,7 @@ def embed_new_items(
             tables["item_embeddings"] = mapping.hidden_size
             path = work / "item_embeddings.safetensors"
             _write_mapped(path, "item_embeddings", done.vectors, mapping, mapping.hidden_size)
-        if done.cut:
-            write_json(work / "cut.json", frame["item_id"].gather(done.cut).to_list())
+        note_cut(work, frame["item_id"].gather(done.cut).to_list(), settings, report)
         return {
             "items": len(frame),
             "known": int(frame["item_id"].is_in(read_ids(directory).implode()).sum()),
@@ -93,6 +99,24 @@ def embed_new_items(
         write_parquet(out, _as_frame(stage.path, result.manifest["summary"]["tables"]))
         return result, out
     return result, stage.path
+
+
+def _check_target(out: Path | None, items: Path) -> None:
+    """A directory of results takes the place of what was there: only of earlier results, never of other files."""
+    if out is None or not out.exists():
+        return
+    if out.resolve() == items.resolve():
+        raise WrongUseError("--out is the file of --items", where=str(out), hint="give the result a name of its own")
+    if out.suffix == ".parquet" and out.is_file():
+        return
+    if not out.is_dir():
+        raise WrongUseError(
+            "--out is a file that is not .parquet", where=str(out), hint="a directory, or a file called NAME.parquet"
+        )
+    if any(out.iterdir()) and (read_manifest(out) or {}).get("stage") != STAGE:
+        raise WrongUseError(
+            "--out is a directory with other files, which would be lost", where=str(out), hint="name a new directory"
+        )
 
 
 def _write_mapped(
@@ -123,6 +147,17 @@ def _check_inputs(workspace: Workspace, manifest: dict[str, Any], tuned: bool) -
                 where=str(path),
                 hint="run `llmemb embed` first",
             )
+
+
+def _check_weights(settings: Settings, manifest: dict[str, Any], directory: Path) -> None:
+    """The model must still be the one that the workspace's vectors came from."""
+    made, now = manifest["made_from"]["files"].get("model", {}).get("sha256"), model_identity(settings.scft.model)
+    if made is not None and now.get("sha256") != made:
+        raise BadDataError(
+            f"the workspace's items were embedded with other weights than {settings.scft.model} has now",
+            where=str(directory),
+            hint="run `llmemb embed` again, or put the old weights back",
+        )
 
 
 def _as_embedded(settings: Settings, manifest: dict[str, Any]) -> Settings:

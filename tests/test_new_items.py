@@ -141,3 +141,55 @@ def test_prompts_that_changed_since_are_not_mixed_in(tmp_path: Path, trained: tu
     make_prompts(workspace, settings, Reporter())
     assert code == 4 and "prompts changed" in document["error"]["message"]
     assert embed_items(workspace, items)[0] == 0
+
+
+def test_out_never_takes_the_place_of_other_files(tmp_path: Path, trained: tuple[Workspace, Settings]) -> None:
+    workspace, _ = trained
+    items = csv(tmp_path / "n.csv", ["a"], ["w1"])
+    thesis = tmp_path / "mine" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("two years of work")
+    for out, said in ((thesis.parent, "other files"), (thesis, "not .parquet"), (items, "file of --items")):
+        code, document = embed_items(workspace, items, "--out", str(out))
+        assert code == 2 and said in document["error"]["message"]
+    code, document = embed_items(workspace, items, "--out", str(workspace.embeddings("base")))
+    assert code == 2 and "other files" in document["error"]["message"]
+    assert thesis.read_text() == "two years of work"
+    assert items.read_text() == "item_id,title\na,w1\n"
+    # Earlier results make way, and an empty directory is filled.
+    (tmp_path / "o").mkdir()
+    for word in ("w2", "w3"):
+        code, document = embed_items(workspace, csv(items, ["a"], [word]), "--out", str(tmp_path / "o"))
+        assert code == 0 and document["built"], document
+    code, document = embed_items(workspace, items, "--shard", "1/2")
+    assert code == 2 and "--shard" in document["error"]["message"]
+
+
+def test_prompts_of_new_items_that_are_cut_are_counted_and_listed(
+    tmp_path: Path, trained: tuple[Workspace, Settings]
+) -> None:
+    workspace, _ = trained
+    before = load_settings(workspace.settings_file)
+    update_settings(workspace.settings_file, {"scft.max_tokens": 20})
+    settings = load_settings(workspace.settings_file)
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    items = csv(tmp_path / "n.csv", ["short", "long"], ["w1", " ".join(["w1"] * 40)])
+    flags = ["--items", str(items), "--without", "scft", "-w", str(workspace.root), "--out", str(tmp_path / "o")]
+    done = CliRunner().invoke(app, ["embed", *flags])
+    update_settings(workspace.settings_file, {"scft.max_tokens": before.scft.max_tokens})
+    run_embed(workspace, load_settings(workspace.settings_file), Reporter(), tuned=False)
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "o" / "cut.json").read_text()) == ["long"]
+    assert "1 prompts are longer than 20 tokens and were cut" in done.output
+
+
+def test_other_weights_in_the_models_folder_are_refused(tmp_path: Path, trained: tuple[Workspace, Settings]) -> None:
+    workspace, settings = trained
+    items = csv(tmp_path / "n.csv", ["a"], ["w1"])
+    weights = Path(settings.scft.model) / "model.safetensors"
+    kept = weights.read_bytes()
+    tiny_llama(weights.parent, words=[*WORDS, *NUMBERS], seed=1)
+    code, document = embed_items(workspace, items)
+    weights.write_bytes(kept)
+    assert code == 4 and "other weights" in document["error"]["message"]
+    assert embed_items(workspace, items)[0] == 0

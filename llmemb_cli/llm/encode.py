@@ -123,7 +123,7 @@ def _embed(
     loaded = open_llm(settings, adapter, device, report)
     done = encode(loaded, frame["prompt"], frame["item_id"], settings, work, report)
     cut = frame["item_id"].gather(done.cut).to_list()
-    _note_cut(work, cut, settings, report)
+    note_cut(work, cut, settings, report)
     return done.vectors, {
         "items": len(frame),
         "width": done.vectors.shape[1],
@@ -137,7 +137,8 @@ def _embed(
     }
 
 
-def _note_cut(work: Path, cut: list[str], settings: Settings, report: Reporter) -> None:
+def note_cut(work: Path, cut: list[str], settings: Settings, report: Reporter) -> None:
+    """List the items whose prompts were cut in `cut.json`, and say how many there are."""
     if cut:
         write_json(work / CUT, cut)
         report.warn(f"{len(cut)} prompts are longer than {settings.scft.max_tokens} tokens and were cut: {CUT}")
@@ -244,7 +245,7 @@ def _merge(
                 for some in blocks(*table.vectors.shape):
                     file.write(rows[some], table.vectors[some])
         vectors = finish_table(work, item_ids)
-        _note_cut(work, cut, settings, report)
+        note_cut(work, cut, settings, report)
         counts = {key: sum(summary[key] for summary in summaries) for key in ("items", "cut", "tokens")}
         return summaries[0] | counts | _with_pca(work, vectors, settings, report) | {"parts": of}
 
