@@ -22,6 +22,7 @@ from llmemb_cli.evaluation.stage import run_eval
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.reporting.parts.data import data_part
+from llmemb_cli.reporting.parts.results import result_parts
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
 from tests.make_workspace import make_workspace
@@ -133,12 +134,22 @@ def test_figures_are_what_their_ending_says_and_hold_the_bins(
 
 
 def test_the_report_draws_the_same_bins(trained: tuple[Workspace, Settings]) -> None:
-    workspace, _ = trained
-    columns = data_part(workspace, load_split(workspace.data))["bins"].columns
-    curve = json.loads(data(workspace, "--json").stdout)["curve"]["bins"]
-    assert {name: list(values) for name, values in columns.items()} == {
-        name: [entry[name] for entry in curve] for name in curve[0]
-    }
+    workspace, settings = trained
+    (part,) = [one for one in result_parts(workspace, settings) if one["kind"] == "full"]
+    columns = data_part(workspace, load_split(workspace.data), [part])["bins"].columns
+    first, second = (
+        json.loads(data(workspace, "--run", f"sasrec-none-{seed}", "--protocol", "full", "--json").stdout)["curve"]
+        for seed in (1, 2)
+    )
+    rates = columns["HR@10 SASRec, none"]
+    for place, (one, other) in enumerate(zip(first["bins"], second["bins"], strict=True)):
+        assert {name: columns[name][place] for name in one if name != "HR@10"} == {
+            name: value for name, value in one.items() if name != "HR@10"
+        }
+        mean = None if one["HR@10"] is None else (one["HR@10"] + other["HR@10"]) / 2
+        assert rates[place] == (None if mean is None else pytest.approx(mean)), "the mean over seeds"
+    bare = data_part(workspace, load_split(workspace.data), [])["bins"]
+    assert not [name for name in bare.columns if name.startswith("HR@10")], "without results the items alone"
 
 
 def drawn(show: Any, *what: Any, width: int, encoding: str = "utf-8") -> list[str]:

@@ -16,6 +16,7 @@ from scipy.stats import binom
 
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError
+from llmemb_cli.evaluation import rank
 from llmemb_cli.evaluation.beyond import beyond_accuracy
 from llmemb_cli.evaluation.candidates import draw_candidates, test_users
 from llmemb_cli.evaluation.document import eval_document
@@ -62,7 +63,13 @@ def test_full_ranking_equals_brute_force(tmp_path: Path, exclude: bool) -> None:
         assert [scores[i] for i in top[place]] == best and set(top[place]) <= others | {int(data.test[user])}
 
 
-def test_sampled_ranking_equals_brute_force_and_candidates_are_strangers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("looked_up", [True, False])
+def test_sampled_ranking_equals_brute_force_and_candidates_are_strangers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked_up: bool
+) -> None:
+    # Candidates are looked up one by one, or everything is scored where that is less work: the ranks are the same.
+    monkeypatch.setattr(rank, "LOOKUP_COST", 0 if looked_up else 10**9)
+    monkeypatch.setattr(rank, "LOOKED_UP", 11 * 3 * 2)  # two users at once
     workspace, _ = make_workspace(tmp_path / "ws")
     data = load_split(workspace.data)
     users = test_users(data)
@@ -74,10 +81,10 @@ def test_sampled_ranking_equals_brute_force_and_candidates_are_strangers(tmp_pat
         for row, user in zip(drawn.tolist(), users, strict=True):
             assert len(set(row)) == 10 and 0 not in row
             assert not set(row) & {*history.row(user).tolist(), int(data.test[user])}
-    model = Fixed(torch.randn(data.n_items + 1, 3).round())
+    model = Fixed(torch.randn(data.n_items + 1, 3).round(), torch.randn(data.n_items + 1).round())
     got = sampled_ranks(model, data, users, drawn, batch_users=9)
     for place, user in enumerate(users):
-        scores = (model.item_table @ model.item_table[history.row(user)[-1]]).tolist()
+        scores = (model.item_table @ model.item_table[history.row(user)[-1]] + model.item_bias).tolist()
         assert got[place] == 1 + sum(scores[i] >= scores[data.test[user]] for i in drawn[place])
     with pytest.raises(BadDataError, match="items left to rank among"):
         draw_candidates(data, 29, "uniform", 1)
@@ -229,6 +236,37 @@ def test_quantile_bins_split_the_users_evenly_and_keep_equal_counts_together(tmp
         low, high = map(int, bins.names[label].split("-"))
         assert low <= count <= high
     assert len(bins.names) == 5 and np.bincount(bins.labels).max() < len(users) / 2
+
+
+@pytest.mark.parametrize(("items", "negatives", "everything"), [(2000, 3, False), (100, 50, True)])
+def test_sampled_ranking_does_no_more_work_than_full_ranking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: int, negatives: int, everything: bool
+) -> None:
+    """Work is counted, not timed: numbers read a user, of vectors that are looked up or of scores of everything."""
+    workspace, _ = make_workspace(tmp_path / "ws", users=40, items=items)
+    data = load_split(workspace.data)
+    users = test_users(data)
+    read: list[int] = []
+    looked_up, all_scored = rank._looked_up, rank.score_all
+
+    def count_looked_up(states: torch.Tensor, wanted: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+        read.append(wanted.numel() * states.shape[1])
+        return looked_up(states, wanted, *rest)  # type: ignore[arg-type]
+
+    def count_all(*given: torch.Tensor | None) -> torch.Tensor:
+        scores = all_scored(*given)  # type: ignore[arg-type]
+        read.append(scores.numel())
+        return scores
+
+    monkeypatch.setattr(rank, "_looked_up", count_looked_up)
+    monkeypatch.setattr(rank, "score_all", count_all)
+    model = Fixed(torch.randn(data.n_items + 1, 8))
+    sampled_ranks(model, data, users, draw_candidates(data, negatives, "uniform", 1))
+    sampled = sum(read)
+    read.clear()
+    full_ranking(model, data, users)
+    assert sampled <= sum(read)
+    assert sampled == len(users) * (data.n_items + 1 if everything else (negatives + 1) * 8)
 
 
 @pytest.mark.parametrize("how", ["uniform", "popularity"])

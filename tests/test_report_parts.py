@@ -164,6 +164,16 @@ def test_downloads_hold_the_numbers_of_their_figures(made: tuple[Workspace, Sett
     assert len(counts) == 30 and counts == sorted(counts, reverse=True)
     assert float(curve[-1]["cumulative_share"]) == pytest.approx(1)
     assert len(page.downloads["item-map.csv"]) == 30
+    for method in ("none", "llmemb"):
+        tables = [
+            pl.read_parquet(workspace.evaluation(f"sasrec-{method}-{seed}", "full") / "ranks.parquet")
+            for seed in (42, 43)
+        ]
+        for row in page.downloads["items-by-popularity.csv"]:
+            inside = pl.col("train_count").is_between(int(row["low"]), int(row["high"]))
+            hits = [(one.filter(inside)["rank"] <= 10).to_numpy() for one in tables]
+            shown = row[f"HR@10 SASRec, {method}"]
+            assert float(shown) == pytest.approx(np.mean(hits)) if len(hits[0]) else shown == ""
     curves = {row["figure"] for row in page.downloads["scft-curves.csv"]}
     assert curves == {"loss", "validation_loss", "held_out novel"}
 
@@ -211,5 +221,7 @@ def test_uniformity_is_that_of_wang_and_isola() -> None:
 def test_names_that_mean_something_to_the_drawing_library_are_drawn_as_they_are() -> None:
     svg = figures.bars(["<b>", "$x"], {"_hidden": [1, None], "a$b$": [2, 3]}, "y")
     assert "&lt;b&gt;" in svg and "_hidden" in svg and "a$b$" in svg and "$x" in svg
+    with pytest.raises(ValueError, match="second time for phones"):
+        figures.Figure("x", "x", [svg], {"a": [1]}, wide=True)
     with pytest.raises(ValueError, match="different lengths"):
         figures.Figure("x", "x", [], {"a": [1], "b": [1, 2]})

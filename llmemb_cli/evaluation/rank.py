@@ -17,8 +17,11 @@ from llmemb_cli.srs.sequences import left_padded
 MOST_SCORES = 64_000_000
 # Users encoded at once on a CPU: their states fit its cache, which is twice as fast as 512 at once.
 ENCODED_AT_ONCE = 128
-# Users whose candidates are scored at once: their vectors fit a processor's cache.
-AT_ONCE = 64
+# Numbers in the vectors of candidates that are scored at once (64 users with 100 of 128 numbers): they fit a
+# processor's cache. Where they do not, fresh memory for every block takes ten times as long as the products.
+LOOKED_UP = 64 * 101 * 128
+# To look up one candidate's vector takes about as long as to score so many items of the catalogue in one product.
+LOOKUP_COST = 30
 # A matrix product of very few rows rounds by position, and equal items would not tie.
 LEAST_ROWS = 16
 
@@ -80,6 +83,15 @@ def _dot(states: torch.Tensor, items: torch.Tensor, table: torch.Tensor) -> torc
     return nn.functional.embedding(items, table).mul_(states[:, None, :]).sum(dim=2)
 
 
+def _looked_up(
+    states: torch.Tensor, items: torch.Tensor, table: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """(block, n) float scores of each state's own items (block, n), a few users at a time."""
+    at_once = max(1, LOOKED_UP // (items.shape[1] * table.shape[1]))
+    scores = torch.cat([_dot(*part, table) for part in zip(states.split(at_once), items.split(at_once), strict=True)])
+    return scores if bias is None else scores + bias[items]
+
+
 def best_items(scores: torch.Tensor, k: int) -> np.ndarray:
     """(block, k) int32: the highest-scored items, best first; 0 where fewer than k are in the running."""
     values, items = scores.topk(min(k, scores.shape[1]), dim=1)
@@ -138,15 +150,17 @@ def sampled_ranks(
 ) -> np.ndarray:
     """1-based ranks of the users' test items among their candidates (len(users), negatives): (users,) int64."""
     table, bias = model.item_table, model.item_bias
-    block = max(1, min(batch_users, MOST_SCORES // (candidates.shape[1] + 1) // table.shape[1]))
+    width = candidates.shape[1] + 1
+    # With many candidates of a small catalogue it is faster to score everything, as the full ranking does.
+    everything = len(table) < LOOKUP_COST * width
+    block = max(1, min(batch_users, MOST_SCORES // (len(table) if everything else width * table.shape[1])))
     ranks = np.empty(len(users), dtype=np.int64)
     for places, states in state_blocks(model, data.test_history(), users, block, device):
         targets = data.test[users[places]].astype(np.int64)[:, None]
         items = torch.from_numpy(np.concatenate([targets, candidates[places]], axis=1).astype(np.int64)).to(device)
-        scores = torch.cat(
-            [_dot(*part, table) for part in zip(states.split(AT_ONCE), items.split(AT_ONCE), strict=True)]
-        )
-        if bias is not None:
-            scores = scores + bias[items]
+        if everything:
+            scores = score_all(states, table, bias).gather(1, items)
+        else:
+            scores = _looked_up(states, items, table, bias)
         ranks[places] = rank_of_target(scores[:, 0], scores[:, 1:]).cpu().numpy()
     return ranks

@@ -23,6 +23,7 @@ INK = "#8a8f98"  # readable on white and on near-black; the page's style sheet s
 PRINTED = "#222222"  # ink of figures that are files of their own, on white
 SMALL = (4.4, 2.9)
 WIDE = (8.6, 3.1)
+NARROW = (4.4, 3.5)  # of what is drawn a second time for a phone
 NARROW_SERIES = 3  # with more, bars need a wide drawing
 
 
@@ -36,7 +37,8 @@ class Figure:
         panels: SVG, one each; they stand side by side where there is room.
         columns: its numbers, columns of equal length by name.
         note: how to read it.
-        wide: one panel that is scrolled on a phone rather than shrunk.
+        wide: one panel as wide as the page.
+        narrow: of a wide figure: the same drawn for a phone, where the wide one would be too small to read.
     """
 
     name: str
@@ -45,12 +47,15 @@ class Figure:
     columns: Mapping[str, Sequence[Any]]
     note: str = ""
     wide: bool = False
+    narrow: str = ""
     rows: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         lengths = {len(column) for column in self.columns.values()}
         if len(lengths) > 1:
             raise ValueError(f"columns of {self.name} have different lengths: {lengths}")
+        if self.wide != bool(self.narrow):
+            raise ValueError(f"{self.name}: a wide figure is drawn a second time for phones, others are not")
         object.__setattr__(self, "rows", max(lengths, default=0))
 
     @property
@@ -114,7 +119,7 @@ def label(text: str) -> str:
 
 def _legend(axis: Any, count: int, columns: int = 4) -> None:
     if count > 1:
-        # Above the drawing and from the left: on a phone the right side is scrolled out of sight.
+        # Above the drawing, where it hides nothing, and from the left, where reading starts.
         axis.legend(
             frameon=False,
             fontsize=9,
@@ -137,62 +142,97 @@ def bars(
     y: str,
     x: str = "",
     places: Mapping[str, int] | None = None,
+    narrow: bool = False,
 ) -> str:
     """Grouped bars: one cluster a group, one colour a series.
 
     Args:
         places: of series in the palette, so that a name has one colour on the whole page; default: their order.
+        narrow: many series on a phone.
     """
-    figure, axis = _axis(WIDE if len(series) > NARROW_SERIES else SMALL)
+    figure, axis = _axis(NARROW if narrow else WIDE if len(series) > NARROW_SERIES else SMALL)
     width = 0.8 / max(len(series), 1)
     for number, (name, values) in enumerate(series.items()):
         left = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
         heights = [value or 0.0 for value in values]
         colour = _colour(name, number, places)
         axis.bar(left, heights, width * 0.92, label=label(name), color=colour, edgecolor=INK, linewidth=0.4)
-    axis.set_xticks(range(len(groups)), [label(group) for group in groups])
+    axis.set_xticks(range(len(groups)), [label(group) for group in groups], fontsize=8.5 if narrow else 10)
     axis.tick_params(axis="x", length=0)
     axis.set_ylabel(y)
     axis.set_xlabel(x)
-    _legend(axis, len(series))
+    _legend(axis, len(series), 3 if narrow else 4)
     return _svg(figure)
 
 
-def popularity(bins: Sequence[Mapping[str, Any]], run: str, metric: str) -> str:
+def popularity(
+    bins: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, Sequence[float | None]],
+    y: str,
+    places: Mapping[str, int] | None = None,
+    narrow: bool = False,
+) -> str:
     """`draw_popularity` for the page."""
-    return _svg(draw_popularity(bins, run, metric, INK))
+    return _svg(draw_popularity(bins, curves, y, INK, places, narrow))
 
 
-def draw_popularity(bins: Sequence[Mapping[str, Any]], run: str, metric: str, ink: str = PRINTED) -> Any:
-    """Items by training interactions as bars, and over them a run's metric for the test users whose item is there.
+def draw_popularity(
+    bins: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, Sequence[float | None]],
+    y: str,
+    ink: str = PRINTED,
+    places: Mapping[str, int] | None = None,
+    narrow: bool = False,
+) -> Any:
+    """Items by training interactions as bars, and over them a figure of the test users whose item is in the bin.
 
     Args:
-        bins: entries with `bin`, `items`, `test_users` and, under `metric`, a figure or None.
-        run: what the line is, for the legend; "": no line is drawn.
-        metric: name of the figure.
+        bins: entries with `bin`, `low`, `items` and `test_users`.
+        curves: a line each, by its name in the legend: a figure or None for every bin.
+        y: what the lines are.
+        places: as of `bars`; default: one colour, for a single line.
+        narrow: on a phone: bins are named by where they start.
     """
-    figure, axis = _axis((max(6.4, 0.74 * len(bins)), 3.4), ink)
-    places = range(len(bins))
-    items = axis.bar(places, [entry["items"] for entry in bins], 0.84, color="#B9CCDA", label="items")
+    figure, axis = _axis(NARROW if narrow else (max(6.4, 0.74 * len(bins)), 3.4), ink)
+    at = range(len(bins))
+    items = axis.bar(at, [entry["items"] for entry in bins], 0.84, color="#B9CCDA", label="items")
     axis.bar_label(items, [f"{entry['items']:,}" for entry in bins], fontsize=7, padding=1, color=ink)
-    # Bins follow each other: of wide ones the start is enough, and there is no room for more.
-    names = [entry["bin"] if entry["low"] < 640 else f"{entry['low']:,}+" for entry in bins]
-    ticks = [f"{name}\nn={entry['test_users']:,}" if run else name for name, entry in zip(names, bins, strict=True)]
-    axis.set_xticks(places, ticks, fontsize=8 if len(bins) < 10 else 7)
+    axis.set_xticks(at, _bin_names(bins, bool(curves), narrow), fontsize=8 if len(bins) < 10 else 7)
     axis.tick_params(axis="x", length=0)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.set_ylabel("items")
-    axis.set_xlabel("training interactions" + (" (n: test users whose item has as many)" if run else ""))
-    handles = [items]
-    if run:
-        rates = [np.nan if entry[metric] is None else entry[metric] for entry in bins]
+    users = " (n: test users whose item has as many)" if curves else ""
+    axis.set_xlabel("training interactions, from" if narrow else f"training interactions{users}")
+    if curves:
         right = axis.twinx()
-        handles += right.plot(places, rates, color=COLOURS[5], marker="o", markersize=4.5, label=label(run))
-        right.set_ylabel(metric)
+        handles = [items]
+        for number, (name, values) in enumerate(curves.items()):
+            place = 5 if places is None else places.get(name, number)
+            handles += right.plot(
+                at,
+                [np.nan if value is None else value for value in values],
+                color=COLOURS[place % len(COLOURS)],
+                marker=MARKERS[place % len(MARKERS)] if places else "o",
+                markersize=4.5,
+                markeredgecolor=ink,
+                markeredgewidth=0.5,
+                label=label(name),
+            )
+        right.set_ylabel(y)
         right.set_ylim(bottom=0)
         right.spines["right"].set_visible(True)
-        axis.legend(handles=handles, frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        axis.legend(
+            handles=handles, frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles)
+        )
     return figure
+
+
+def _bin_names(bins: Sequence[Mapping[str, Any]], users: bool, narrow: bool) -> list[str]:
+    """Bins follow each other: of wide ones the start is enough, and there is no room for more."""
+    if narrow:
+        return [f"{entry['low']:,}" for entry in bins]
+    names = [entry["bin"] if entry["low"] < 640 else f"{entry['low']:,}+" for entry in bins]
+    return [f"{name}\nn={entry['test_users']:,}" if users else name for name, entry in zip(names, bins, strict=True)]
 
 
 def lines(

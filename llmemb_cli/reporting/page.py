@@ -51,10 +51,10 @@ def _content(workspace: Workspace, settings: Settings, report: Reporter, stages:
     device = pick_device(settings.eval.device)
     content: dict[str, Any] = {"workspace": workspace.root.name}
     with report.task("report", 5, "parts") as task:
-        content["data"] = data_part(workspace, data)
-        content["prompts"] = prompt_part(workspace, settings)
-        task.advance(1)
         content["results"] = result_parts(workspace, settings)
+        task.advance(1)
+        content["data"] = data_part(workspace, data, content["results"])
+        content["prompts"] = prompt_part(workspace, settings)
         task.advance(1)
         content["scft"] = scft_part(workspace)
         content["similarity"] = similarity_part(workspace, settings)

@@ -39,20 +39,30 @@ def popularity_curve(
     found = _newest_evaluation(workspace, run, protocol)
     if found is None:
         return {"bins": [entry | {METRIC: None} for entry in bins], "run": None}
-    ranks = pl.read_parquet(found / "ranks.parquet", columns=["train_count", METRIC])
-    hits, counts = ranks[METRIC].to_numpy(), ranks["train_count"].to_numpy()
-    inside = [(counts >= entry["low"]) & (counts <= entry["high"]) for entry in bins]
-    rates = [float(hits[chosen].mean()) if chosen.any() else None for chosen in inside]
     summary = (read_manifest(found) or {})["summary"]
     return {
-        "bins": [entry | {METRIC: rate} for entry, rate in zip(bins, rates, strict=True)],
+        "bins": [entry | {METRIC: rate} for entry, rate in zip(bins, bin_rates(found, bins), strict=True)],
         "run": {
             "name": found.parent.parent.name,
             "protocol": summary["protocol"],
-            "users": len(ranks),
-            METRIC: float(np.mean(hits)),
+            "users": summary["overall"]["n"],
+            METRIC: summary["overall"][METRIC],
         },
     }
+
+
+def bin_rates(evaluation: Path, bins: list[dict[str, Any]]) -> list[float | None]:
+    """A run's HR@10 in every bin; None where nobody's test item is."""
+    ranks = pl.read_parquet(evaluation / "ranks.parquet", columns=["train_count", METRIC])
+    hits, counts = ranks[METRIC].to_numpy(), ranks["train_count"].to_numpy()
+    inside = [(counts >= entry["low"]) & (counts <= entry["high"]) for entry in bins]
+    return [float(hits[chosen].mean()) if chosen.any() else None for chosen in inside]
+
+
+def mean_rates(evaluations: list[Path], bins: list[dict[str, Any]]) -> list[float | None]:
+    """The mean of `bin_rates` over runs of the same users."""
+    found = [bin_rates(one, bins) for one in evaluations]
+    return [None if one[0] is None else float(np.mean(one)) for one in zip(*found, strict=True)]
 
 
 def _newest_evaluation(workspace: Workspace, run: str | None, protocol: str | None) -> Path | None:
@@ -89,9 +99,9 @@ def write_figure(path: Path, curve: dict[str, Any]) -> None:
     from llmemb_cli.reporting.figures import draw_popularity, save
 
     kind = figure_format(path)
-    label = run_label(curve["run"]) if curve["run"] else ""
+    line = {run_label(curve["run"]): [entry[METRIC] for entry in curve["bins"]]} if curve["run"] else {}
     with atomic_path(path) as part:
-        save(draw_popularity(curve["bins"], label, METRIC), part, kind)
+        save(draw_popularity(curve["bins"], line, METRIC), part, kind)
 
 
 def figure_format(path: Path) -> str:

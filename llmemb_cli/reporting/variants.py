@@ -121,6 +121,12 @@ def main_variants(variants: list[Variant]) -> list[Variant]:
     return sorted(best.values(), key=lambda one: (order.index(one.backbone), methods.index(one.method)))
 
 
+def of_one_backbone(mains: list[Variant]) -> list[Variant]:
+    """The variants of the backbone with the most methods, the first of those with equally many."""
+    counts = Counter(one.backbone for one in mains)
+    return [one for one in mains if one.backbone == max(counts, key=lambda name: counts[name])]
+
+
 def _rank(one: Variant) -> tuple[bool, int]:
     return one.plain, len(one.runs)
 

@@ -13,20 +13,24 @@ from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.prompts.views import random_drop
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.figures import Figure
-from llmemb_cli.reporting.popularity import METRIC, popularity_curve, run_label
+from llmemb_cli.reporting.popularity import METRIC, mean_rates
+from llmemb_cli.reporting.variants import BACKBONES, METHOD_PLACES, of_one_backbone
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest, require_stage
 
 CURVE_POINTS = 400
 EXAMPLES = 3
+DRAWN = ("none", "llmemb")  # whose HR@10 is drawn over the items
 
 
-def data_part(workspace: Workspace, data: SplitData) -> dict[str, Any]:
-    """The data card, items by popularity bin with the newest run's HR@10, and the curve of popularity."""
+def data_part(workspace: Workspace, data: SplitData, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The data card, items by popularity bin with HR@10 over them, and the curve of popularity.
+
+    Args:
+        results: of `result_parts`; the first protocol's figures are drawn.
+    """
     summary = require_stage(workspace.data, made_by="llmemb init")["summary"]
-    bins = popularity_curve(workspace, histogram(data.train_counts, data.test[data.test > 0]))
-    label = run_label(bins["run"]) if bins["run"] else ""
     ordered = np.sort(data.train_counts[1:])[::-1]
     places = np.arange(1, len(ordered) + 1)
     if len(ordered) > CURVE_POINTS:
@@ -42,13 +46,7 @@ def data_part(workspace: Workspace, data: SplitData) -> dict[str, Any]:
     fifth = share_of_top_fifth(ordered)
     return {
         "summary": summary,
-        "bins": Figure(
-            "items-by-popularity",
-            "Items by training interactions" + (", and a run's HR@10 (the paper's Figure 1a)" if label else ""),
-            [figures.popularity(bins["bins"], label, METRIC)],
-            {key: [entry[key] for entry in bins["bins"]] for key in bins["bins"][0]},
-            wide=True,
-        ),
+        "bins": _bins(workspace, data, results[0] if results else None),
         "curve": Figure(
             "popularity-curve",
             "Popularity of items",
@@ -61,6 +59,32 @@ def data_part(workspace: Workspace, data: SplitData) -> dict[str, Any]:
             f"The most popular fifth of the items has {fifth:.0%} of the training interactions.",
         ),
     }
+
+
+def _bins(workspace: Workspace, data: SplitData, results: dict[str, Any] | None) -> Figure:
+    """Items by popularity, with HR@10 of the methods that the paper draws there: none, and llmemb beside it."""
+    bins = histogram(data.train_counts, data.test[data.test > 0])
+    mains = of_one_backbone(results["mains"]) if results else []
+    shown = [one for one in mains if one.method in DRAWN] or mains[:1]
+    curves = {
+        f"{BACKBONES[one.backbone]}, {one.method}": mean_rates(
+            [workspace.evaluation(run, results["name"]) for run in one.runs], bins
+        )
+        for one in shown
+        if results
+    }
+    places = {f"{BACKBONES[one.backbone]}, {one.method}": METHOD_PLACES[one.method] for one in shown}
+    columns: dict[str, list[Any]] = {key: [entry[key] for entry in bins] for key in bins[0]}
+    seeds = ", mean over seeds" if any(len(one.runs) > 1 for one in shown) else ""
+    return Figure(
+        "items-by-popularity",
+        "Items by training interactions" + (f", and {METRIC} (the paper's Figure 1a)" if curves else ""),
+        [figures.popularity(bins, curves, METRIC, places)],
+        columns | {f"{METRIC} {name}": rates for name, rates in curves.items()},
+        f"{METRIC}: {results['protocol']}{seeds}." if results else "",
+        wide=True,
+        narrow=figures.popularity(bins, curves, METRIC, places, narrow=True),
+    )
 
 
 def prompt_part(workspace: Workspace, settings: Settings) -> list[dict[str, Any]]:

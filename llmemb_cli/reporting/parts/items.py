@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from llmemb_cli.evaluation.spaces import Space, item_titles, llm_spaces, nearest
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.figures import Figure
 from llmemb_cli.reporting.parts.training import pair_cosines, uniformity
-from llmemb_cli.reporting.variants import BACKBONES, Variant
+from llmemb_cli.reporting.variants import BACKBONES, Variant, of_one_backbone
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.workspace.locate import Workspace
@@ -34,12 +33,6 @@ def item_spaces(workspace: Workspace, mains: list[Variant]) -> dict[str, Space]:
     words = {"scft": "LLM, fine-tuned", "base": "LLM, untouched", "said": "LLM, SAID", "tslrec": "LLM, TSLRec"}
     found = {words.get(name, name): open_space(workspace, name) for name in reversed(llm_spaces(workspace))}
     return found | {title(one): open_space(workspace, one.runs[0]) for one in of_one_backbone(mains)}
-
-
-def of_one_backbone(mains: list[Variant]) -> list[Variant]:
-    """The variants of the backbone with the most methods, the first of those with equally many."""
-    counts = Counter(one.backbone for one in mains)
-    return [one for one in mains if one.backbone == max(counts, key=lambda name: counts[name])]
 
 
 def title(one: Variant) -> str:

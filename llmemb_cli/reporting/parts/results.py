@@ -48,6 +48,7 @@ def _part(workspace: Workspace, settings: Settings, runs: list[str], left_out: l
     return {
         "protocol": protocol_label(summary["protocol"]),
         "kind": summary["protocol"]["kind"],
+        "name": protocol_name(settings),
         "definition": summary["definitions"]["popularity"],
         "left_out": left_out,
         "mains": mains,
@@ -158,13 +159,15 @@ def _bars(workspace: Workspace, settings: Settings, mains: list[Variant]) -> lis
         names = [bins[0][at]["name"] for at in used]
         shown = {name: [values[at] for at in used] for name, values in series.items()}
         ticks = [f"{name}\nn={sizes[at]:,}" for name, at in zip(names, used, strict=True)]
+        wide = len(shown) > figures.NARROW_SERIES
         made.append(
             Figure(
                 f"{protocol_name(settings)}-groups-{backbone}",
                 f"{BACKBONES[backbone]}: HR@10 by training interactions of the target",
                 [figures.bars(ticks, shown, "HR@10", places=METHOD_PLACES)],
                 {"bin": names, "users": [sizes[at] for at in used], **shown},
-                wide=len(shown) > figures.NARROW_SERIES,
+                wide=wide,
+                narrow=figures.bars(ticks, shown, "HR@10", places=METHOD_PLACES, narrow=True) if wide else "",
             )
         )
     return made
@@ -186,7 +189,9 @@ def _sweep(settings: Settings, key: str, members: list[Variant]) -> Figure:
         columns |= {f"{part} {metric}": found for metric, found in values.items()}
         places = list(range(len(members)))
         curves = {metric: (places, found) for metric, found in values.items()}
-        panels.append(figures.lines(curves, key, part, ticks=ticks))
+        panels.append(
+            figures.lines(curves, key, "", ticks=ticks, title=f"{part} users" if part != "overall" else "all users")
+        )
     columns["seeds"] = [len(one.runs) for one in members]
     first = members[0]
     title = f"{BACKBONES[first.backbone]}, {first.method}: {key.replace('_', ' ')}"
