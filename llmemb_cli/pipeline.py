@@ -118,6 +118,10 @@ def _unused(rat: RatSettings) -> set[str]:
         unused.add("without")
     if not method.vectors:
         unused.add("control")
+    if method.vectors != "base":
+        unused.add("vectors")
+    if method.embedding == "adapter" or method.start == "trained":
+        unused.add("init_std")
     if method.embedding not in ("adapter", "dual") and not (method.freezable and rat.freeze_vectors):
         unused.add("d_m")
     if method.start != "pca":
@@ -186,7 +190,7 @@ def vectors_needed(settings: Settings) -> str | None:
     vectors = method_of(settings).vectors
     if vectors == "scft" and "scft" in settings.rat.without:
         return "base"
-    return vectors or None
+    return "scft" if vectors == "base" and settings.rat.vectors == "scft" else vectors or None
 
 
 def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Settings | None = None) -> Stage:

@@ -18,7 +18,7 @@ from llmemb_cli.config.settings import Settings, make_settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.peers import ALONE
-from llmemb_cli.pipeline import run_name
+from llmemb_cli.pipeline import run_name, vectors_needed
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.item_embedding import AdaptedTable, DualTable, FusedTable, ItemTable
@@ -74,10 +74,10 @@ def test_a_planted_rule_is_learned_by_every_method(tmp_path: Path, name: str, me
     assert torch.equal(model.embedding.items(), saved)
 
 
-def embedding(tmp_path: Path, **values: Any) -> tuple[Any, Settings, np.ndarray]:
+def embedding(tmp_path: Path, kind: str = "", **values: Any) -> tuple[Any, Settings, np.ndarray]:
     workspace, settings = make_workspace(tmp_path / "ws", **(SMALL | values))
     data = load_split(workspace.data)
-    kind = METHODS[settings.rat.method].vectors
+    kind = kind or METHODS[settings.rat.method].vectors
     vectors = read_tensors(workspace.embeddings(kind) / "embeddings.safetensors")["embeddings"].numpy()
     return make_embedding(workspace, settings, data, None), settings, vectors
 
@@ -95,6 +95,23 @@ def test_llm2x_starts_from_the_pca_at_the_spread_of_a_random_table_and_trains_al
     expected, _ = principal(vectors, D)
     expected *= 0.02 / np.sqrt(np.mean(expected**2))
     np.testing.assert_allclose(np.abs(made.weight.detach().numpy()), np.abs(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["llm2x", "llmesr", "alphafuse"])
+def test_the_tuned_llms_vectors_take_the_place_of_the_untouched_ones_where_asked(tmp_path: Path, method: str) -> None:
+    made, settings, vectors = embedding(tmp_path, "scft", rat__method=method, rat__vectors="scft", rat__init_std=0.3)
+    assert vectors_needed(settings) == "scft"
+    table = (made.collaborative if method == "llmesr" else made).items().detach().numpy()
+    scores, deviations = principal(vectors, D)
+    expected = scores / deviations if method == "alphafuse" else scores
+    expected *= 0.3 / np.sqrt(np.mean(expected**2))
+    np.testing.assert_allclose(np.abs(table), np.abs(expected), rtol=1e-3, atol=1e-4)
+
+
+def test_a_random_table_has_the_spread_that_is_asked_for(tmp_path: Path) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", **SMALL, rat__method="none", rat__init_std=0.3)
+    made = make_embedding(workspace, settings, load_split(workspace.data), None)
+    assert float(made.items().detach().std()) == pytest.approx(0.3, rel=0.15)
 
 
 def test_init_scale_none_keeps_the_pca_as_it_is(tmp_path: Path) -> None:

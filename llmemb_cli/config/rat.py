@@ -55,8 +55,12 @@ class RatSettings(Section):
         "infonce", "alignment loss: infonce, paper (Eq. 7) or soft (the authors' code)"
     )
     d_m: int = setting(1536, "width of the adapter's input (PCA), or all there is", ge=1, source="LLMEmb section 4.1")
+    vectors: Literal["own", "scft"] = setting(
+        "own", "llm2x, llmesr, alphafuse: the untouched LLM's vectors, as published, or those of the LLM tuned by scft"
+    )
+    init_std: float = setting(0.02, "standard deviation of a table at the start", gt=0)
     init_scale: Literal["table", "none"] = setting(
-        "table", "tables that start from LLM vectors: scaled to the spread of a random table, or as they are"
+        "table", "tables that start from LLM vectors: scaled to rat.init_std, or as they are"
     )
     control: Literal["none", "permuted", "random"] = setting(
         "none", "LLM vectors dealt to the wrong items, or random ones of the same width: what a gain must not survive"

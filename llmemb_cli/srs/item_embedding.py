@@ -42,12 +42,14 @@ def mapped(vectors: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> t
 
 
 class ItemTable(ItemEmbedding):
-    """A trainable embedding an item, from small random numbers or from `start`."""
+    """A trainable embedding an item, from random numbers of standard deviation `std`, or from `start`."""
 
-    def __init__(self, n_items: int, hidden_size: int, start: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, n_items: int, hidden_size: int, start: torch.Tensor | None = None, std: float = INIT_STD
+    ) -> None:
         super().__init__()
         self.width = hidden_size
-        self.weight = nn.Parameter(torch.randn(n_items, hidden_size) * INIT_STD if start is None else start.clone())
+        self.weight = nn.Parameter(torch.randn(n_items, hidden_size) * std if start is None else start.clone())
 
     def items(self) -> torch.Tensor:
         return self.weight

@@ -14,7 +14,6 @@ from llmemb_cli.errors import BadDataError
 from llmemb_cli.pipeline import vectors_needed
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.srs.item_embedding import (
-    INIT_STD,
     AdaptedTable,
     DualTable,
     FrozenTable,
@@ -48,7 +47,8 @@ def make_embedding(
     rat, method = settings.rat, METHODS[settings.rat.method]
     kind = vectors_needed(settings)
     if kind is None:
-        return ItemTable(data.n_items, rat.hidden_size, trained if method.start == "trained" else None)
+        start = trained if method.start == "trained" else None
+        return ItemTable(data.n_items, rat.hidden_size, start, rat.init_std)
     source = Source(workspace, settings, data, kind)
     without = rat.without if rat.method == "llmemb" else []
     if "adapter" in without:
@@ -60,13 +60,13 @@ def make_embedding(
         return AdaptedTable(vectors, rat.hidden_size, freeze="freeze" not in without)
     if method.embedding == "fused":
         # At 0.3 scores start so large that training stands still: NDCG@10 0.03 instead of 0.09 on MovieLens-100K.
-        vectors = with_rms(source.principal(rat.hidden_size, whiten=True), INIT_STD)
+        vectors = with_rms(source.principal(rat.hidden_size, whiten=True), rat.init_std)
         return FusedTable(vectors, min(rat.alphafuse_dims, rat.hidden_size))
     reduced = source.principal(rat.hidden_size)
-    start = with_rms(reduced, INIT_STD) if rat.init_scale == "table" else torch.from_numpy(reduced)
+    initial = with_rms(reduced, rat.init_std) if rat.init_scale == "table" else torch.from_numpy(reduced)
     if method.embedding == "dual":
-        return DualTable(start, with_rms(source.reduced(rat.d_m), INPUT_RMS))
-    return ItemTable(data.n_items, rat.hidden_size, start)
+        return DualTable(initial, with_rms(source.reduced(rat.d_m), INPUT_RMS))
+    return ItemTable(data.n_items, rat.hidden_size, initial)
 
 
 class Source:
