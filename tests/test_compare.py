@@ -90,7 +90,9 @@ def test_all_tests_agree_on_many_users_and_repeat_exactly() -> None:
 def test_pairs_that_do_not_vary_need_no_warning() -> None:
     same = paired_test(np.ones(5), np.ones(5), "wilcoxon")
     assert (same.p, same.effect, same.difference) == (1.0, None, 0.0)
-    assert paired_test(np.ones(5), np.zeros(5), "t").p == 0.0
+    # Of 2^5 ways to set the signs two give a mean as far from zero; two users who differ alike are no proof.
+    assert paired_test(np.ones(5), np.zeros(5), "t").p == pytest.approx(2 / 2**5)
+    assert paired_test(np.ones(2), np.zeros(2), "bootstrap").p == 0.5
     assert paired_test(np.ones(1), np.zeros(1), "t").p == 1.0
 
 
@@ -165,6 +167,17 @@ def test_tables_carry_marks_and_escape_names(measured: tuple[Workspace, Settings
     assert len(rows) == 2 * 3 * 2 and {row["part"] for row in rows} == {"overall", "tail", "head"}
     best = max(float(row["mean"]) for row in rows if row["part"] == "tail" and row["metric"] == "HR@10")
     assert f"**{best:.4f}" in "".join(lines)
+
+
+def test_a_group_of_everybody_is_no_further_test(measured: tuple[Workspace, Settings]) -> None:
+    workspace, settings = measured
+    document = compare_runs(workspace, with_eval(settings, groups=["cold"]), [])
+    plain, ours = document["variants"]
+    assert document["tests"] == 2 and ours["parts"]["warm"] == ours["parts"]["overall"]
+    for part in plain["parts"].values():
+        for metric in document["metrics"]:
+            alike = part[metric]["mean"] == ours["parts"]["overall"][metric]["mean"]
+            assert (part[metric]["place"] is None) or not alike, "of equal figures none is the best"
 
 
 def test_unlike_runs_are_refused(measured: tuple[Workspace, Settings], tmp_path: Path) -> None:

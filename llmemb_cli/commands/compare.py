@@ -114,7 +114,11 @@ def show(console: Console, document: dict[str, Any], details: bool = False) -> N
     """One table for each part of the users; one for each metric too, where the terminal is narrow."""
     from llmemb_cli.reporting.tables import caption
 
-    for part, first in document["variants"][0]["parts"].items():
+    parts = document["variants"][0]["parts"]
+    everybody = [part for part in parts if part != "overall" and parts[part]["n"] == parts["overall"]["n"]]
+    for part, first in parts.items():
+        if part in everybody:
+            continue
         title = f"{part}, {first['n']:,} users"
         if details:
             for metric in document["metrics"]:
@@ -133,6 +137,8 @@ def show(console: Console, document: dict[str, Any], details: bool = False) -> N
             against.setdefault(entry["baseline"], []).append(entry["variant"])
     for baseline, variants in against.items():
         console.print(f"against {baseline}: {', '.join(variants)}", style="dim", markup=False)
+    for part in everybody:
+        console.print(f"{part}: all {parts[part]['n']:,} users, so as overall", style="dim", markup=False)
     for text in document["definitions"].values():
         console.print(text, style="dim", markup=False)
 

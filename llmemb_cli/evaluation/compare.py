@@ -56,11 +56,16 @@ def compare_runs(
         for entry in entries
         if entry["baseline"] is not None
         for part in entry["parts"]
+        if not _is_everybody(entry, part)
         for metric in metrics
     ]
     for cell, p in zip(made, corrected([cell["p"] for cell in made], correction), strict=True):
         cell["p_corrected"] = p
         cell["significant"] = p < alpha
+    for entry in entries:
+        for part, cells in entry["parts"].items():
+            # A test of the same users again is not one more test to correct for.
+            cells |= dict(entry["parts"]["overall"]) if _is_everybody(entry, part) else {}
     for part in entries[0]["parts"]:
         for metric in metrics:
             _set_places(entries, part, metric)
@@ -76,6 +81,11 @@ def compare_runs(
         "tests": len(made),
         "variants": [{key: value for key, value in entry.items() if key != "values"} for entry in entries],
     }
+
+
+def _is_everybody(entry: dict[str, Any], part: str) -> bool:
+    """Whether a group has all users, so that its figures are the overall ones."""
+    return part != "overall" and bool(entry["parts"][part]["n"] == entry["parts"]["overall"]["n"])
 
 
 def _variants(found: list[Evaluated]) -> list[list[Evaluated]]:
@@ -203,5 +213,5 @@ def _set_places(entries: list[dict[str, Any]], part: str, metric: str) -> None:
         figures = sorted({cell["mean"] for cell in cells}, reverse=True)
         for cell in cells:
             place = figures.index(cell["mean"]) + 1
-            # Of two, the second is the last, which deserves no mark.
-            cell["place"] = place if place < min(3, len(cells)) else None
+            # Of two, the second is the last, which deserves no mark; of equal ones, none is the best.
+            cell["place"] = place if place < min(3, len(cells)) and len(figures) > 1 else None

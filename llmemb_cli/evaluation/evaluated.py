@@ -37,7 +37,9 @@ class Evaluated:
     @property
     def variant(self) -> str:
         """What runs that differ in nothing but their seed have in common."""
-        return sha256_json([str(self.place.parent), self.trained["made_from"]["settings"]])
+        made = self.trained["made_from"]
+        # A run trained on the vectors of an earlier fine-tuning differs in more than its seed.
+        return sha256_json([str(self.place.parent), made["settings"], made["inputs"].get("embeddings")])
 
     @property
     def label(self) -> str:

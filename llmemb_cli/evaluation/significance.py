@@ -43,7 +43,8 @@ def paired_test(
 
     `t`: Student's paired t (the paper's); `wilcoxon`: signed ranks, equal pairs left out; `permutation`: signs of the
     differences flipped 9,999 times (all ways, where there are fewer); `bootstrap`: users drawn anew 9,999 times, with
-    the percentile interval. The interval of the others is that of the t-test.
+    the percentile interval. The interval of the others is that of the t-test. Where all differences are equal, p is
+    that of flipping their signs, whatever the test.
     """
     from scipy import stats
 
@@ -52,8 +53,9 @@ def paired_test(
     mean = float(gaps.mean())
     spread = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
     if spread <= 1e-12 * abs(mean) or len(gaps) < 2:
-        # Nothing varies: the t statistic is infinite, or 0 / 0 where all pairs are equal.
-        return Paired(mean, (mean, mean), 0.0 if mean and len(gaps) > 1 else 1.0, None, wins, losses)
+        # Nothing varies: t is infinite, or 0 / 0 where all pairs are equal, and two users who differ alike would be
+        # beyond all doubt. Of the 2^n ways to set the signs, two give a mean as far from zero.
+        return Paired(mean, (mean, mean), 2.0 ** (1 - len(gaps)) if mean else 1.0, None, wins, losses)
     fitted = stats.ttest_1samp(gaps, 0.0)
     low, high = fitted.confidence_interval(confidence)
     p = float(fitted.pvalue)

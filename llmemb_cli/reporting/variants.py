@@ -79,7 +79,7 @@ def comparable_runs(workspace: Workspace, settings: Settings) -> tuple[list[str]
         if made["version"] != EVAL_VERSION or made["inputs"]["data"] != data:
             others.append(run)
             continue
-        kind = [made["inputs"].get("candidates"), summary["definitions"], sorted(summary["overall"])]
+        kind = [made["inputs"].get("candidates"), summary["definitions"]]
         kinds[run] = sha256_json(kind)
     if not kinds:
         return [], others
