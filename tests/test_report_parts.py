@@ -225,3 +225,16 @@ def test_names_that_mean_something_to_the_drawing_library_are_drawn_as_they_are(
         figures.Figure("x", "x", [svg], {"a": [1]}, wide=True)
     with pytest.raises(ValueError, match="different lengths"):
         figures.Figure("x", "x", [], {"a": [1], "b": [1, 2]})
+
+
+@pytest.mark.parametrize("items", [2, 3, 11])
+def test_a_page_of_a_handful_of_items_is_made(tmp_path: Path, items: int) -> None:
+    workspace, settings = make_workspace(
+        tmp_path / "ws", items=items, users=20, width=4, rat__hidden_size=2, rat__method="none", rat__epochs=1
+    )
+    run_rat(workspace, settings, Reporter())
+    run_eval(workspace, settings, run_name(settings), Reporter())
+    make_report(workspace, settings, Reporter())
+    # A map of fewer items than neighbours that are counted says nothing.
+    page = (workspace.root / "reports" / "report.html").read_text()
+    assert ("t-SNE" in page) == (items > 10)

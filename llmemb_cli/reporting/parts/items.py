@@ -44,7 +44,7 @@ def map_part(data: SplitData, spaces: dict[str, Space], settings: Settings) -> d
     """t-SNE of each space coloured by popularity bin (LLMEmb Figure 6), with numbers that say what the eye sees."""
     from sklearn.manifold import TSNE
 
-    if not spaces:
+    if not spaces or data.n_items <= NEIGHBOURS:  # every item would be a neighbour of every other
         return None
     rng = numpy_rng(settings.seed, "report-map")
     items = np.sort(rng.choice(data.n_items, size=min(TSNE_ITEMS, data.n_items), replace=False))
