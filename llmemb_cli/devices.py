@@ -22,9 +22,52 @@ def pick_device(wanted: str) -> str:
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return next(name for name, present in here.items() if present)
-    if not here.get(wanted.split(":")[0], False):
+    name, colon, number = wanted.partition(":")
+    cards = torch.cuda.device_count() if name == "cuda" else 1
+    if not here.get(name, False) or (colon and not (number.isdigit() and int(number) < cards)):
         raise MissingError(f"no device {wanted} on this machine", hint="use --device auto or cpu")
     return wanted
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may still take: what is free on the machine, or in its container or job."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    return min([free, *_group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _group_room(groups: Path, mounted: Path) -> list[int]:
+    """What Linux control groups leave to this process: Docker, Kubernetes and Slurm end it beyond.
+
+    Pages of files that were read some time ago count as used and are given up when memory is needed.
+    """
+    try:
+        lines = [line.split(":", 2) for line in groups.read_text().splitlines()]
+    except OSError:
+        return []
+    room = []
+    for number, controllers, path in lines:
+        if number == "0":
+            top, names = mounted, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top, names = mounted / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        inner = top / path.strip("/")
+        for folder in (inner, *inner.parents):
+            if folder == top or top in folder.parents:
+                room += _room_of(folder, *names)
+    return room
+
+
+def _room_of(folder: Path, limit: str, used: str, given_up: str) -> list[int]:
+    try:
+        most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
+        stat = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
+        return [] if most == "max" else [max(int(most) - now + int(stat.get(given_up, 0)), 0)]
+    except (OSError, ValueError):
+        return []  # a group without limits, or one that is not shown here
 
 
 def cpu_has_bf16() -> bool:

@@ -61,6 +61,11 @@ def fit_pca(vectors: np.ndarray, width: int, report: Reporter | None = None, see
     possible = max(1, min(width, len(vectors) - 1, vectors.shape[1]))
     if possible < width and report is not None:
         report.note(f"PCA: {possible} components, all that {len(vectors)} vectors of {vectors.shape[1]} numbers have")
+    if len(vectors) == 1:
+        # One vector has no variance, so that any direction is as good.
+        return Pca(
+            vectors[0].astype(np.float32), np.eye(1, vectors.shape[1], dtype=np.float32), np.zeros(1, np.float32), 0.0
+        )
     if vectors.size <= SVD_UP_TO:
         return _by_svd(vectors, possible)
     # A pass with l directions costs 4 n d l operations, the covariance matrix 2 n d d.

@@ -61,7 +61,9 @@ def lora_targets(model: Any, wanted: list[str]) -> list[str]:
     The defaults are the names of Llama and its kin; BERT, for one, calls its layers otherwise. An encoder's pooling
     layer is left out, since vectors do not come from it.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    from transformers.pytorch_utils import Conv1D  # what GPT-2 has for linear layers
+
+    names = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
     default = list(ScftSettings().target_modules)
     if list(wanted) != default or any(name.rsplit(".", 1)[-1] in wanted for name in names):
         return list(wanted)

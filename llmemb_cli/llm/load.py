@@ -30,6 +30,13 @@ class LoadedModel:
     dtype: torch.dtype
     folder: Path
 
+    @property
+    def not_finite_hint(self) -> str:
+        """What to try when its states are not finite."""
+        if self.dtype == torch.float16:
+            return "--precision bf16 or fp32, which hold larger numbers"
+        return "lower scft.learning_rate; in the first step another model"
+
 
 def load_model(
     settings: ScftSettings, report: Reporter, *, precision: str | None = None, device: str | None = None
@@ -51,7 +58,9 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True}
     quantised = settings.load_in_8bit or settings.load_in_4bit
     if quantised:
-        options["quantization_config"] = _quantisation(settings, where)
+        options["quantization_config"] = _quantisation(settings, where, dtype)
+        # Where none is named, transformers takes the first card, also for a process that was given another.
+        options["device_map"] = {"": where}
     bits = "8-bit weights, " if settings.load_in_8bit else "4-bit weights, " if settings.load_in_4bit else ""
     report.note(f"loading {Path(settings.model).name}: {bits}{str(dtype).removeprefix('torch.')} on {where}")
     tokenizer = load_tokenizer(folder)
@@ -70,6 +79,12 @@ def load_model(
                 hint="--load-in-8bit, --load-in-4bit, or a smaller model; `llmemb models` says what each needs",
             ) from None
         raise BadDataError(f"cannot load the model: {_first_line(error)}", where=str(folder)) from error
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise BadDataError(
+            f"a {model.config.model_type} model encodes one text and decodes another; items have one",
+            where=str(folder),
+            hint="take a decoder (Llama, Qwen, Gemma, ...) or an encoder (BERT, ...)",
+        )
     _check_weights(info, folder)
     _check_vocabulary(tokenizer, model, folder)
     positions = position_limit(model.config)
@@ -140,7 +155,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _quantisation(settings: ScftSettings, device: str) -> Any:
+def _quantisation(settings: ScftSettings, device: str, dtype: torch.dtype) -> Any:
     if settings.load_in_8bit and settings.load_in_4bit:
         raise WrongUseError("--load-in-8bit and --load-in-4bit exclude each other")
     if device == "mps":
@@ -153,4 +168,4 @@ def _quantisation(settings: ScftSettings, device: str) -> Any:
 
     if settings.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -14,6 +14,7 @@ from llmemb_cli.assets.architecture import (
     read_architecture,
 )
 from llmemb_cli.config.scft import ScftSettings
+from llmemb_cli.devices import free_memory
 from llmemb_cli.errors import LlmembError
 from llmemb_cli.llm.plan import AUTO_TOKENS, LEAST_TOKENS, MicroBatches
 from llmemb_cli.peers import world_size
@@ -55,10 +56,8 @@ def free_bytes(device: str) -> int:
     """
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0] * 0.8)
-    import psutil
-
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    return int(psutil.virtual_memory().available / (2 * beside))
+    return free_memory() // (2 * beside)
 
 
 def micro_batches(settings: ScftSettings, bytes_per_token: int, device: str) -> MicroBatches:

@@ -151,6 +151,7 @@ class State:
     last: dict[str, float] = field(default_factory=dict)
     rows: int = 0
     tokens: int = 0
+    micro_batch_size: int | str = "auto"
 
 
 @dataclass
@@ -221,7 +222,9 @@ def prepare(trainer: Trainer, work: Path, report: Reporter) -> Run:
     run.best = groups_found.get("best", {})
     scaler.load_state_dict(values.pop("scaler"))
     run.state = State(**values)
-    trainer.micro.rows, trainer.micro.tokens = run.state.rows, run.state.tokens
+    if run.state.micro_batch_size == settings.micro_batch_size:
+        # What memory sufficed for, unless another size was asked for meanwhile.
+        trainer.micro.rows, trainer.micro.tokens = run.state.rows, run.state.tokens
     report.note(f"going on at step {run.state.step + 1}")
     return run
 
@@ -308,6 +311,7 @@ def _log(run: Run, record: dict[str, Any]) -> None:
 def _save(run: Run) -> None:
     trainer = run.trainer
     run.state.rows, run.state.tokens = trainer.micro.rows, trainer.micro.tokens
+    run.state.micro_batch_size = trainer.settings.micro_batch_size
     groups = {
         "lora": trained_tensors(trainer.model),
         "temperature": {"log": trainer.log_temperature.detach().reshape(1)},

@@ -59,7 +59,7 @@ def contrast(trainer: Trainer, items: np.ndarray, step: int, scaler: torch.amp.G
         if failed is not None:
             make_room(trainer.micro, share.lengths[batches[failed]], report)
     if not math.isfinite(loss):
-        raise LlmembError(f"the loss of step {step + 1} is not finite", hint="lower scft.learning_rate")
+        raise LlmembError(f"the loss of step {step + 1} is not finite", hint=trainer.loaded.not_finite_hint)
     trainer.peers.sum_gradients(trainer.trained)
     if step == 0:
         _check_gradients(trainer.model)

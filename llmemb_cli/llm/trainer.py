@@ -11,6 +11,7 @@ import polars as pl
 import torch
 
 from llmemb_cli.config.scft import ScftSettings
+from llmemb_cli.errors import BadDataError
 from llmemb_cli.llm.fastlora import DropoutPool
 from llmemb_cli.llm.load import LoadedModel
 from llmemb_cli.llm.plan import MicroBatches
@@ -84,9 +85,17 @@ class Trainer:
     shares_prefix: bool = False
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, cut at the longest allowed."""
+        """Token ids of each text, cut at the longest allowed.
+
+        Raises:
+            BadDataError: a text has no token.
+        """
         encoded = self.loaded.tokenizer(texts, truncation=True, max_length=self.settings.max_tokens)
-        return list(encoded["input_ids"])
+        tokens = list(encoded["input_ids"])
+        if not all(tokens):
+            bare = next(text for text, ids in zip(texts, tokens, strict=True) if not ids)
+            raise BadDataError(f"the tokenizer makes no token of {bare!r}", where=str(self.loaded.folder))
+        return tokens
 
     def embed(self, token_lists: list[list[int]]) -> torch.Tensor:
         """(n, d) float32 vectors of one micro-batch; what all its texts begin with passes the model once."""

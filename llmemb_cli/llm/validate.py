@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from llmemb_cli.contrastive import contrastive_loss
+from llmemb_cli.errors import LlmembError
 from llmemb_cli.llm.gradcache import OutOfMemoryAtError, embed_all
 from llmemb_cli.llm.memory import make_room
 from llmemb_cli.llm.trainer import Share, Trainer, draw_views, set_training, share_texts
@@ -24,6 +25,9 @@ def validate(trainer: Trainer, held_out: np.ndarray, report: Reporter) -> dict[s
             ties share their ranks. alignment: mean squared distance of the two views. uniformity: log mean
             exp(-2 squared distance) over pairs of items (Wang and Isola, ICML 2020), both of normalised vectors.
             validation_loss: the contrastive loss over the held-out items. Nothing for fewer than two items.
+
+    Raises:
+        LlmembError: vectors are not finite.
     """
     if len(held_out) < 2:
         return {}
@@ -34,6 +38,13 @@ def validate(trainer: Trainer, held_out: np.ndarray, report: Reporter) -> dict[s
     parts = _embed(trainer, share, report)
     set_training(trainer.model, True)
     vectors = trainer.peers.gather(torch.cat(parts), share.counts)[share.place]
+    broken = int((~torch.isfinite(vectors).all(dim=1)).sum())
+    if broken:
+        # Of no number can be said that it is larger than NaN: ranks would be the best there are.
+        raise LlmembError(
+            f"{broken} of {len(vectors)} vectors of held-out items are not finite",
+            hint=trainer.loaded.not_finite_hint,
+        )
     same = torch.from_numpy(not_negatives(views.first, views.second, views.prompts)).to(vectors.device)
     left, right = vectors.chunk(2)
     figures = {}

@@ -64,11 +64,17 @@ def encode(
     """Write the table of all prompts' vectors into `work`, shard by shard so that a crash costs one shard.
 
     Raises:
-        BadDataError: a vector is not finite even in float32, or is zero; names the item.
+        BadDataError: a vector is not finite even in float32, or is zero, or a prompt has no token; names the item.
         InterruptedRunError: a signal came; finished shards are in `work` and the same call goes on.
     """
     limit = settings.scft.max_tokens
     lengths, examples = survey(loaded, prompts, limit)
+    bare = np.flatnonzero(lengths == 0)
+    if len(bare):
+        raise BadDataError(
+            f"the tokenizer makes no token of the prompts of {len(bare)} items, for example {item_ids[int(bare[0])]}",
+            where=str(loaded.folder),
+        )
     order = np.argsort(np.minimum(lengths, limit), kind="stable")
     encoder = make_encoder(loaded, examples, settings, report)
     with StopRequest(report) as stop:
