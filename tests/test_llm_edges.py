@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmemb_cli import devices
+from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, read_pca
 from llmemb_cli.embeddings.table import read_table
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, MissingError
 from llmemb_cli.llm import load, scft
+from llmemb_cli.llm.adapter import lora_targets
 from llmemb_cli.llm.encode import run_embed
 from llmemb_cli.llm.load import load_model
 from llmemb_cli.llm.plan import MicroBatches
@@ -110,6 +112,20 @@ def test_gpt2_with_layers_of_its_own_kind_is_tuned_and_embeds_as_peft_alone_does
             np.testing.assert_allclose(vector, mean.numpy(), rtol=1e-4, atol=1e-4)
             untuned = plain(input_ids=ids).last_hidden_state[0].mean(dim=0)
             assert not np.allclose(vector, untuned.numpy(), atol=1e-3)
+
+
+def test_a_model_with_some_of_the_default_names_gets_lora_on_all_its_linear_layers() -> None:
+    from transformers import LlamaConfig, LlamaModel, OPTConfig, OPTModel
+
+    default = list(ScftSettings().target_modules)
+    sizes: dict[str, Any] = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = LlamaModel(LlamaConfig(**sizes, intermediate_size=16))
+    assert lora_targets(llama, default) == default
+    opt = OPTModel(OPTConfig(**sizes, ffn_dim=16, word_embed_proj_dim=16, max_position_embeddings=32))
+    layer = "decoder.layers.0"
+    attention = [f"{layer}.self_attn.{name}" for name in ("k_proj", "v_proj", "q_proj", "out_proj")]
+    assert sorted(lora_targets(opt, default)) == sorted([*attention, f"{layer}.fc1", f"{layer}.fc2"])
+    assert lora_targets(opt, ["fc1"]) == ["fc1"]
 
 
 @pytest.mark.parametrize("flag", ["load_in_8bit", "load_in_4bit"])

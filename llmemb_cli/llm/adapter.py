@@ -56,16 +56,16 @@ def with_lora(loaded: LoadedModel, settings: ScftSettings) -> Any:
 
 
 def lora_targets(model: Any, wanted: list[str]) -> list[str]:
-    """The modules that get LoRA matrices: those `wanted`, or in a model without the default ones all linear layers.
+    """The modules that get LoRA matrices: those `wanted`, or where one of the defaults is missing all linear layers.
 
-    The defaults are the names of Llama and its kin; BERT, for one, calls its layers otherwise. An encoder's pooling
-    layer is left out, since vectors do not come from it.
+    The defaults are the names of all linear layers of Llama and its kin; BERT, for one, calls its layers otherwise, and
+    Phi-3 some of them. An encoder's pooling layer is left out, since vectors do not come from it.
     """
     from transformers.pytorch_utils import Conv1D  # what GPT-2 has for linear layers
 
     names = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
     default = list(ScftSettings().target_modules)
-    if list(wanted) != default or any(name.rsplit(".", 1)[-1] in wanted for name in names):
+    if list(wanted) != default or {name.rsplit(".", 1)[-1] for name in names}.issuperset(default):
         return list(wanted)
     return [name for name in names if "pooler" not in name]
 
