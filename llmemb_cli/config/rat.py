@@ -56,7 +56,7 @@ class RatSettings(Section):
     )
     d_m: int = setting(1536, "width of the adapter's input (PCA), or all there is", ge=1, source="LLMEmb section 4.1")
     vectors: Literal["own", "scft"] = setting(
-        "own", "llm2x, llmesr, alphafuse: the untouched LLM's vectors, as published, or those of the LLM tuned by scft"
+        "own", "llm2x, llmesr, alphafuse: vectors of the untouched LLM, as published, or of the one that scft tuned"
     )
     init_std: float = setting(0.02, "standard deviation of a table at the start", gt=0)
     init_scale: Literal["table", "none"] = setting(

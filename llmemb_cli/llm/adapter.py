@@ -58,8 +58,8 @@ def with_lora(loaded: LoadedModel, settings: ScftSettings) -> Any:
 def lora_targets(model: Any, wanted: list[str]) -> list[str]:
     """The modules that get LoRA matrices: those `wanted`, or where one of the defaults is missing all linear layers.
 
-    The defaults are the names of all linear layers of Llama and its kin; BERT, for one, calls its layers otherwise, and
-    Phi-3 some of them. An encoder's pooling layer is left out, since vectors do not come from it.
+    The defaults are the names of all linear layers of Llama and its kin; BERT calls its layers otherwise, and Phi-3
+    some of them. An encoder's pooling layer is left out, since vectors do not come from it.
     """
     from transformers.pytorch_utils import Conv1D  # what GPT-2 has for linear layers
 
