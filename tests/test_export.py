@@ -113,6 +113,19 @@ def test_index_search_finds_what_a_full_search_finds(
     assert made.manifest["summary"]["recall"] > 0.95
 
 
+@pytest.mark.parametrize("changed", [{"rat__similarity": "cosine"}, {"rat__loss": "infonce"}, {}])
+def test_an_index_searches_by_what_the_run_scores_with(tmp_path: Path, changed: dict[str, Any]) -> None:
+    workspace, settings = make_workspace(
+        tmp_path / "ws", rat__hidden_size=4, rat__epochs=1, rat__method="none", **changed
+    )
+    run_rat(workspace, settings, Reporter(), name="run")
+    made = make_export(workspace, workspace.run("run"), "faiss", Reporter(), output=tmp_path / "index")
+    index = faiss.read_index(str(tmp_path / "index/item_embeddings.faiss"))
+    norms = np.linalg.norm(index.reconstruct_n(0, index.ntotal), axis=1)
+    assert np.allclose(norms, 1, atol=1e-5) == bool(changed)
+    assert made.manifest["summary"]["metric"] == ("cosine" if changed else "ip")
+
+
 def test_an_index_leaves_pytorch_its_threads(tmp_path: Path, trained: Workspace) -> None:
     # What trains afterwards in this process must round as it would have.
     threads = torch.get_num_threads()

@@ -19,8 +19,8 @@ FormatOption = Annotated[
     typer.Option("--format", help="Of the table; usearch and faiss are ANN indexes (extra `ann`)."),
 ]
 MetricOption = Annotated[
-    Literal["ip", "cosine"],
-    typer.Option("--metric", help="Of ANN indexes: inner product, as recommenders score, or cosine."),
+    Literal["ip", "cosine"] | None,
+    typer.Option("--metric", help="Of ANN indexes: inner product or cosine [default: what the run scores with]."),
 ]
 DirectoryOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Directory to write [default: exports/NAME-FORMAT].")
@@ -33,7 +33,7 @@ def export(
         str | None, typer.Argument(help="Run, or LLM embeddings (scft, base) [default: the best run].")
     ] = None,
     format: FormatOption = "parquet",
-    metric: MetricOption = "ip",
+    metric: MetricOption = None,
     out: DirectoryOption = None,
     workspace: WorkspaceOption = None,
     force: ForceOption = False,

@@ -90,14 +90,14 @@ def make_export(
     format: Format,
     report: Reporter,
     *,
-    metric: Metric = "ip",
+    metric: Metric | None = None,
     output: Path | None = None,
     force: bool = False,
 ) -> StageResult:
     """Write the item table of the run or embeddings in `source` into a directory of its own, and read it back.
 
     Args:
-        metric: of ANN indexes: inner product, as recommenders score, or cosine.
+        metric: of ANN indexes: inner product or cosine; default: what the run scores with, inner product else.
         output: the directory; default: `exports/<name>-<format>` in the workspace.
 
     Raises:
@@ -113,6 +113,7 @@ def make_export(
         and (target.is_file() or any(target.iterdir()))
     ):
         raise WrongUseError("holds files that are no export", where=str(target), hint="--output with a new directory")
+    metric = metric or _metric_of(source)
     settings: dict[str, Any] = {"format": format}
     if format in ("usearch", "faiss"):
         settings["metric"] = metric
@@ -139,6 +140,12 @@ def make_export(
         return summary
 
     return run_stage(Stage("export", target, VERSION, settings, inputs=inputs), build, force=force, report=report)
+
+
+def _metric_of(source: Path) -> Metric:
+    """What the run in `source` scores items with: an index by another metric would find other items."""
+    made = (read_manifest(source) or {}).get("made_from", {}).get("settings", {})
+    return "cosine" if made.get("similarity") == "cosine" or made.get("loss") == "infonce" else "ip"
 
 
 def _same(ours: np.ndarray, back: np.ndarray, path: Path) -> None:
