@@ -80,7 +80,7 @@ def recbole_epoch(folder: str, loss: str, batch: int, steps: int, threads: int) 
         value.backward()
         optimizer.step()
         measured = number
-        if number == steps:
+        if steps and number == steps:
             break
     seconds = (time.perf_counter() - started) / measured * len(train)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

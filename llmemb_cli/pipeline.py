@@ -21,6 +21,8 @@ from llmemb_cli.workspace.store import sha256_json
 _HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkpoint_steps", "batch_tokens"}
 # The same of `[rat]` alone.
 _HOW_RAT = {"precision", "track"}
+# Settings of `[rat]` that a run does not depend on while they are off. Off where llmemb.toml has them on is a change.
+_SWITCHES = ("contrast", "logit_adjustment")
 
 DATA_VERSION = 2
 EVAL_VERSION = 3
@@ -133,6 +135,8 @@ def _unused(rat: RatSettings) -> set[str]:
         unused |= {key for key in RatSettings.model_fields if key.startswith(prefix)}
     if rat.contrast == "none":
         unused |= {"contrast", "contrast_weight"}
+    if not rat.logit_adjustment:
+        unused.add("logit_adjustment")
     if not rat.scores_cosines:
         unused.add("temperature")
     if rat.loss == "infonce":
@@ -159,9 +163,10 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
     parts = [rat.backbone, rat.method, *(f"no-{part}" for part in left_out), str(settings.seed)]
     if in_file is not None:
         filed = in_file.rat.model_dump(mode="json")
+        chosen = _rat_settings(settings) | {key: getattr(rat, key) for key in _SWITCHES}
         changed = {
             key: value
-            for key, value in _rat_settings(settings).items()
+            for key, value in chosen.items()
             if key not in ("backbone", "method", "without") and value != filed[key]
         }
         if changed:

@@ -91,6 +91,16 @@ def test_other_llm_vectors_make_a_run_stale_and_leave_what_it_says_as_it_was(tmp
     assert torch.equal(load_recommender(run, data).encode(torch.tensor([[1, 2, 3]])), before)
 
 
+def test_a_switch_turned_off_by_a_flag_is_another_run_than_that_of_the_settings_file(tmp_path: Path) -> None:
+    _, settings = make_workspace(
+        tmp_path / "ws", **(SMALL | {"rat__logit_adjustment": 0.5, "rat__contrast": "cl4srec"})
+    )
+    assert run_name(settings, settings) == "sasrec-llmemb-42"
+    for key, off in (("logit_adjustment", 0.0), ("contrast", "none")):
+        rat = settings.rat.model_copy(update={key: off})
+        assert run_name(settings.model_copy(update={"rat": rat}), settings) != run_name(settings, settings)
+
+
 def test_no_validation_or_test_item_reaches_training(tmp_path: Path) -> None:
     workspace, settings = make_workspace(tmp_path / "ws", **SMALL)
     data = load_split(workspace.data)

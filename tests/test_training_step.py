@@ -23,7 +23,7 @@ from llmemb_cli.srs.item_embedding import AdaptedTable, ItemTable
 from llmemb_cli.srs.methods import align
 from llmemb_cli.srs.methods.align import infonce
 from llmemb_cli.srs.negatives import NegativeSampler
-from llmemb_cli.srs.objective import batch_loss
+from llmemb_cli.srs.objective import batch_loss, popularity_offset
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import epoch_batches, left_padded, length_groups, training_rows
 
@@ -187,9 +187,11 @@ ROWS = [[3, 7, 7, 12, 9, 4, 1], [9], [5, 6], [2, 8, 11], [10, 1, 2, 3, 4, 5, 6, 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", list(BACKBONES))
-@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize(("similarity", "tau"), [("dot", 0), ("cosine", 0), ("dot", 0.6)])
 @pytest.mark.parametrize("loss", ["bce", "bpr", "ce", "sce", "sampled-softmax", "gbce", "infonce"])
-def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(name: str, loss: str, similarity: str) -> None:
+def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(
+    name: str, loss: str, similarity: str, tau: float
+) -> None:
     torch.manual_seed(1)
     chosen = RatSettings(
         backbone=name,
@@ -212,6 +214,8 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(name: str, los
     cosines = similarity == "cosine" or loss == "infonce"
     table = model.embedding.table()
     table = torch.stack([row / row.norm() if cosines and row.any() else row for row in table])
+    counts = torch.tensor([sum(row.count(item) for row in ROWS) + 1.0 for item in range(13)])
+    logged = (counts / counts[1:].mean()).log()
     total, at = 0.0, 0
     for group in batch.groups:
         for inputs, targets in zip(group.inputs, group.targets, strict=True):
@@ -223,6 +227,7 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(name: str, los
                 if cosines:
                     state = state / state.norm().clamp(min=1e-12) / 0.07  # Caser's ReLU can leave nothing
                 scores = table @ state + (0 if model.bias is None else model.bias)
+                scores = scores + tau * logged
                 if loss == "ce":
                     total += float(torch.logsumexp(scores[1:], 0) - scores[target])
                     continue
@@ -240,11 +245,39 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(name: str, los
                 at += 1
     assert batch.targets == sum(int((g.targets > 0).sum()) for g in batch.groups)
     assert batch.negatives is None or at == len(batch.negatives) == batch.targets
-    got, embedded = batch_loss(model, chosen, batch)
+    got, embedded = batch_loss(model, chosen, batch, popularity_offset(train, 12, tau))
     assert got.item() == pytest.approx(total / batch.targets, rel=1e-4)
     torch.testing.assert_close(embedded, model.embedding.table()[batch.items])
     # What ranks items is what was trained.
     torch.testing.assert_close(model.item_table, table)
+
+
+def test_logit_adjustment_takes_popularity_out_of_the_scores() -> None:
+    # Histories that say nothing: all there is to learn is how often each item comes.
+    rng = np.random.default_rng(3)
+    share = 0.5 ** np.arange(8)
+    rows = [(1 + rng.choice(8, 12, p=share / share.sum())).tolist() for _ in range(200)]
+    train = ragged(rows)
+    counts = np.bincount(train.values, minlength=9)[1:]
+    fresh = 1 + rng.choice(8, (200, 5), p=share / share.sum())
+    chosen = RatSettings(backbone="gru4rec", method="none", loss="ce", hidden_size=D, max_length=12, dropout=0)
+    slopes = []
+    for tau in (0.0, 1.0):
+        torch.manual_seed(0)
+        model = Recommender(chosen, 8, ItemTable(8, D))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        offset = popularity_offset(train, 8, tau)
+        batch = make_batch(training_rows(train, "gru4rec"), np.arange(200), chosen, 8, None, rng)
+        for _ in range(60):
+            optimizer.zero_grad()
+            batch_loss(model, chosen, batch, offset)[0].backward()
+            optimizer.step()
+        with torch.no_grad():
+            states = model.train(False).encode(torch.tensor(fresh))
+            scores = (states @ model.item_table.T)[:, 1:].mean(dim=0)
+        slopes.append(np.polyfit(np.log(counts), scores.numpy(), 1)[0])
+    assert slopes[0] == pytest.approx(1, abs=0.2)
+    assert slopes[1] == pytest.approx(0, abs=0.2)
 
 
 def test_sce_with_every_item_once_is_the_full_softmax() -> None:

@@ -30,6 +30,7 @@ def rat(
     loss: Annotated[str | None, option("rat.loss", panel=WHAT)] = None,
     negatives: Annotated[int | None, option("rat.negatives", panel=WHAT)] = None,
     similarity: Annotated[str | None, option("rat.similarity", panel=WHAT)] = None,
+    logit_adjustment: Annotated[float | None, option("rat.logit_adjustment", panel=WHAT)] = None,
     contrast: Annotated[str | None, option("rat.contrast", panel=WHAT)] = None,
     seeds: Annotated[
         str | None, typer.Option("--seeds", help="Seeds to train, e.g. 42,43,44.", rich_help_panel=WHAT)
@@ -149,6 +150,7 @@ _SETTINGS = {
         "loss",
         "negatives",
         "similarity",
+        "logit_adjustment",
         "contrast",
         "hidden_size",
         "layers",

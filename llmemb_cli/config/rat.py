@@ -32,6 +32,12 @@ class RatSettings(Section):
     negative_weight: float = setting(
         0.0, "sce: weight of a negative; 0: items / negatives, as if all were there", ge=0, source="Xu et al.: 100"
     )
+    logit_adjustment: float = setting(
+        0.0,
+        "weight of an item's log popularity, added to its score in training alone; above 0 lifts rare items",
+        ge=0,
+        source="Menon et al., ICLR 2021",
+    )
     hidden_size: int = setting(128, "width of item embeddings and states", ge=1, source="LLMEmb code")
     layers: int = setting(2, "blocks (gru4rec and caser have one layer)", ge=1, source="LLMEmb code")
     heads: int = setting(1, "attention heads", ge=1, source="LLMEmb code")

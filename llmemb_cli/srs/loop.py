@@ -23,7 +23,7 @@ from llmemb_cli.seeds import numpy_rng, stream_seed
 from llmemb_cli.srs.batch import Batch, make_batch
 from llmemb_cli.srs.feed import in_order
 from llmemb_cli.srs.negatives import NegativeSampler
-from llmemb_cli.srs.objective import Extra, Step, batch_loss, loss_name
+from llmemb_cli.srs.objective import Extra, Step, batch_loss, loss_name, popularity_offset
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import TrainingRows, epoch_batches, training_rows
 from llmemb_cli.srs.validate import validation_ranks, validation_users
@@ -84,6 +84,8 @@ def train(t: Training) -> tuple[State, float]:
         trained, lr=rat.learning_rate, betas=(0.9, 0.98), weight_decay=rat.weight_decay, fused=True
     )
     sampler = None if loss_name(rat) in ("ce", "sce") else NegativeSampler(data.train, data.n_items)
+    offset = popularity_offset(data.train, data.n_items, rat.logit_adjustment)
+    offset = None if offset is None else offset.to(t.device)
     rows = training_rows(data.train, rat.backbone)
     validated = validation_users(data, rat.validation_users, seed)
     state, best = _resume(t, optimizer)
@@ -104,7 +106,7 @@ def train(t: Training) -> tuple[State, float]:
             make = _maker(t, rows, batches, sampler, state.epoch)
             for batch, rng in in_order(make, state.step, len(batches), ahead=t.device != "cpu"):
                 torch.manual_seed(stream_seed(seed, "dropout", state.epoch, state.step, t.peers.rank))
-                loss, embedded = batch_loss(model, rat, batch)
+                loss, embedded = batch_loss(model, rat, batch, offset)
                 if t.extra is not None:
                     step = Step(batch, embedded, state.epoch, state.step, len(batches), rng, t.peers)
                     loss = loss + t.extra.loss(model, step)

@@ -11,6 +11,7 @@ import torch
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.cross_entropy import cross_entropy
+from llmemb_cli.datasets.split import Ragged
 from llmemb_cli.peers import Peers
 from llmemb_cli.srs import losses
 from llmemb_cli.srs.batch import Batch
@@ -54,19 +55,44 @@ def loss_name(settings: RatSettings) -> str:
     return BACKBONES[settings.backbone].loss if settings.loss == "auto" else settings.loss
 
 
-def batch_loss(model: Recommender, settings: RatSettings, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def popularity_offset(train: Ragged, n_items: int, weight: float) -> torch.Tensor | None:
+    """What logit adjustment adds to the scores of items in training (Menon et al., ICLR 2021, Eq. 10).
+
+    The logarithm of an item's share is learned by the offset and not by the model, whose own scores then say how much
+    likelier an item is than its popularity lets one expect (wholly so at a weight of 1).
+
+    Args:
+        train: training items of all users.
+        weight: tau.
+
+    Returns:
+        (n_items + 1,) float: tau log((count + 1) / mean of (count + 1)); None for a weight of 0. Centred, because the
+        height of all scores counts for losses that are no softmax.
+    """
+    if not weight:
+        return None
+    counts = 1.0 + np.bincount(train.values, minlength=n_items + 1)
+    return torch.from_numpy(weight * np.log(counts / counts[1:].mean())).float()
+
+
+def batch_loss(
+    model: Recommender, settings: RatSettings, batch: Batch, offset: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """This process's share of the mean loss over the targets of a batch.
 
     The item embeddings are made once for every distinct item that the loss needs, not once a position.
 
+    Args:
+        offset: (n_items + 1,) float, added to the scores of items, or None.
+
     Returns:
         the loss, and (m, d) the embeddings of `batch.items`.
     """
+    bias = _sum(model.bias, offset)
     if loss_name(settings) == "ce":
         table = model.embedding.items()
         states = model.scoring(_states(model, batch, table, None))
-        bias = None if model.bias is None else model.bias[1:]
-        loss = cross_entropy(states, _targets(batch) - 1, model.scored(table), bias)
+        loss = cross_entropy(states, _targets(batch) - 1, model.scored(table), None if bias is None else bias[1:])
         return loss / batch.targets, table[batch.items - 1]
     embedded = model.embedding.rows(batch.items)
     states = model.scoring(_states(model, batch, embedded, batch.items))
@@ -79,9 +105,9 @@ def batch_loss(model: Recommender, settings: RatSettings, batch: Batch) -> tuple
         negative = torch.bmm(negative_rows, states[:, :, None])[:, :, 0]
     else:
         negative = (states @ negative_rows.T).masked_fill(targets[:, None] == batch.shared, -torch.inf)
-    if model.bias is not None:
-        positive = positive + model.bias[targets]
-        negative = negative + model.bias[negatives]
+    if bias is not None:
+        positive = positive + bias[targets]
+        negative = negative + bias[negatives]
     name = loss_name(settings)
     if name == "gbce":
         loss = losses.gbce(positive, negative, losses.gbce_beta(settings.negatives, model.n_items))
@@ -90,6 +116,10 @@ def batch_loss(model: Recommender, settings: RatSettings, batch: Batch) -> tuple
     else:
         loss = losses.SAMPLED[name](positive, negative)
     return loss / batch.targets, embedded
+
+
+def _sum(bias: torch.Tensor | None, offset: torch.Tensor | None) -> torch.Tensor | None:
+    return offset if bias is None else bias if offset is None else bias + offset
 
 
 def _targets(batch: Batch) -> torch.Tensor:
