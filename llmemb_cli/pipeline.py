@@ -22,7 +22,7 @@ _HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkp
 # The same of `[rat]` alone.
 _HOW_RAT = {"precision", "track"}
 # Settings of `[rat]` that a run does not depend on while they are off. Off where llmemb.toml has them on is a change.
-_SWITCHES = ("contrast", "logit_adjustment")
+SWITCHES = ("contrast", "logit_adjustment")
 
 DATA_VERSION = 2
 EVAL_VERSION = 3
@@ -163,7 +163,7 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
     parts = [rat.backbone, rat.method, *(f"no-{part}" for part in left_out), str(settings.seed)]
     if in_file is not None:
         filed = in_file.rat.model_dump(mode="json")
-        chosen = _rat_settings(settings) | {key: getattr(rat, key) for key in _SWITCHES}
+        chosen = _rat_settings(settings) | {key: getattr(rat, key) for key in SWITCHES}
         changed = {
             key: value
             for key, value in chosen.items()

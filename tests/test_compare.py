@@ -257,6 +257,28 @@ def test_variants_and_methods_are_names_too(measured: tuple[Workspace, Settings]
     }
 
 
+def test_variants_say_in_what_they_differ_and_stand_in_the_order_of_their_numbers(
+    measured: tuple[Workspace, Settings], tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(measured[0].root, tmp_path / "copy")))
+    settings = measured[1]
+    for changes in ({"negatives": 20}, {"negatives": 3}, {"contrast": "cl4srec"}):
+        chosen = settings.model_copy(update={"seed": 1})
+        rat = {"method": "llm2x", "loss": "sce", "negatives": 5, "epochs": 1} | changes
+        chosen = chosen.model_copy(update={"rat": chosen.rat.model_copy(update=rat)})
+        run_rat(workspace, chosen, Reporter(), in_file=settings)
+        run_eval(workspace, with_eval(chosen), run_name(chosen, settings), Reporter())
+    # There is no plain llm2x: what counts is how they differ from llmemb.toml.
+    names = [entry["variant"] for entry in compare_runs(workspace, settings, [])["variants"]]
+    assert names == [
+        "sasrec-none",
+        "sasrec-llm2x contrast=cl4srec epochs=1 loss=sce negatives=5",
+        "sasrec-llm2x epochs=1 loss=sce negatives=3",
+        "sasrec-llm2x epochs=1 loss=sce negatives=20",
+        "sasrec-llmemb",
+    ]
+
+
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 ODD = st.sampled_from(["=1+1", "@SUM(A1)", "-2+3", " +x", "\t=1", "-5", "1e3", "a|b\nc", "<b>*x*</b>"])
 

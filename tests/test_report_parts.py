@@ -24,6 +24,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import make_prompts
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.page import make_report
+from llmemb_cli.reporting.parts.results import result_parts
 from llmemb_cli.reporting.parts.training import series_of, uniformity
 from llmemb_cli.reporting.variants import ablations, main_variants, read_variants, sweeps
 from llmemb_cli.srs.train import run_rat
@@ -187,6 +188,16 @@ def test_variants_are_sorted_into_methods_ablations_and_sweeps(made: tuple[Works
         ["sasrec-llmemb", "sasrec-llmemb-no-align"]
     ]
     assert {"sasrec-llmemb alpha=0.1", "sasrec-llmemb alpha=1.0"} <= {one.label for one in variants}
+    # All of them stand in one table, with the settings that tell them apart.
+    (full, _) = result_parts(workspace, settings)
+    named = [row["name"] for row in full["variants"]["rows"]]
+    assert named == [
+        "sasrec-none",
+        "sasrec-llmemb",
+        "sasrec-llmemb alpha=0.1",
+        "sasrec-llmemb alpha=1.0",
+        "sasrec-llmemb-no-align",
+    ]
     ((key, members),) = sweeps(variants)
     assert key == "alpha" and [one.settings["alpha"] for one in members] == [0.01, 0.1, 1.0]
 

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from llmemb_cli.config.backbones import BACKBONES
+from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.evaluated import Evaluated, read_evaluated
 from llmemb_cli.evaluation.significance import Correction, Test, corrected, paired_test
+from llmemb_cli.pipeline import SWITCHES
 from llmemb_cli.workspace.locate import Workspace
 
 
@@ -49,7 +52,9 @@ def compare_runs(
             raise WrongUseError(f"no metric {name}", hint=", ".join(known) + "; others: `llmemb eval -k`")
     families = _variants(found)
     entries = [_entry(members, metrics, settings) for members in families]
-    _set_labels(entries, families)
+    _set_labels(entries, families, settings.rat.model_dump(mode="json"))
+    if not runs:
+        entries.sort(key=natural_order)
     _set_baselines(entries, baseline)
     made = [
         _compare(entry, entries, part, metric, test, settings.seed)
@@ -140,30 +145,47 @@ def _parts(table: pl.DataFrame, summary: dict[str, Any], settings: Settings) -> 
     return parts
 
 
-def _set_labels(entries: list[dict[str, Any]], variants: list[list[Evaluated]]) -> None:
+def natural_order(entry: dict[str, Any]) -> tuple[int, bool, list[str | float]]:
+    """By backbone, in each the plain model first, then by name, numbers in it by their size."""
+    pieces = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", entry["variant"])
+    numbered = [float(one) if at % 2 else one for at, one in enumerate(pieces)]
+    return list(BACKBONES).index(entry["backbone"]), entry["method"] != "none", numbered
+
+
+def _set_labels(entries: list[dict[str, Any]], variants: list[list[Evaluated]], filed: dict[str, Any]) -> None:
     """Tell variants of several workspaces, or with names that say too little, apart.
 
     Where flags changed settings, a run's name ends in a digest of them; the label says which they are.
     """
     homes = {one.place.parent for members in variants for one in members}
-    labels = [_changed(members[0], variants) or members[0].label for members in variants]
+    labels = [_changed(members[0], variants, filed) or members[0].label for members in variants]
     for entry, members, own in zip(entries, variants, labels, strict=True):
         first = members[0]
         label = own if labels.count(own) == 1 or len(homes) > 1 else first.run
         entry["variant"] = f"{first.place.parent.parent.name}/{label}" if len(homes) > 1 else label
 
 
-def _changed(one: Evaluated, variants: list[list[Evaluated]]) -> str | None:
-    """`sasrec-llmemb alpha=0.1` for a run whose name ends in a digest, if the run without one is there to tell."""
+def _changed(one: Evaluated, variants: list[list[Evaluated]], filed: dict[str, Any]) -> str | None:
+    """`sasrec-llmemb alpha=0.1` for a run whose name ends in a digest: where it differs from the run without one.
+
+    Args:
+        filed: `[rat]` of llmemb.toml, which counts where there is no such run.
+    """
     plain = re.sub(r"-[0-9a-f]{6}$", "", one.label)
-    settings = one.trained["made_from"]["settings"]
+    if plain == one.label:
+        return None
+    settings, theirs = one.trained["made_from"]["settings"], filed
     for members in variants:
         other = members[0]
-        if other.label == plain != one.label and other.place.parent == one.place.parent:
+        if other.label == plain and other.place.parent == one.place.parent:
             theirs = other.trained["made_from"]["settings"]
-            keys = sorted(key for key in settings if settings[key] != theirs.get(key))
-            return " ".join([plain, *(f"{key}={settings[key]}" for key in keys)])
-    return None
+
+    def value(made: dict[str, Any], key: str) -> Any:
+        return made.get(key, RatSettings.model_fields[key].default if key in SWITCHES else filed.get(key))
+
+    named = {"backbone", "method", "without"}
+    keys = sorted(key for key in {*settings, *SWITCHES} - named if value(settings, key) != value(theirs, key))
+    return " ".join([plain, *(f"{key}={value(settings, key)}" for key in keys)])
 
 
 def _set_baselines(entries: list[dict[str, Any]], wanted: str | None) -> None:

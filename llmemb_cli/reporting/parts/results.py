@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.evaluation.compare import compare_runs
+from llmemb_cli.evaluation.compare import compare_runs, natural_order
 from llmemb_cli.pipeline import protocol_name
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.figures import Figure
@@ -53,6 +53,7 @@ def _part(workspace: Workspace, settings: Settings, runs: list[str], left_out: l
         "left_out": left_out,
         "mains": mains,
         "table1": _methods_table(workspace, settings, mains),
+        "variants": _variants_table(workspace, settings, variants) if len(variants) > len(mains) else None,
         "table2": [_ablation_table(workspace, settings, family) for family in ablations(variants)],
         "beyond": _beyond(workspace, settings, mains),
         "bars": _bars(workspace, settings, mains),
@@ -112,6 +113,13 @@ def _methods_table(workspace: Workspace, settings: Settings, mains: list[Variant
     order = {one.runs[0]: place for place, one in enumerate(mains)}
     document["variants"].sort(key=lambda entry: order[entry["runs"][0]])
     return _table(document, names, "")
+
+
+def _variants_table(workspace: Workspace, settings: Settings, variants: list[Variant]) -> dict[str, Any]:
+    """All variants, also those whose settings differ from a method's main one."""
+    document = compare_runs(workspace, settings, _runs(variants))
+    document["variants"].sort(key=natural_order)
+    return _table(document, [entry["variant"] for entry in document["variants"]], "")
 
 
 def _ablation_table(workspace: Workspace, settings: Settings, family: list[Variant]) -> dict[str, Any]:
