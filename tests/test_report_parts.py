@@ -26,7 +26,7 @@ from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.page import make_report
 from llmemb_cli.reporting.parts.results import result_parts
 from llmemb_cli.reporting.parts.training import series_of, uniformity
-from llmemb_cli.reporting.variants import ablations, main_variants, read_variants, sweeps
+from llmemb_cli.reporting.variants import Variant, ablations, main_variants, read_variants, sweeps
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage, run_stage
@@ -200,6 +200,15 @@ def test_variants_are_sorted_into_methods_ablations_and_sweeps(made: tuple[Works
     ]
     ((key, members),) = sweeps(variants)
     assert key == "alpha" and [one.settings["alpha"] for one in members] == [0.01, 0.1, 1.0]
+
+
+def test_a_setting_that_is_off_is_a_point_of_its_curve() -> None:
+    def variant(**changed: Any) -> Variant:
+        settings = {"backbone": "sasrec", "method": "none", "loss": "ce"} | changed
+        return Variant(f"sasrec-none {changed}", ["run"], settings, not changed, {})
+
+    off, half = variant(), variant(logit_adjustment=0.5)
+    assert sweeps([half, off]) == [("logit_adjustment", [off, half])]
 
 
 def test_runs_measured_on_other_data_are_named_and_left_out(

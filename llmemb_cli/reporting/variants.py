@@ -8,10 +8,11 @@ from typing import Any
 
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS
+from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_runs
 from llmemb_cli.evaluation.document import known_runs
-from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
+from llmemb_cli.pipeline import EVAL_VERSION, SWITCHES, protocol_name
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 from llmemb_cli.workspace.store import sha256_json
@@ -45,6 +46,10 @@ class Variant:
     @property
     def method(self) -> str:
         return str(self.settings["method"])
+
+    def value(self, key: str) -> Any:
+        """A setting of `[rat]`; one that is off is not among what the run was made from."""
+        return self.settings.get(key, RatSettings.model_fields[key].default if key in SWITCHES else None)
 
     @property
     def without(self) -> list[str]:
@@ -134,7 +139,7 @@ def _rank(one: Variant) -> tuple[bool, int]:
 def differing(one: Variant, other: Variant) -> set[str]:
     """The settings in which two variants differ."""
     keys = one.settings.keys() | other.settings.keys()
-    return {key for key in keys if one.settings.get(key) != other.settings.get(key)}
+    return {key for key in keys if one.value(key) != other.value(key)}
 
 
 def ablations(variants: list[Variant]) -> list[list[Variant]]:
@@ -154,8 +159,8 @@ def sweeps(variants: list[Variant]) -> list[tuple[str, list[Variant]]]:
         keys = {next(iter(keys)) for one in variants if len(keys := differing(one, main)) == 1}
         for key in sorted(keys):
             members = [one for one in variants if differing(one, main) <= {key}]
-            if all(_number(one.settings.get(key)) for one in members):
-                found.append((key, sorted(members, key=lambda one: float(one.settings[key]))))
+            if all(_number(one.value(key)) for one in members):
+                found.append((key, sorted(members, key=lambda one: float(one.value(key)))))
     return found
 
 

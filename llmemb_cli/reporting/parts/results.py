@@ -188,9 +188,9 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _sweep(settings: Settings, key: str, members: list[Variant]) -> Figure:
     """Metrics over one setting (LLMEmb Figure 4): a panel for all users and one for the tail."""
-    ticks = [f"{one.settings[key]:g}" for one in members]
+    ticks = [f"{one.value(key):g}" for one in members]
     shown = [part for part in ("overall", "tail") if part in members[0].entry["parts"]]
-    columns: dict[str, list[Any]] = {key: [one.settings[key] for one in members]}
+    columns: dict[str, list[Any]] = {key: [one.value(key) for one in members]}
     panels = []
     for part in shown:
         values = {metric: [one.entry["parts"][part][metric]["mean"] for one in members] for metric in METRICS}
