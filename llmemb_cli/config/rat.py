@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from llmemb_cli.config.backbones import BackboneName
 from llmemb_cli.config.fields import Section, setting
@@ -100,3 +100,9 @@ class RatSettings(Section):
     def scores_cosines(self) -> bool:
         """Whether a score is a cosine over the temperature."""
         return self.similarity == "cosine" or self.loss == "infonce"
+
+
+def settings_of_run(manifest: dict[str, Any]) -> RatSettings:
+    """What a run was trained with, from its manifest; settings that this version does not know are left out."""
+    made = manifest["made_from"]["settings"]
+    return RatSettings.model_validate({key: value for key, value in made.items() if key in RatSettings.model_fields})

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from llmemb_cli.config.rat import settings_of_run
 from llmemb_cli.embeddings.export_card import card_text, provenance
 from llmemb_cli.errors import BadDataError, MissingError, WrongUseError
 from llmemb_cli.progress import Reporter
@@ -144,8 +145,9 @@ def make_export(
 
 def _metric_of(source: Path) -> Metric:
     """What the run in `source` scores items with: an index by another metric would find other items."""
-    made = (read_manifest(source) or {}).get("made_from", {}).get("settings", {})
-    return "cosine" if made.get("similarity") == "cosine" or made.get("loss") == "infonce" else "ip"
+    manifest = read_manifest(source)
+    trained = settings_of_run(manifest) if manifest is not None and manifest["stage"] == "rat" else None
+    return "cosine" if trained and trained.scores_cosines else "ip"
 
 
 def _same(ours: np.ndarray, back: np.ndarray, path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from llmemb_cli.config.backbones import BackboneName
 from llmemb_cli.config.methods import METHODS
-from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.config.rat import RatSettings, settings_of_run
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.srs.backbones.bert4rec import BERT4Rec
@@ -150,9 +150,7 @@ def load_recommender(run: Path, data: SplitData, device: str = "cpu") -> Recomme
     manifest = require_stage(run, made_by="llmemb rat")
     if manifest["made_from"]["inputs"]["data"] != data.fingerprint:
         raise BadDataError("the run was trained on other data", where=str(run), hint="run `llmemb rat` again")
-    known = RatSettings.model_fields
-    values = {key: value for key, value in manifest["made_from"]["settings"].items() if key in known}
-    settings = RatSettings.model_validate(values)
+    settings = settings_of_run(manifest)
     table = read_tensors(run / "item_embeddings.safetensors")["item_embeddings"]
     model = Recommender(settings, data.n_items, FrozenTable(table))
     weights = read_tensors(run / "model.safetensors")
