@@ -131,6 +131,7 @@ def test_page_is_one_file_with_unique_ids_and_all_its_parts(made: tuple[Workspac
         "Nearest items",
         "sampled items",
         "view 2",
+        "positions, no dates",
     ):
         assert wanted in page.text, wanted
     assert "25.0 % before" in " ".join(page.text.split())

@@ -235,5 +235,6 @@ def _set_places(entries: list[dict[str, Any]], part: str, metric: str) -> None:
         figures = sorted({cell["mean"] for cell in cells}, reverse=True)
         for cell in cells:
             place = figures.index(cell["mean"]) + 1
-            # Of two, the second is the last, which deserves no mark; of equal ones, none is the best.
-            cell["place"] = place if place < min(3, len(cells)) and len(figures) > 1 else None
+            # Of two, the second is the last, which deserves no mark; of equal ones none is the best; 0 is no place.
+            marked = place < min(3, len(cells)) and len(figures) > 1 and cell["mean"] > 0
+            cell["place"] = place if marked else None

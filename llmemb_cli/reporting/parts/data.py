@@ -8,6 +8,7 @@ import numpy as np
 
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.card import histogram, share_of_top_fifth
+from llmemb_cli.datasets.card_text import time_line
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.prompts.views import random_drop
@@ -46,6 +47,7 @@ def data_part(workspace: Workspace, data: SplitData, results: list[dict[str, Any
     fifth = share_of_top_fifth(ordered)
     return {
         "summary": summary,
+        "times": time_line(summary),
         "bins": _bins(workspace, data, results[0] if results else None),
         "curve": Figure(
             "popularity-curve",

@@ -67,9 +67,9 @@ def _runs(variants: list[Variant]) -> list[str]:
     return [run for one in variants for run in one.runs]
 
 
-def _table(document: dict[str, Any], names: list[str], note: str) -> dict[str, Any]:
+def _table(document: dict[str, Any], names: list[str], note: str, overall: bool = True) -> dict[str, Any]:
     """What the template draws: column groups, and rows of cells with their place, star and explanation."""
-    parts = list(document["variants"][0]["parts"])
+    parts = [part for part in document["variants"][0]["parts"] if overall or part != "overall"]
     sizes = {part: document["variants"][0]["parts"][part]["n"] for part in parts}
     rows = []
     for name, entry in zip(names, document["variants"], strict=True):
@@ -100,19 +100,21 @@ def _other_groups(workspace: Workspace, settings: Settings, mains: list[Variant]
     cold = any(group["n"] for group in first["groups"]["cold"] if group["name"] == "cold")
     names = ["length", "cold"] if cold else ["length"]
     chosen = settings.model_copy(update={"eval": settings.eval.model_copy(update={"groups": names})})
-    made = _methods_table(workspace, chosen, mains)
+    made = _methods_table(workspace, chosen, mains, overall=False)
     definitions = [first["definitions"][name] for name in names]
     about = definitions if cold else [*definitions, "every test item has training interactions, so none is cold"]
     title = "By history length and cold items" if cold else "By history length"
     return made | {"title": title, "about": [text[0].upper() + text[1:] for text in about]}
 
 
-def _methods_table(workspace: Workspace, settings: Settings, mains: list[Variant]) -> dict[str, Any]:
+def _methods_table(
+    workspace: Workspace, settings: Settings, mains: list[Variant], overall: bool = True
+) -> dict[str, Any]:
     document = compare_runs(workspace, settings, _runs(mains))
     names = [f"{BACKBONES[one.backbone]}, {one.method}" for one in mains]
     order = {one.runs[0]: place for place, one in enumerate(mains)}
     document["variants"].sort(key=lambda entry: order[entry["runs"][0]])
-    return _table(document, names, "")
+    return _table(document, names, "", overall)
 
 
 def _variants_table(workspace: Workspace, settings: Settings, variants: list[Variant]) -> dict[str, Any]:
