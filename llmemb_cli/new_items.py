@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 
 STAGE = "embed items"
+# Names of files that somebody may expect and that no directory should bear.
+OTHER_FORMATS = {".npy", ".npz", ".csv", ".tsv", ".json", ".jsonl", ".safetensors", ".pt", ".txt"}
 
 
 def embed_new_items(
@@ -103,10 +105,18 @@ def embed_new_items(
 
 def _check_target(out: Path | None, items: Path) -> None:
     """A directory of results takes the place of what was there: only of earlier results, never of other files."""
-    if out is None or not out.exists():
+    if out is None:
         return
     if out.resolve() == items.resolve():
         raise WrongUseError("--out is the file of --items", where=str(out), hint="give the result a name of its own")
+    if out.suffix in OTHER_FORMATS and not out.is_dir():
+        raise WrongUseError(
+            f"--out writes a directory or NAME.parquet, not {out.suffix}",
+            where=str(out),
+            hint="a directory holds safetensors and ids.parquet",
+        )
+    if not out.exists():
+        return
     if out.suffix == ".parquet" and out.is_file():
         return
     if not out.is_dir():

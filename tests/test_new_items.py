@@ -146,10 +146,15 @@ def test_prompts_that_changed_since_are_not_mixed_in(tmp_path: Path, trained: tu
 def test_out_never_takes_the_place_of_other_files(tmp_path: Path, trained: tuple[Workspace, Settings]) -> None:
     workspace, _ = trained
     items = csv(tmp_path / "n.csv", ["a"], ["w1"])
-    thesis = tmp_path / "mine" / "thesis.txt"
+    thesis = tmp_path / "mine" / "thesis"
     thesis.parent.mkdir()
     thesis.write_text("two years of work")
-    for out, said in ((thesis.parent, "other files"), (thesis, "not .parquet"), (items, "file of --items")):
+    for out, said in (
+        (thesis.parent, "other files"),
+        (thesis, "not .parquet"),
+        (items, "file of --items"),
+        (tmp_path / "vectors.npy", "not .npy"),
+    ):
         code, document = embed_items(workspace, items, "--out", str(out))
         assert code == 2 and said in document["error"]["message"]
     code, document = embed_items(workspace, items, "--out", str(workspace.embeddings("base")))
