@@ -191,7 +191,7 @@ def test_variants_are_sorted_into_methods_ablations_and_sweeps(made: tuple[Works
     assert {"sasrec-llmemb alpha=0.1", "sasrec-llmemb alpha=1.0"} <= {one.label for one in variants}
     # All of them stand in one table, with the settings that tell them apart.
     (full, _) = result_parts(workspace, settings)
-    named = [row["name"] for row in full["variants"]["rows"]]
+    named = [" ".join([row["name"], row["settings"]]).strip() for row in full["variants"]["rows"]]
     assert named == [
         "sasrec-none",
         "sasrec-llmemb",

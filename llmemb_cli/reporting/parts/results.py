@@ -121,7 +121,10 @@ def _variants_table(workspace: Workspace, settings: Settings, variants: list[Var
     """All variants, also those whose settings differ from a method's main one."""
     document = compare_runs(workspace, settings, _runs(variants))
     document["variants"].sort(key=natural_order)
-    return _table(document, [entry["variant"] for entry in document["variants"]], "")
+    made = _table(document, [entry["variant"] for entry in document["variants"]], "")
+    for row in made["rows"]:
+        row["name"], _, row["settings"] = row["name"].partition(" ")
+    return made
 
 
 def _ablation_table(workspace: Workspace, settings: Settings, family: list[Variant]) -> dict[str, Any]:
