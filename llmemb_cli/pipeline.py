@@ -146,6 +146,15 @@ def _unused(rat: RatSettings) -> set[str]:
     return unused
 
 
+def made_with(made: dict[str, Any], key: str, otherwise: Any = None) -> Any:
+    """A setting of `[rat]` that a run was `made` from: a switch that is not among them was off.
+
+    Args:
+        otherwise: what counts where the run did not depend on the setting.
+    """
+    return made.get(key, RatSettings.model_fields[key].default if key in SWITCHES else otherwise)
+
+
 def _rat_settings(settings: Settings) -> dict[str, Any]:
     """The settings of `[rat]` that a run depends on."""
     unused = _unused(settings.rat) | _HOW_RAT

@@ -9,12 +9,11 @@ import numpy as np
 import polars as pl
 
 from llmemb_cli.config.backbones import BACKBONES
-from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.evaluated import Evaluated, read_evaluated
 from llmemb_cli.evaluation.significance import Correction, Test, corrected, paired_test
-from llmemb_cli.pipeline import SWITCHES
+from llmemb_cli.pipeline import SWITCHES, made_with
 from llmemb_cli.workspace.locate import Workspace
 
 
@@ -181,7 +180,7 @@ def _changed(one: Evaluated, variants: list[list[Evaluated]], filed: dict[str, A
             theirs = other.trained["made_from"]["settings"]
 
     def value(made: dict[str, Any], key: str) -> Any:
-        return made.get(key, RatSettings.model_fields[key].default if key in SWITCHES else filed.get(key))
+        return made_with(made, key, filed.get(key))
 
     named = {"backbone", "method", "without"}
     keys = sorted(key for key in {*settings, *SWITCHES} - named if value(settings, key) != value(theirs, key))

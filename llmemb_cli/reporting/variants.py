@@ -8,11 +8,10 @@ from typing import Any
 
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS
-from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_runs
 from llmemb_cli.evaluation.document import known_runs
-from llmemb_cli.pipeline import EVAL_VERSION, SWITCHES, protocol_name
+from llmemb_cli.pipeline import EVAL_VERSION, made_with, protocol_name
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 from llmemb_cli.workspace.store import sha256_json
@@ -49,7 +48,7 @@ class Variant:
 
     def value(self, key: str) -> Any:
         """A setting of `[rat]`; one that is off is not among what the run was made from."""
-        return self.settings.get(key, RatSettings.model_fields[key].default if key in SWITCHES else None)
+        return made_with(self.settings, key)
 
     @property
     def without(self) -> list[str]:
