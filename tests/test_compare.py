@@ -279,6 +279,26 @@ def test_variants_say_in_what_they_differ_and_stand_in_the_order_of_their_number
     ]
 
 
+def test_of_several_plain_models_the_plainest_is_the_baseline(
+    measured: tuple[Workspace, Settings], tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(measured[0].root, tmp_path / "copy")))
+    settings = measured[1]
+    for seed in (1, 2):
+        shutil.rmtree(workspace.run(f"sasrec-none-{seed}"))
+    for changes in ({"epochs": 1, "dropout": 0.1}, {"epochs": 1}):
+        chosen = settings.model_copy(update={"seed": 1})
+        chosen = chosen.model_copy(update={"rat": chosen.rat.model_copy(update={"method": "none"} | changes)})
+        run_rat(workspace, chosen, Reporter(), in_file=settings)
+        run_eval(workspace, with_eval(chosen), run_name(chosen, settings), Reporter())
+    entries = compare_runs(workspace, settings, [])["variants"]
+    assert [(entry["variant"], entry["baseline"]) for entry in entries] == [
+        ("sasrec-none dropout=0.1 epochs=1", "sasrec-none epochs=1"),
+        ("sasrec-none epochs=1", None),
+        ("sasrec-llmemb", "sasrec-none epochs=1"),
+    ]
+
+
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 ODD = st.sampled_from(["=1+1", "@SUM(A1)", "-2+3", " +x", "\t=1", "-5", "1e3", "a|b\nc", "<b>*x*</b>"])
 

@@ -195,7 +195,9 @@ def _set_baselines(entries: list[dict[str, Any]], wanted: str | None) -> None:
         raise WrongUseError(f"no baseline {wanted}", hint=f"{hint}; or a method, for each backbone")
     for entry in entries:
         alike = [other for other in entries if other["backbone"] == entry["backbone"]]
-        plain = next((other for other in alike if other["method"] == (method or "none")), alike[0])
+        # Of several variants of that method the plainest: the one with the fewest settings of its own in its name.
+        wanted_ones = [other for other in alike if other["method"] == (method or "none")]
+        plain = min(wanted_ones or alike[:1], key=lambda other: str(other["variant"]).count("="))
         name = chosen or plain["variant"]
         entry["baseline"] = name if name != entry["variant"] else None
 
