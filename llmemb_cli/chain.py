@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmemb_cli import pipeline
-from llmemb_cli.config.settings import Settings
+from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage, StageResult, StageState, stage_state
@@ -68,9 +68,7 @@ def variants(settings: Settings) -> list[Settings]:
     for seed in plan.seeds or [settings.seed]:
         for backbone in plan.backbones:
             for method in sorted(plan.methods, key=lambda name: name != "none"):
-                rat = settings.rat.model_validate(
-                    settings.rat.model_dump() | {"backbone": backbone, "method": method}
-                )
+                rat = rat_for(settings, backbone=backbone, method=method)
                 made.append(settings.model_copy(update={"rat": rat, "seed": seed}))
     return made
 

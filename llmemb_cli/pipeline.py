@@ -11,7 +11,7 @@ from llmemb_cli.assets.identity import model_identity
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.methods import METHODS, Method
 from llmemb_cli.config.rat import RatSettings
-from llmemb_cli.config.settings import Settings
+from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage, read_manifest
 from llmemb_cli.workspace.store import sha256_json
@@ -171,7 +171,7 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
     left_out = sorted(rat.without) if rat.method == "llmemb" else []
     parts = [rat.backbone, rat.method, *(f"no-{part}" for part in left_out), str(settings.seed)]
     if in_file is not None:
-        filed = in_file.rat.model_dump(mode="json")
+        filed = rat_for(in_file, backbone=rat.backbone, method=rat.method).model_dump(mode="json")
         chosen = _rat_settings(settings) | {key: getattr(rat, key) for key in SWITCHES}
         changed = {
             key: value
@@ -185,8 +185,8 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
 
 def plain_settings(settings: Settings, backbone: str | None = None) -> Settings:
     """The same training with method none: the collaborative model other methods start from or align to."""
-    changes = {"backbone": backbone or settings.rat.backbone, "method": "none", "without": []}
-    return settings.model_copy(update={"rat": settings.rat.model_copy(update=changes)})
+    plain = rat_for(settings, backbone=backbone or settings.rat.backbone, method="none", without=[])
+    return settings.model_copy(update={"rat": plain})
 
 
 def collaborative_settings(settings: Settings) -> Settings | None:

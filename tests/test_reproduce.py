@@ -20,7 +20,8 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from llmemb_cli.app import app
-from llmemb_cli.config.settings import Settings, load_settings
+from llmemb_cli.chain import variants
+from llmemb_cli.config.settings import Settings, load_settings, update_settings
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.progress import Reporter
@@ -29,6 +30,7 @@ from llmemb_cli.reporting.grid import is_done, run_grid, steps_before
 from llmemb_cli.reporting.reproduce import SWEEPS, grid_of, known, paper_figures, reproduce_document
 from llmemb_cli.reporting.reproduce_text import markdown
 from llmemb_cli.reporting.verdicts import judge, verdict
+from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
 from tests.make_workspace import make_workspace
 
@@ -346,3 +348,33 @@ def test_claims_are_judged_for_the_methods_and_data_they_are_about(llmemb: float
         [],
     )
     assert {one["compared"]: one["p"] for one in ahead}["llmesr and llmemb"] == 0.01
+
+
+def test_settings_of_a_backbone_in_the_file_are_those_of_its_runs_and_of_runs_they_need(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "ws", **TINY)[0]
+    own = {"rat.gru4rec.learning_rate": 0.02, "rat.gru4rec-llmemb.dropout": 0.3, "rat.llmemb.alpha": 0.2}
+    update_settings(workspace.settings_file, own)
+    filed = load_settings(workspace.settings_file)
+    cells = grid_of("table1", [workspace], [42], backbones=["sasrec", "gru4rec"], methods=["none", "llmemb"])
+    used = {cell.run: cell.settings.rat for cell in cells}
+    # None of these is a change by flags, so all have plain names.
+    assert list(used) == ["sasrec-none-42", "sasrec-llmemb-42", "gru4rec-none-42", "gru4rec-llmemb-42"]
+    assert [rat.learning_rate for rat in used.values()] == [0.001, 0.001, 0.02, 0.02]
+    assert [rat.dropout for rat in used.values()] == [0.5, 0.5, 0.5, 0.3]
+    assert used["sasrec-llmemb-42"].alpha == used["gru4rec-llmemb-42"].alpha == 0.2
+    run_rat(workspace, cells[3].settings, Reporter(), in_file=filed)
+    assert {path.name for path in (workspace.root / "runs").glob("[!.]*")} == {"gru4rec-llmemb-42", "gru4rec-none-42"}
+    assert not run_rat(workspace, cells[2].settings, Reporter(), in_file=filed).built, (
+        "trained for llmemb to align to"
+    )
+    # A flag counts for both, and names say so.
+    flagged = grid_of(
+        "table1", [workspace], [42], backbones=["gru4rec"], methods=["none", "llmemb"], overrides={"rat.dropout": 0.1}
+    )
+    assert [cell.settings.rat.dropout for cell in flagged] == [0.1, 0.1]
+    assert all(cell.run.count("-") == 3 for cell in flagged)
+    # The whole plan of the file, as `llmemb run` makes it.
+    plan = filed.model_copy(
+        update={"run": filed.run.model_copy(update={"backbones": ["gru4rec"], "methods": ["none", "llmemb"]})}
+    )
+    assert [one.rat.dropout for one in variants(plan)] == [0.5, 0.3]

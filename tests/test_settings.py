@@ -16,6 +16,7 @@ from llmemb_cli.config.settings import (
     load_settings,
     make_settings,
     parse_assignments,
+    rat_for,
     setting_help,
     update_settings,
     write_settings,
@@ -103,3 +104,83 @@ def test_help_of_every_setting_says_what_it_is() -> None:
     for name, section in SECTIONS.items():
         for key in section.model_fields:
             assert len(setting_help(f"{name}.{key}")) > 8, f"{name}.{key}"
+
+
+LAYERED = """
+[rat]
+dropout = 0.6
+hidden_size = 64
+
+[rat.bert4rec]
+dropout = 0.2
+learning_rate = 0.005
+
+[rat.llmemb]
+alpha = 0.5
+hidden_size = 96
+
+[rat.bert4rec-llmemb]
+learning_rate = 0.002
+"""
+
+
+def test_tables_of_a_backbone_a_method_and_both_count_for_them_alone(tmp_path: Path) -> None:
+    path = tmp_path / "llmemb.toml"
+    path.write_text(LAYERED)
+
+    def got(backbone: str, method: str, **flags: float) -> tuple[float, ...]:
+        chosen = {"rat.backbone": backbone, "rat.method": method} | {f"rat.{key}": v for key, v in flags.items()}
+        rat = load_settings(path, chosen).rat
+        return rat.dropout, rat.hidden_size, rat.learning_rate, rat.alpha
+
+    expected = {
+        ("sasrec", "none"): (0.6, 64, 0.001, 0.01),
+        ("bert4rec", "none"): (0.2, 64, 0.005, 0.01),
+        ("sasrec", "llmemb"): (0.6, 96, 0.001, 0.5),
+        ("bert4rec", "llmemb"): (0.2, 96, 0.002, 0.5),
+    }
+    for (backbone, method), values in expected.items():
+        assert got(backbone, method) == values
+        # A flag wins over every table, also where the run of another backbone or method follows from it.
+        assert got(backbone, method, dropout=0.3) == (0.3, *values[1:])
+        for (other, another), theirs in expected.items():
+            flagged = load_settings(path, {"rat.backbone": backbone, "rat.method": method, "rat.dropout": 0.3})
+            moved = rat_for(flagged, backbone=other, method=another)
+            assert (moved.backbone, moved.method) == (other, another)
+            assert (moved.dropout, moved.hidden_size, moved.learning_rate, moved.alpha) == (0.3, *theirs[1:])
+    assert rat_for(load_settings(path), method="none").hidden_size == 64
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "said", "hint"),
+    [
+        ("[rat.bert4rek]\ndropout = 0.1", 2, "no backbone", "did you mean [rat.bert4rec]?"),
+        ("[rat.bert4rec]\ndropuot = 0.1", 3, "rat.bert4rec.dropuot", "did you mean rat.dropout?"),
+        ("[rat.bert4rec]\ndropout = 2", 3, "rat.bert4rec.dropout", None),
+        ("[rat.bert4rec]\nbackbone = 'sasrec'", 2, "cannot set backbone", "it belongs under [rat]"),
+        ("[rat_tables.bert4rec]\ndropout = 0.1", None, "rat_tables", "[rat.bert4rec] is a table of its own"),
+    ],
+)
+def test_wrong_table_of_a_backbone_names_line_and_fix(
+    tmp_path: Path, table: str, line: int | None, said: str, hint: str | None
+) -> None:
+    path = tmp_path / "llmemb.toml"
+    path.write_text(f"[rat]\n{table}\n")
+    with pytest.raises(WrongUseError) as caught:
+        load_settings(path)
+    assert said in caught.value.message and caught.value.hint == hint
+    assert caught.value.where == (f"{path}, line {line}" if line else str(path))
+
+
+def test_a_table_of_a_backbone_can_be_written_and_updated(tmp_path: Path) -> None:
+    path = tmp_path / "llmemb.toml"
+    write_settings(path, Settings())
+    update_settings(path, {"rat.gru4rec-none.dropout": 0.25})
+    update_settings(path, {"rat.gru4rec-none.learning_rate": 0.01, "rat.dropout": 0.4})
+    found = load_settings(path, {"rat.backbone": "gru4rec", "rat.method": "none"}).rat
+    assert (found.dropout, found.learning_rate) == (0.25, 0.01)
+    assert load_settings(path, {"rat.backbone": "gru4rec", "rat.method": "llmemb"}).rat.dropout == 0.4
+    text = path.read_text()
+    with pytest.raises(WrongUseError):
+        update_settings(path, {"rat.gru4rec-none.dropout": -1})
+    assert path.read_text() == text

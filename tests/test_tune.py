@@ -18,6 +18,7 @@ from llmemb_cli.errors import InterruptedRunError, WrongUseError
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs import loop
+from llmemb_cli.srs.train import run_rat
 from llmemb_cli.srs.tune import parse_space, run_tune, suggest
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest
@@ -74,6 +75,22 @@ def test_search_keeps_the_best_run_and_says_how_to_repeat_it(tmp_path: Path) -> 
     assert run_name(chosen, load_settings(workspace.settings_file)) == found["best"]["run"]
     manifest = read_manifest(workspace.run(found["best"]["run"])) or {}
     assert manifest["summary"]["best_validation"] == max(scores)
+
+
+def test_kept_settings_are_those_of_this_backbone_and_method_alone(tmp_path: Path) -> None:
+    workspace, before = make_workspace(tmp_path / "ws", **FEW)
+    found = run_tune(workspace, SPACE, {"rat.dropout": 0.1}, Reporter(), trials=3, keep=True)
+    best = found["best"]
+    filed = load_settings(workspace.settings_file)
+    assert filed.rat.dropout == 0.1
+    assert all(getattr(filed.rat, key.removeprefix("rat.")) == value for key, value in best["settings"].items())
+    other = load_settings(workspace.settings_file, {"rat.backbone": "gru4rec"})
+    assert other.rat.model_dump() == before.rat.model_dump() | {"backbone": "gru4rec"}
+    # The best run has the plain name now, and the plain command finds it up to date.
+    assert names(workspace) == {"sasrec-none-42"} and best["run"] == "sasrec-none-42"
+    assert found["command"] == "llmemb rat --backbone sasrec --method none"
+    assert not run_rat(workspace, filed, Reporter(), in_file=filed).built
+    assert len(run_tune(workspace, SPACE, {"rat.dropout": 0.1}, Reporter(), trials=4, keep=True)["trials"]) == 4
 
 
 def test_interrupted_search_goes_on_and_equals_an_uninterrupted_one(tmp_path: Path) -> None:

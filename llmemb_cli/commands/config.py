@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace
-from llmemb_cli.config.settings import SECTIONS, known_keys, parse_assignments
+from llmemb_cli.config.settings import SECTIONS, Settings, known_keys, own_tables, parse_assignments
 from llmemb_cli.console import Output, table
 
 
@@ -19,6 +19,9 @@ def config(
     set: SetOption = None,
 ) -> None:
     """Show every setting in force and where it comes from: default, llmemb.toml or flag.
+
+    Tables such as [rat.bert4rec] count for their backbone or method alone; add `--set rat.backbone=bert4rec` to see
+    them in force.
 
     Example: `llmemb config rat --set rat.alpha=0.05`
     """
@@ -33,8 +36,7 @@ def config(
             continue
         *table_name, name = key.split(".")
         value = getattr(getattr(settings, table_name[0]) if table_name else settings, name)
-        filed = name in (in_file.get(table_name[0], {}) if table_name else in_file)
-        origin = "flag" if key in flags else "llmemb.toml" if filed else "default"
+        origin = "flag" if key in flags else _origin(in_file, table_name, name, settings)
         entries.append({"key": key, "value": value, "origin": origin})
     output.result(
         {"workspace": str(located.root), "settings": entries},
@@ -48,6 +50,16 @@ def config(
             )
         ),
     )
+
+
+def _origin(in_file: dict[str, Any], section: list[str], name: str, settings: Settings) -> str:
+    """Which table of llmemb.toml a setting comes from, or that it is a default."""
+    filed = in_file.get(section[0], {}) if section else in_file
+    if section == ["rat"]:
+        for own in reversed(own_tables(settings.rat.backbone, settings.rat.method)):
+            if name in filed.get(own, {}):
+                return f"llmemb.toml, [rat.{own}]"
+    return "llmemb.toml" if name in filed else "default"
 
 
 app = command(config)

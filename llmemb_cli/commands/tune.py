@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, option
 from llmemb_cli.config.settings import parse_assignments
@@ -27,13 +28,18 @@ def tune(
     backbone: Annotated[str | None, option("rat.backbone")] = None,
     method: Annotated[str | None, option("rat.method")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the search.")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Write the best settings into llmemb.toml, for this backbone and method.")
+    ] = False,
     workspace: WorkspaceOption = None,
     set: SetOption = None,
 ) -> None:
     """Search settings by validation NDCG@10, trial after trial (Optuna); test items are not looked at.
 
     Ranges whose ends differ tenfold are searched on a logarithmic scale. Interrupted, or with more --trials, the same
-    command goes on. Results are kept in tune/NAME/; of the runs the best one stays.
+    command goes on. Results are kept in tune/NAME/; of the runs the best one stays. With --keep the best settings
+    become those of this backbone and method, under a table such as [rat.sasrec-llmemb]; runs, grids and searches of
+    others do not see them.
 
     Example: `llmemb tune rat.learning_rate=1e-4..1e-2 rat.dropout=0.1,0.3,0.5 --method llmemb --trials 30`
     """
@@ -45,7 +51,7 @@ def tune(
     overrides = parse_assignments(set or []) | {key: value for key, value in given.items() if value is not None}
     with write_lock(located):
         document = run_tune(
-            located, searched, overrides, output.reporter(), trials=trials, minutes=minutes, name=name
+            located, searched, overrides, output.reporter(), trials=trials, minutes=minutes, name=name, keep=keep
         )
     best = document["best"]
     rows = [
@@ -62,7 +68,9 @@ def tune(
         made = table(["trial", "validation NDCG@10", "epochs", "settings"], rows)
         made.columns[3].justify = "left"
         console.print(made)  # type: ignore[attr-defined]
-        console.print(f"best: {document['command']}", soft_wrap=True, highlight=False)  # type: ignore[attr-defined]
+        kept = f"kept in llmemb.toml, [{document['table']}]: " if keep else "best: "
+        text = Text(kept + document["command"])
+        console.print(text, soft_wrap=True)  # type: ignore[attr-defined]
 
     output.result(document, show)
 

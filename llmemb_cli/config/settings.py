@@ -7,13 +7,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.data import DataSettings
 from llmemb_cli.config.embed import EmbedSettings
 from llmemb_cli.config.evaluate import EvalSettings
 from llmemb_cli.config.fields import Section, describe, setting
-from llmemb_cli.config.methods import MethodName
+from llmemb_cli.config.methods import METHODS, MethodName
 from llmemb_cli.config.prompt import PromptSettings
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.said import SaidSettings
@@ -44,6 +45,8 @@ class Settings(Section):
     rat: RatSettings = RatSettings()
     eval: EvalSettings = EvalSettings()
     run: PlanSettings = PlanSettings()
+    # What llmemb.toml says of `[rat]` ("") and, over it, of one backbone, one method or both ("bert4rec-llmemb").
+    rat_tables: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -88,18 +91,86 @@ def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settin
     """
     try:
         text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise WrongUseError(f"not valid TOML: {error}", where=str(path)) from error
     except UnicodeDecodeError as error:
         raise WrongUseError("not UTF-8 text", where=str(path)) from error
-    _check(values, source=str(path), text=text)
+    values, tables = _read(text, str(path))
     if "model" in values.get("scft", {}):
         values["scft"]["model"] = _model_path(values["scft"]["model"], path.parent)
-    for key, value in (overrides or {}).items():
-        if value is not None:
-            _put(values, key, _model_path(value, Path.cwd()) if key == "scft.model" else value)
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    for key, value in given.items():
+        _put(values, key, _model_path(value, Path.cwd()) if key == "scft.model" else value)
+    if tables:
+        rat = values.setdefault("rat", {})
+        default = RatSettings()
+        own = _own(tables, rat.get("backbone", default.backbone), rat.get("method", default.method))
+        rat |= {key: value for key, value in own.items() if f"rat.{key}" not in given}
+        values["rat_tables"] = tables
     return _check(values, source="command line", text="")
+
+
+def _read(text: str, source: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The checked values of a TOML text, and its tables of `[rat]` (see `Settings.rat_tables`; none without any)."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise WrongUseError(f"not valid TOML: {error}", where=source) from error
+    rat = values.get("rat")
+    rat = rat if isinstance(rat, dict) else {}
+    tables = {name: rat.pop(name) for name, value in list(rat.items()) if isinstance(value, dict)}
+    if "rat_tables" in values:
+        raise WrongUseError("unknown setting rat_tables", where=source, hint="[rat.bert4rec] is a table of its own")
+    _check(values, source=source, text=text)
+    for name, table in tables.items():
+        _check_table(name, table, source, text)
+    return values, {"": dict(rat)} | tables if tables else {}
+
+
+def _check_table(name: str, table: dict[str, Any], source: str, text: str) -> None:
+    """Refuse a table `[rat.<name>]` of something else than a backbone, a method or both, or with wrong keys."""
+    names = [*BACKBONES, *METHODS, *(f"{backbone}-{method}" for backbone in BACKBONES for method in METHODS)]
+    line = _line_of(text, f"rat.{name}")
+    where = f"{source}, line {line}" if line else source
+    if name not in names:
+        close = near_match(name, names)
+        raise WrongUseError(
+            f"[rat.{name}]: no backbone, method, or both as in bert4rec-llmemb, of that name",
+            where=where,
+            hint=f"did you mean [rat.{close}]?" if close else None,
+        )
+    for key in ("backbone", "method", "without"):
+        if key in table:
+            raise WrongUseError(f"[rat.{name}] cannot set {key}", where=where, hint="it belongs under [rat]")
+    _check({"rat": table}, source=source, text=text, table=f"rat.{name}")
+
+
+def own_tables(backbone: str, method: str) -> list[str]:
+    """Names of the tables of `[rat]` that count for a run; later ones win."""
+    return [backbone, method, f"{backbone}-{method}"]
+
+
+def _own(tables: dict[str, dict[str, Any]], backbone: str, method: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in own_tables(backbone, method):
+        found |= tables.get(name, {})
+    return found
+
+
+def rat_for(settings: Settings, **changes: Any) -> RatSettings:
+    """`[rat]` as it is with `changes`, such as another backbone or method.
+
+    What llmemb.toml says of the new backbone and method alone (`[rat.bert4rec]`) takes the place of what it says of
+    the old ones. Settings that differ from llmemb.toml, by flags, stay as they are.
+    """
+
+    def filed(backbone: str, method: str) -> dict[str, Any]:
+        own = _own(settings.rat_tables, backbone, method)
+        return RatSettings.model_validate(settings.rat_tables.get("", {}) | own).model_dump()
+
+    now = settings.rat.model_dump()
+    before = filed(now["backbone"], now["method"])
+    names = {key: changes.get(key, now[key]) for key in ("backbone", "method")}
+    by_flags = {key: value for key, value in now.items() if value != before[key]}
+    return RatSettings.model_validate(filed(**names) | by_flags | names | changes)
 
 
 def _model_path(model: str, base: Path) -> str:
@@ -160,20 +231,22 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     table[name] = value
 
 
-def _check(values: dict[str, Any], *, source: str, text: str) -> Settings:
+def _check(values: dict[str, Any], *, source: str, text: str, table: str = "") -> Settings:
+    """The settings that `values` are; errors name the line of `text`, under [`table`] if that is given."""
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-        line = _line_of(text, key)
+        shown = f"{table}.{key.partition('.')[2]}" if table else key
+        line = _line_of(text, shown)
         where = f"{source}, line {line}" if line else source
         if first["type"] == "extra_forbidden":
             close = near_match(key, known_keys() + list(SECTIONS))
             raise WrongUseError(
-                f"unknown setting {key}", where=where, hint=f"did you mean {close}?" if close else None
+                f"unknown setting {shown}", where=where, hint=f"did you mean {close}?" if close else None
             ) from None
-        raise WrongUseError(f"setting {key}: {first['msg'].lower()}, got {first['input']!r}", where=where) from None
+        raise WrongUseError(f"setting {shown}: {first['msg'].lower()}, got {first['input']!r}", where=where) from None
 
 
 def _line_of(text: str, key: str) -> int | None:
@@ -183,9 +256,9 @@ def _line_of(text: str, key: str) -> int | None:
     for number, line in enumerate(text.splitlines(), start=1):
         stripped = line.strip()
         if stripped.startswith("["):
-            if not section and stripped.strip("[] ") == name:
+            if stripped.strip("[] ") == key:
                 return number
-            inside = bool(section) and stripped.strip("[] ") == section[0]
+            inside = bool(section) and stripped.strip("[] ") == ".".join(section)
         elif inside and stripped.split("=")[0].strip() == name:
             return number
     return None
@@ -198,7 +271,8 @@ def write_settings(path: Path, settings: Settings, *, keep: set[str] | None = No
     """
     lines = [
         "# Settings of this workspace. A line that starts with `# name =` shows a default: take the `# ` away to",
-        "# change it. Flags (and --set section.name=value) override a setting for one command.",
+        "# change it. Flags (and --set section.name=value) override a setting for one command. What is under a table",
+        "# such as [rat.bert4rec], [rat.llmemb] or [rat.bert4rec-llmemb] counts for that backbone or method alone.",
         "",
         f"# {describe(Settings, 'seed')}",
         f"seed = {settings.seed}",
@@ -216,7 +290,7 @@ def write_settings(path: Path, settings: Settings, *, keep: set[str] | None = No
 
 
 def update_settings(path: Path, changes: dict[str, Any]) -> None:
-    """Set keys in an existing `llmemb.toml`; the person's comments and layout stay.
+    """Set keys ("rat.alpha", "rat.bert4rec.alpha") in an existing `llmemb.toml`; comments and layout stay.
 
     Raises:
         WrongUseError: a change is not valid; the file stays as it was.
@@ -224,12 +298,20 @@ def update_settings(path: Path, changes: dict[str, Any]) -> None:
     import tomlkit
 
     document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    made = []
     for key, value in changes.items():
         *section, name = key.split(".")
-        table: Any = document.setdefault(section[0], tomlkit.table()) if section else document
+        table: Any = document
+        for part in section:
+            if part not in table:
+                table[part] = tomlkit.table()
+                made.append(table[part])
+            table = table[part]
         table[name] = value
+    for table in made:
+        table.add(tomlkit.nl())
     text = tomlkit.dumps(document)
-    _check(tomllib.loads(text), source=str(path), text=text)
+    _read(text, str(path))
     write_text(path, text)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from llmemb_cli.config.backbones import BACKBONES
-from llmemb_cli.config.settings import Settings
+from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.evaluated import Evaluated, read_evaluated
 from llmemb_cli.evaluation.significance import Correction, Test, corrected, paired_test
@@ -51,7 +51,7 @@ def compare_runs(
             raise WrongUseError(f"no metric {name}", hint=", ".join(known) + "; others: `llmemb eval -k`")
     families = _variants(found)
     entries = [_entry(members, metrics, settings) for members in families]
-    _set_labels(entries, families, settings.rat.model_dump(mode="json"))
+    _set_labels(entries, families, settings)
     if not runs:
         entries.sort(key=natural_order)
     _set_baselines(entries, baseline)
@@ -151,29 +151,31 @@ def natural_order(entry: dict[str, Any]) -> tuple[int, bool, list[str | float]]:
     return list(BACKBONES).index(entry["backbone"]), entry["method"] != "none", numbered
 
 
-def _set_labels(entries: list[dict[str, Any]], variants: list[list[Evaluated]], filed: dict[str, Any]) -> None:
+def _set_labels(entries: list[dict[str, Any]], variants: list[list[Evaluated]], settings: Settings) -> None:
     """Tell variants of several workspaces, or with names that say too little, apart.
 
     Where flags changed settings, a run's name ends in a digest of them; the label says which they are.
     """
     homes = {one.place.parent for members in variants for one in members}
-    labels = [_changed(members[0], variants, filed) or members[0].label for members in variants]
+    labels = [_changed(members[0], variants, settings) or members[0].label for members in variants]
     for entry, members, own in zip(entries, variants, labels, strict=True):
         first = members[0]
         label = own if labels.count(own) == 1 or len(homes) > 1 else first.run
         entry["variant"] = f"{first.place.parent.parent.name}/{label}" if len(homes) > 1 else label
 
 
-def _changed(one: Evaluated, variants: list[list[Evaluated]], filed: dict[str, Any]) -> str | None:
+def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings) -> str | None:
     """`sasrec-llmemb alpha=0.1` for a run whose name ends in a digest: where it differs from the run without one.
 
     Args:
-        filed: `[rat]` of llmemb.toml, which counts where there is no such run.
+        in_file: llmemb.toml, which counts where there is no such run.
     """
     plain = re.sub(r"-[0-9a-f]{6}$", "", one.label)
     if plain == one.label:
         return None
-    settings, theirs = one.trained["made_from"]["settings"], filed
+    settings = one.trained["made_from"]["settings"]
+    kind = {key: settings[key] for key in ("backbone", "method")}
+    theirs = filed = rat_for(in_file, **kind).model_dump(mode="json")
     for members in variants:
         other = members[0]
         if other.label == plain and other.place.parent == one.place.parent:

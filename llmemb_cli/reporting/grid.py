@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from llmemb_cli import pipeline
 from llmemb_cli.chain import Step, chain, variants
-from llmemb_cli.config.settings import Settings, load_settings
+from llmemb_cli.config.settings import Settings, load_settings, rat_for
 from llmemb_cli.errors import InterruptedRunError, LlmembError
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.progress import Reporter
@@ -108,7 +108,7 @@ def steps_before(cell: Cell) -> list[Step]:
     chosen = {"backbone": rat.backbone, "method": rat.method, "without": list(rat.without)}
     plan = {"backbones": [rat.backbone], "methods": [rat.method], "seeds": [cell.settings.seed]}
     planned = cell.filed.model_copy(
-        update={"rat": cell.filed.rat.model_copy(update=chosen), "run": cell.filed.run.model_copy(update=plan)}
+        update={"rat": rat_for(cell.filed, **chosen), "run": cell.filed.run.model_copy(update=plan)}
     )
     return _before(chain(cell.workspace, planned), pipeline.run_name(variants(planned)[-1]))
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from llmemb_cli.config.rat import RatSettings
-from llmemb_cli.config.settings import Settings, load_settings
+from llmemb_cli.config.settings import Settings, load_settings, rat_for
 from llmemb_cli.evaluation.compare import compare_runs
 from llmemb_cli.evaluation.spaces import open_space, unit_vectors
 from llmemb_cli.pipeline import protocol_name
@@ -69,8 +69,7 @@ def grid_of(
         base = load_settings(workspace.settings_file, overrides)
         for changes in VARIANTS[target](chosen, compared):
             for seed in seeds:
-                rat = RatSettings.model_validate(base.rat.model_dump() | changes)
-                settings = base.model_copy(update={"rat": rat, "seed": seed})
+                settings = base.model_copy(update={"rat": rat_for(base, **changes), "seed": seed})
                 cell = Cell(workspace, settings, filed)
                 cells.setdefault((workspace.root, cell.run), cell)
     return list(cells.values())

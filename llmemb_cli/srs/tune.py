@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli import pipeline
-from llmemb_cli.config.settings import Settings, known_keys, load_settings, parse_assignments
+from llmemb_cli.config.settings import Settings, known_keys, load_settings, parse_assignments, update_settings
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, MissingError, WrongUseError, near_match
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
@@ -72,6 +72,7 @@ def run_tune(
     trials: int,
     minutes: float = 0.0,
     name: str | None = None,
+    keep: bool = False,
 ) -> dict[str, Any]:
     """Train `trials` runs with settings from `space` and say which validates best.
 
@@ -81,6 +82,7 @@ def run_tune(
         overrides: settings that differ from llmemb.toml in all trials.
         minutes: no trial is started later than this after the call; 0: no limit.
         name: of the search; default: backbone, method and seed.
+        keep: write the best settings, and the overrides, into llmemb.toml for this backbone and method alone.
 
     Raises:
         WrongUseError: `name` is a search over other settings, or a value of the space is not allowed.
@@ -107,14 +109,34 @@ def run_tune(
     best = _best(done)
     if best is None:
         raise LlmembError("no trial has finished", hint="give it more --minutes, or look at the settings searched")
-    flags = " ".join(f"--set {key}={_text(value)}" for key, value in best["settings"].items())
+    flags = "" if keep else "".join(f" --set {key}={_text(value)}" for key, value in best["settings"].items())
+    if keep:
+        _keep(workspace, fixed, overrides, best)
     return {
         "name": name,
         "path": str(folder),
         "trials": done,
         "best": best,
-        "command": f"llmemb rat --backbone {fixed.rat.backbone} --method {fixed.rat.method} {flags}",
+        "table": f"rat.{fixed.rat.backbone}-{fixed.rat.method}",
+        "command": f"llmemb rat --backbone {fixed.rat.backbone} --method {fixed.rat.method}{flags}",
     }
+
+
+def _keep(workspace: Workspace, fixed: Settings, overrides: dict[str, Any], best: dict[str, Any]) -> None:
+    """Put the best trial's settings into llmemb.toml; its run takes the name that they give it, if that is free."""
+    table = f"rat.{fixed.rat.backbone}-{fixed.rat.method}"
+    changed = {key: value for key, value in overrides.items() if key.startswith("rat.")} | best["settings"]
+    named = ("rat.backbone", "rat.method", "rat.without")
+    update_settings(
+        workspace.settings_file,
+        {f"{table}.{key.removeprefix('rat.')}": value for key, value in changed.items() if key not in named},
+    )
+    in_file = load_settings(workspace.settings_file)
+    settings = load_settings(workspace.settings_file, overrides)
+    plain = workspace.run(pipeline.run_name(settings, in_file))
+    if not plain.exists() and workspace.run(best["run"]).exists():
+        workspace.run(best["run"]).rename(plain)
+        best["run"] = plain.name
 
 
 def _open_study(folder: Path, workspace: Workspace, fixed: Settings, space: Space) -> list[dict[str, Any]]:
