@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llmemb_cli import __version__
+from llmemb_cli.console import Output
+from llmemb_cli.errors import WrongUseError
 
 # name -> (help panel, one line of help); the module is llmemb_cli.commands.<name>, its `app` the command.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -47,6 +50,25 @@ class LazyGroup(TyperGroup):
             return None
         panel, help = COMMANDS[cmd_name]
         return TyperCommand(name=cmd_name, help=help, short_help=help, rich_help_panel=panel)
+
+    def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """As Typer's; with --json a wrong command line is said as JSON too, like every other error."""
+        given = sys.argv[1:] if args is None else list(args)
+        if "--json" not in given:
+            return super().main(args, *rest, **options)
+        try:
+            code = super().main(args, *rest, **{**options, "standalone_mode": False})
+        except typer.Abort:
+            sys.exit(1)
+        except Exception as error:
+            # Newer versions of Typer bring a Click of their own, so that the class cannot be named.
+            if not hasattr(error, "format_message"):
+                raise
+            context = getattr(error, "ctx", None)
+            hint = f"{context.command_path} --help" if context is not None else None
+            Output(json=True).error(WrongUseError(error.format_message(), hint=hint))
+            sys.exit(getattr(error, "exit_code", 2))
+        sys.exit(code if isinstance(code, int) else 0)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)

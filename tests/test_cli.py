@@ -70,3 +70,27 @@ def test_version() -> None:
     from llmemb_cli import __version__
 
     assert llmemb("--version").stdout.strip() == f"llmemb {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("call", "said", "hint"),
+    [
+        (["eval", "--json", "--protokol", "full"], "--protokol", "eval --help"),
+        (["evall", "--json"], "evall", " --help"),
+        (["reproduce", "table9", "--json"], "table9", "reproduce --help"),
+    ],
+)
+def test_wrong_command_line_with_json_is_one_document_too(
+    call: list[str], said: str, hint: str, tmp_path: Path
+) -> None:
+    done = llmemb(*call, cwd=tmp_path)
+    error = json.loads(done.stdout)["error"]
+    assert done.returncode == 2 and done.stderr == ""
+    assert error["code"] == "usage" and said in error["message"] and error["hint"].endswith(hint)
+    without = llmemb(*(one for one in call if one != "--json"), cwd=tmp_path)
+    assert without.returncode == 2 and without.stdout == "" and said in without.stderr
+
+
+def test_help_asked_for_with_json_is_help(tmp_path: Path) -> None:
+    done = llmemb("eval", "--help", "--json", cwd=tmp_path)
+    assert done.returncode == 0 and "Usage" in done.stdout

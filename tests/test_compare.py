@@ -16,7 +16,7 @@ import ir_measures
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from ir_measures import RR, Qrel, R, ScoredDoc, Success, nDCG
 from scipy import stats
@@ -304,6 +304,8 @@ ODD = st.sampled_from(["=1+1", "@SUM(A1)", "-2+3", " +x", "\t=1", "-5", "1e3", "
 
 
 @given(name=NAMES | ODD)
+@example(name="\x1f=1")
+@example(name="\u00a0=1")
 def test_cells_are_no_formulas_and_numbers_stay(name: str) -> None:
     (_, (cell,)) = csv.reader(io.StringIO(csv_table(["a"], [[name]]), newline=""))
     plain = re.sub("\r\n?", "\n", name)

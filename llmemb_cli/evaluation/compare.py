@@ -157,36 +157,45 @@ def _set_labels(entries: list[dict[str, Any]], variants: list[list[Evaluated]], 
     Where flags changed settings, a run's name ends in a digest of them; the label says which they are.
     """
     homes = {one.place.parent for members in variants for one in members}
-    labels = [_changed(members[0], variants, settings) or members[0].label for members in variants]
-    for entry, members, own in zip(entries, variants, labels, strict=True):
+    changes = [_changed(members[0], variants, settings) for members in variants]
+    labels = [
+        " ".join([_plain(members[0]), *(f"{key}={value}" for key, value in changed.items())])
+        for members, changed in zip(variants, changes, strict=True)
+    ]
+    for entry, members, own, changed in zip(entries, variants, labels, changes, strict=True):
         first = members[0]
+        entry["changed"] = changed
         label = own if labels.count(own) == 1 or len(homes) > 1 else first.run
         entry["variant"] = f"{first.place.parent.parent.name}/{label}" if len(homes) > 1 else label
 
 
-def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings) -> str | None:
-    """`sasrec-llmemb alpha=0.1` for a run whose name ends in a digest: where it differs from the run without one.
+def _plain(one: Evaluated) -> str:
+    """The name of a run without seed and without the digest of settings changed by flags."""
+    return re.sub(r"-[0-9a-f]{6}$", "", one.label)
+
+
+def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings) -> dict[str, Any]:
+    """Where a run whose name ends in a digest differs from the run without one; nothing for other runs.
 
     Args:
         in_file: llmemb.toml, which counts where there is no such run.
     """
-    plain = re.sub(r"-[0-9a-f]{6}$", "", one.label)
-    if plain == one.label:
-        return None
+    if _plain(one) == one.label:
+        return {}
     settings = one.trained["made_from"]["settings"]
     kind = {key: settings[key] for key in ("backbone", "method")}
     theirs = filed = rat_for(in_file, **kind).model_dump(mode="json")
     for members in variants:
         other = members[0]
-        if other.label == plain and other.place.parent == one.place.parent:
+        if other.label == _plain(one) and other.place.parent == one.place.parent:
             theirs = other.trained["made_from"]["settings"]
 
     def value(made: dict[str, Any], key: str) -> Any:
         return made_with(made, key, filed.get(key))
 
     named = {"backbone", "method", "without"}
-    keys = sorted(key for key in {*settings, *SWITCHES} - named if value(settings, key) != value(theirs, key))
-    return " ".join([plain, *(f"{key}={value(settings, key)}" for key in keys)])
+    keys = sorted({*settings, *SWITCHES} - named)
+    return {key: value(settings, key) for key in keys if value(settings, key) != value(theirs, key)}
 
 
 def _set_baselines(entries: list[dict[str, Any]], wanted: str | None) -> None:
@@ -197,9 +206,9 @@ def _set_baselines(entries: list[dict[str, Any]], wanted: str | None) -> None:
         raise WrongUseError(f"no baseline {wanted}", hint=f"{hint}; or a method, for each backbone")
     for entry in entries:
         alike = [other for other in entries if other["backbone"] == entry["backbone"]]
-        # Of several variants of that method the plainest: the one with the fewest settings of its own in its name.
+        # Of several variants of that method the plainest: the one with the fewest settings changed.
         wanted_ones = [other for other in alike if other["method"] == (method or "none")]
-        plain = min(wanted_ones or alike[:1], key=lambda other: str(other["variant"]).count("="))
+        plain = min(wanted_ones or alike[:1], key=lambda other: len(other["changed"]))
         name = chosen or plain["variant"]
         entry["baseline"] = name if name != entry["variant"] else None
 

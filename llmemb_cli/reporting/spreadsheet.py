@@ -30,7 +30,8 @@ def safe_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     value = value.replace("\r\n", "\n").replace("\r", "\n")  # the writer would leave a lone \r unquoted
-    if not value.lstrip(" ").startswith(FORMULA):
+    # White space is more than the blank: also the unit separator, or a no-break space.
+    if not (value.lstrip(" ").startswith(FORMULA) or value.lstrip().startswith(FORMULA)):
         return value
     try:
         float(value)
