@@ -13,7 +13,7 @@ from typing import Any
 from llmemb_cli import __version__
 from llmemb_cli.assets.catalogue import describe_all, models_here
 from llmemb_cli.assets.fetch import cache_root
-from llmemb_cli.devices import cpu_has_bf16
+from llmemb_cli.devices import cpu_has_bf16, free_memory
 from llmemb_cli.workspace.stage import PACKAGES
 
 VARIABLES = ("LLMEMB_CACHE", "LLMEMB_WORKSPACE", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
@@ -56,7 +56,7 @@ def _machine() -> dict[str, Any]:
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory": memory.total,
-        "memory_available": memory.available,
+        "memory_available": free_memory(),
         "cpu_bf16": cpu_has_bf16(),
     }
 

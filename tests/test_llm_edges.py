@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmemb_cli import devices
+from llmemb_cli import devices, diagnosis
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, read_pca
@@ -210,7 +210,9 @@ def write(folder: Path, **files: str) -> None:
         (folder / name.replace("__", ".")).write_text(text + "\n")
 
 
-def test_memory_of_a_container_or_job_counts_not_that_of_the_machine(tmp_path: Path) -> None:
+def test_memory_of_a_container_or_job_counts_not_that_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the kernel's cgroup-v2 and cgroup-v1 documentation: the tightest limit up the tree holds."""
     groups, mounted = tmp_path / "cgroup", tmp_path / "sys"
     groups.write_text("0::/job/step\n")
@@ -227,3 +229,5 @@ def test_memory_of_a_container_or_job_counts_not_that_of_the_machine(tmp_path: P
     assert devices._group_room(groups, mounted) == [0]
     assert devices._group_room(tmp_path / "none", mounted) == []
     assert devices.free_memory() > 0
+    monkeypatch.setattr(devices, "_group_room", lambda *_: [700])
+    assert diagnosis._machine()["memory_available"] == 700, "doctor shows what the container leaves"
