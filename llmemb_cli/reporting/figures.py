@@ -150,14 +150,19 @@ def bars(
         places: of series in the palette, so that a name has one colour on the whole page; default: their order.
         narrow: many series on a phone.
     """
-    figure, axis = _axis(NARROW if narrow else WIDE if len(series) > NARROW_SERIES else SMALL)
+    size = NARROW if narrow else WIDE if len(series) > NARROW_SERIES else SMALL
+    # Names of many groups would run into each other in a narrow drawing.
+    tight = size != WIDE and len(groups) > 5
+    figure, axis = _axis(size)
     width = 0.8 / max(len(series), 1)
     for number, (name, values) in enumerate(series.items()):
         left = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
         heights = [value or 0.0 for value in values]
         colour = _colour(name, number, places)
         axis.bar(left, heights, width * 0.92, label=label(name), color=colour, edgecolor=INK, linewidth=0.4)
-    axis.set_xticks(range(len(groups)), [label(group) for group in groups], fontsize=8.5 if narrow else 10)
+    axis.set_xticks(
+        range(len(groups)), [label(group) for group in groups], fontsize=8 if tight else 8.5 if narrow else 10
+    )
     axis.tick_params(axis="x", length=0)
     axis.set_ylabel(y)
     axis.set_xlabel(x)

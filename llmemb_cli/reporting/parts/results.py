@@ -28,6 +28,7 @@ from llmemb_cli.workspace.stage import read_manifest
 
 METRICS = ("HR@10", "NDCG@10")
 BEYOND = {"coverage": ".1%", "gini": ".3f", "popularity": ".1f", "novelty": ".2f", "diversity": ".3f"}
+OTHER_GROUPS = {"length": "By history length", "cold": "Cold items"}
 
 
 def result_parts(workspace: Workspace, settings: Settings) -> list[dict[str, Any]]:
@@ -94,17 +95,18 @@ def _cell(cell: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     return {"mean": mean, "star": star, "spread": spread, "place": cell["place"], "gain": gain, "about": about}
 
 
-def _other_groups(workspace: Workspace, settings: Settings, mains: list[Variant]) -> dict[str, Any]:
-    """Short and long histories, and cold items where there are some."""
+def _other_groups(workspace: Workspace, settings: Settings, mains: list[Variant]) -> list[dict[str, Any]]:
+    """A table of short and long histories, and one of cold items where there are some; one would be too wide."""
     first = _evaluations(workspace, settings, mains[0])[0]
     cold = any(group["n"] for group in first["groups"]["cold"] if group["name"] == "cold")
-    names = ["length", "cold"] if cold else ["length"]
-    chosen = settings.model_copy(update={"eval": settings.eval.model_copy(update={"groups": names})})
-    made = _methods_table(workspace, chosen, mains, overall=False)
-    definitions = [first["definitions"][name] for name in names]
-    about = definitions if cold else [*definitions, "every test item has training interactions, so none is cold"]
-    title = "By history length and cold items" if cold else "By history length"
-    return made | {"title": title, "about": [text[0].upper() + text[1:] for text in about]}
+    made = []
+    for name, title in OTHER_GROUPS.items() if cold else [*OTHER_GROUPS.items()][:1]:
+        chosen = settings.model_copy(update={"eval": settings.eval.model_copy(update={"groups": [name]})})
+        about = first["definitions"][name]
+        about += "" if cold else "; every test item has training interactions, so none is cold"
+        table = _methods_table(workspace, chosen, mains, overall=False)
+        made.append(table | {"title": title, "about": about[0].upper() + about[1:]})
+    return made
 
 
 def _methods_table(
