@@ -266,4 +266,4 @@ def report_stage(workspace: Workspace, settings: Settings) -> Stage:
         and not any(part.startswith(".") for part in path.relative_to(workspace.root).parts)
     }
     chosen = {"protocol": protocol_name(settings)}
-    return Stage("report", workspace.reports, 3, chosen, settings.seed, inputs)
+    return Stage("report", workspace.reports, 4, chosen, settings.seed, inputs)
