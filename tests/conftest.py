@@ -11,7 +11,10 @@ import pytest
 from hypothesis import settings
 
 # A busy machine must not fail a test: what is asserted is behaviour, never time.
-settings.register_profile("llmemb", deadline=None)
+# With CI set every run meets the same examples, so that what fails is due to the change. `--hypothesis-profile soak`
+# looks for rare ones.
+settings.register_profile("llmemb", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.register_profile("soak", deadline=None, max_examples=3000)
 settings.load_profile("llmemb")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
