@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A busy machine must not fail a test: what is asserted is behaviour, never time.
 # With CI set every run meets the same examples, so that what fails is due to the change. `--hypothesis-profile soak`
 # looks for rare ones.
-settings.register_profile("llmemb", deadline=None, derandomize=bool(os.environ.get("CI")))
-settings.register_profile("soak", deadline=None, max_examples=3000)
+PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("llmemb", **PATIENT, derandomize=bool(os.environ.get("CI")))
+settings.register_profile("soak", **PATIENT, max_examples=3000)
 settings.load_profile("llmemb")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
