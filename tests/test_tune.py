@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmemb_cli.app import app
-from llmemb_cli.config.settings import load_settings
+from llmemb_cli.config.settings import load_settings, parse_assignments
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.errors import InterruptedRunError, WrongUseError
 from llmemb_cli.pipeline import run_name
@@ -63,15 +64,18 @@ def test_suggestions_stay_in_their_ranges_and_follow_what_was_found() -> None:
 
 def test_search_keeps_the_best_run_and_says_how_to_repeat_it(tmp_path: Path) -> None:
     workspace, _ = make_workspace(tmp_path / "ws", **FEW)
-    found = run_tune(workspace, SPACE, {}, Reporter(), trials=4)
+    found = run_tune(workspace, SPACE, {"rat.dropout": 0.1}, Reporter(), trials=4)
     scores = [one["NDCG@10"] for one in found["trials"]]
     assert found["best"]["NDCG@10"] == max(scores) and len(set(scores)) > 1
     assert names(workspace) == {found["best"]["run"]}
     table = pl.read_parquet(tmp_path / "ws" / "tune" / found["name"] / "results.parquet")
     assert table["NDCG@10"].to_list() == scores and "rat.learning_rate" in table.columns
     # The command that is printed leads to the very run that was kept.
-    sets = found["best"]["settings"]
-    chosen = load_settings(workspace.settings_file, sets | {"rat.method": "none"})
+    words = shlex.split(found["command"])
+    assert words[:6] == ["llmemb", "rat", "--backbone", "sasrec", "--method", "none"] and set(words[6::2]) == {
+        "--set"
+    }
+    chosen = load_settings(workspace.settings_file, parse_assignments(words[7::2]) | {"rat.method": "none"})
     assert run_name(chosen, load_settings(workspace.settings_file)) == found["best"]["run"]
     manifest = read_manifest(workspace.run(found["best"]["run"])) or {}
     assert manifest["summary"]["best_validation"] == max(scores)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint
 from llmemb_cli.workspace.store import append_jsonl, read_json, write_json, write_parquet
 
+NAMED = ("rat.backbone", "rat.method")  # have flags of their own
 LOG_FROM = 10.0  # a range whose ends differ by this factor is searched on a logarithmic scale
 
 Range = tuple[float, float]
@@ -109,27 +111,31 @@ def run_tune(
     best = _best(done)
     if best is None:
         raise LlmembError("no trial has finished", hint="give it more --minutes, or look at the settings searched")
-    flags = "" if keep else "".join(f" --set {key}={_text(value)}" for key, value in best["settings"].items())
+    # All that makes the best run what it is, also what was the same in all trials, with all digits: the command finds
+    # that run and trains no other.
+    flags = {key: value for key, value in overrides.items() if key not in NAMED} | best["settings"]
     if keep:
-        _keep(workspace, fixed, overrides, best)
+        kept = {key: value for key, value in flags.items() if key.startswith("rat.") and key != "rat.without"}
+        _keep(workspace, fixed, overrides, kept, best)
+        flags = {key: value for key, value in flags.items() if key not in kept}
     return {
         "name": name,
         "path": str(folder),
         "trials": done,
         "best": best,
         "table": f"rat.{fixed.rat.backbone}-{fixed.rat.method}",
-        "command": f"llmemb rat --backbone {fixed.rat.backbone} --method {fixed.rat.method}{flags}",
+        "command": f"llmemb rat --backbone {fixed.rat.backbone} --method {fixed.rat.method}"
+        + "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in flags.items()),
     }
 
 
-def _keep(workspace: Workspace, fixed: Settings, overrides: dict[str, Any], best: dict[str, Any]) -> None:
-    """Put the best trial's settings into llmemb.toml; its run takes the name that they give it, if that is free."""
+def _keep(
+    workspace: Workspace, fixed: Settings, overrides: dict[str, Any], kept: dict[str, Any], best: dict[str, Any]
+) -> None:
+    """Put the settings `kept` into llmemb.toml; the best run takes the name that they give it, if that is free."""
     table = f"rat.{fixed.rat.backbone}-{fixed.rat.method}"
-    changed = {key: value for key, value in overrides.items() if key.startswith("rat.")} | best["settings"]
-    named = ("rat.backbone", "rat.method", "rat.without")
     update_settings(
-        workspace.settings_file,
-        {f"{table}.{key.removeprefix('rat.')}": value for key, value in changed.items() if key not in named},
+        workspace.settings_file, {f"{table}.{key.removeprefix('rat.')}": value for key, value in kept.items()}
     )
     in_file = load_settings(workspace.settings_file)
     settings = load_settings(workspace.settings_file, overrides)
