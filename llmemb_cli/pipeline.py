@@ -5,6 +5,7 @@ Cheap to import: `llmemb status` asks these descriptions alone. What a stage doe
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from llmemb_cli.assets.identity import model_identity
@@ -183,9 +184,14 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
     return "-".join(parts)
 
 
-def plain_settings(settings: Settings, backbone: str | None = None) -> Settings:
-    """The same training with method none: the collaborative model other methods start from or align to."""
-    plain = rat_for(settings, backbone=backbone or settings.rat.backbone, method="none", without=[])
+def plain_settings(settings: Settings, backbone: str | None = None, same: Collection[str] = ()) -> Settings:
+    """The same training with method none: the collaborative model other methods start from or align to.
+
+    Args:
+        same: settings of `[rat]` that it must share with the run, whatever llmemb.toml says of method none.
+    """
+    shared = {key: getattr(settings.rat, key) for key in same}
+    plain = rat_for(settings, backbone=backbone or settings.rat.backbone, method="none", without=[], **shared)
     return settings.model_copy(update={"rat": plain})
 
 
@@ -193,9 +199,11 @@ def collaborative_settings(settings: Settings) -> Settings | None:
     """The collaborative run whose item embeddings a run reads, or None."""
     rat = settings.rat
     if method_of(settings).start == "trained":
-        return plain_settings(settings)
+        options = BACKBONES[rat.backbone].options
+        own = [key for key in RatSettings.model_fields if options and key.startswith(options)]
+        return plain_settings(settings, same=["hidden_size", "layers", "heads", "max_length", *own])
     if method_of(settings).extra == "align" and not {"align", "adapter"} & set(rat.without) and rat.alpha > 0:
-        return plain_settings(settings, None if rat.align_to == "same" else "sasrec")
+        return plain_settings(settings, None if rat.align_to == "same" else "sasrec", same=["hidden_size"])
     return None
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from llmemb_cli.app import app
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS, MethodName
-from llmemb_cli.config.settings import Settings, make_settings
+from llmemb_cli.config.settings import Settings, load_settings, make_settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.peers import ALONE
@@ -29,6 +29,7 @@ from llmemb_cli.srs.recommender import Recommender, load_recommender
 from llmemb_cli.srs.sequences import training_rows
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.srs.vectors import make_embedding
+from llmemb_cli.workspace.stage import read_manifest
 from llmemb_cli.workspace.store import read_tensors
 from tests.make_workspace import make_workspace
 from tests.test_recommenders import BACKBONES, SMALL, small
@@ -348,3 +349,17 @@ def test_ablations_are_refused_for_other_methods(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 2 and "--without leaves out parts of llmemb" in result.stderr
     assert not (workspace.root / "runs").exists()
+
+
+def test_collaborative_runs_fit_whatever_the_tables_say(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **SMALL | {"rat__epochs": 1, "rat__layers": 1})
+    with workspace.settings_file.open("a") as file:
+        file.write("\n[rat.melt]\nlayers = 2\nmax_length = 6\nhidden_size = 12\n")
+        file.write("\n[rat.llmemb]\nlayers = 2\nhidden_size = 8\n")
+    for method, layers in (("melt", 2), ("llmemb", 1)):
+        settings = load_settings(workspace.settings_file, {"rat.method": method})
+        assert run_rat(workspace, settings, Reporter(), in_file=settings).built
+        summary = (read_manifest(workspace.run(f"sasrec-{method}-42")) or {})["summary"]
+        source = read_manifest(workspace.run(summary["started_from"] or summary["aligned_to"])) or {}
+        made = source["made_from"]["settings"]
+        assert (made["hidden_size"], made["layers"]) == (settings.rat.hidden_size, layers)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import (
     SECTIONS,
     Settings,
@@ -149,6 +150,22 @@ def test_tables_of_a_backbone_a_method_and_both_count_for_them_alone(tmp_path: P
             assert (moved.backbone, moved.method) == (other, another)
             assert (moved.dropout, moved.hidden_size, moved.learning_rate, moved.alpha) == (0.3, *theirs[1:])
     assert rat_for(load_settings(path), method="none").hidden_size == 64
+
+
+def test_a_flag_can_count_for_one_backbone_or_method_alone(tmp_path: Path) -> None:
+    path = tmp_path / "llmemb.toml"
+    for text, plain in ((LAYERED, 0.6), ("", RatSettings().dropout)):
+        path.write_text(text)
+        flagged = load_settings(path, {"rat.method": "llmemb", "rat.sasrec-llmemb.dropout": 0.1})
+        assert flagged.rat.dropout == 0.1
+        assert rat_for(flagged, method="none").dropout == plain
+        assert load_settings(path, {"rat.method": "none", "rat.sasrec-llmemb.dropout": 0.1}).rat.dropout == plain
+        both = load_settings(path, {"rat.method": "llmemb", "rat.llmemb.dropout": 0.1, "rat.dropout": 0.4})
+        assert both.rat.dropout == 0.4 and rat_for(both, method="none").dropout == 0.4
+    for key, said in (("rat.llmembb.dropout", "no backbone"), ("rat.llmemb.dropuot", "unknown"), ("rat.a.b.c", "no")):
+        with pytest.raises(WrongUseError, match=said) as caught:
+            load_settings(path, {key: 0.1})
+        assert caught.value.where == "--set"
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,33 @@ def test_kept_settings_are_those_of_this_backbone_and_method_alone(tmp_path: Pat
     assert len(run_tune(workspace, SPACE, {"rat.dropout": 0.1}, Reporter(), trials=4, keep=True)["trials"]) == 4
 
 
+def test_what_a_search_varies_does_not_reach_the_collaborative_run(tmp_path: Path) -> None:
+    workspace, before = make_workspace(tmp_path / "ws", **FEW | {"rat__method": "llmemb"})
+    space = parse_space(["rat.dropout=0.05,0.15,0.25"])
+    found = run_tune(workspace, space, {"rat.alpha": 0.2}, Reporter(), trials=3, keep=True)
+    assert len({one["settings"]["rat.dropout"] for one in found["trials"]}) > 1
+    # One collaborative run, trained as llmemb.toml says, for all trials; with --keep the best run stays up to date.
+    assert names(workspace) == {"sasrec-none-42", "sasrec-llmemb-42"}
+    aligned = read_manifest(workspace.run("sasrec-none-42")) or {}
+    assert aligned["made_from"]["settings"]["dropout"] == before.rat.dropout
+    manifest = read_manifest(workspace.run("sasrec-llmemb-42")) or {}
+    assert manifest["summary"]["aligned_to"] == "sasrec-none-42"
+    assert manifest["made_from"]["settings"]["alpha"] == 0.2
+    filed = load_settings(workspace.settings_file)
+    assert not run_rat(workspace, filed, Reporter(), in_file=filed).built
+
+
+def test_a_search_of_the_width_aligns_to_runs_as_wide(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW | {"rat__method": "llmemb", "rat__epochs": 1})
+    found = run_tune(workspace, parse_space(["rat.hidden_size=8,12"]), {}, Reporter(), trials=4)
+    assert {one["settings"]["rat.hidden_size"] for one in found["trials"]} == {8, 12}
+    assert all(one["NDCG@10"] is not None for one in found["trials"])
+    words = shlex.split(found["command"])
+    chosen = load_settings(workspace.settings_file, parse_assignments(words[7::2]) | {"rat.method": "llmemb"})
+    filed = load_settings(workspace.settings_file)
+    assert not run_rat(workspace, chosen, Reporter(), in_file=filed).built
+
+
 def test_interrupted_search_goes_on_and_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     one, _ = make_workspace(tmp_path / "one", **FEW)
     whole = run_tune(one, SPACE, {}, Reporter(), trials=3)

@@ -37,9 +37,11 @@ def tune(
     """Search settings by validation NDCG@10, trial after trial (Optuna); test items are not looked at.
 
     Ranges whose ends differ tenfold are searched on a logarithmic scale. Interrupted, or with more --trials, the same
-    command goes on. Results are kept in tune/NAME/; of the runs the best one stays. With --keep the best settings
-    become those of this backbone and method, under a table such as [rat.sasrec-llmemb]; runs, grids and searches of
-    others do not see them.
+    command goes on. Results are kept in tune/NAME/; of the runs the best one stays.
+
+    What is searched, and --set, counts for this backbone and method alone: a collaborative run that it aligns to is
+    trained once, as llmemb.toml says. With --keep the best settings go into llmemb.toml, under a table such as
+    [rat.sasrec-llmemb], which runs, grids and searches of others do not see.
 
     Example: `llmemb tune rat.learning_rate=1e-4..1e-2 rat.dropout=0.1,0.3,0.5 --method llmemb --trials 30`
     """

@@ -86,6 +86,9 @@ def _shown(value: Any) -> str:
 def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settings:
     """Read `llmemb.toml` and put `overrides` ({"rat.alpha": 0.05}; None values are ignored) over it.
 
+    An override of a table ("rat.llmemb.alpha") counts for that backbone or method alone, as in the file; one of
+    `[rat]` itself wins over every table.
+
     Raises:
         WrongUseError: the file is not TOML, or a key or value is wrong; names line, key and near match.
     """
@@ -98,8 +101,14 @@ def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settin
         values["scft"]["model"] = _model_path(values["scft"]["model"], path.parent)
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     for key, value in given.items():
-        _put(values, key, _model_path(value, Path.cwd()) if key == "scft.model" else value)
-    if tables:
+        section, _, rest = key.partition(".")
+        table, dot, name = rest.rpartition(".")
+        if section == "rat" and dot:
+            _check_table(table, {name: value}, "--set", text="")
+            tables.setdefault(table, {})[name] = value
+        else:
+            _put(values, key, _model_path(value, Path.cwd()) if key == "scft.model" else value)
+    if len(tables) > 1:
         rat = values.setdefault("rat", {})
         default = RatSettings()
         own = _own(tables, rat.get("backbone", default.backbone), rat.get("method", default.method))
@@ -109,7 +118,7 @@ def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settin
 
 
 def _read(text: str, source: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The checked values of a TOML text, and its tables of `[rat]` (see `Settings.rat_tables`; none without any)."""
+    """The checked values of a TOML text, and its tables of `[rat]` (see `Settings.rat_tables`)."""
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -122,7 +131,7 @@ def _read(text: str, source: str) -> tuple[dict[str, Any], dict[str, dict[str, A
     _check(values, source=source, text=text)
     for name, table in tables.items():
         _check_table(name, table, source, text)
-    return values, {"": dict(rat)} | tables if tables else {}
+    return values, {"": dict(rat)} | tables
 
 
 def _check_table(name: str, table: dict[str, Any], source: str, text: str) -> None:

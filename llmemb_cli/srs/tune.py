@@ -25,6 +25,7 @@ from llmemb_cli.workspace.stage import output_fingerprint
 from llmemb_cli.workspace.store import append_jsonl, read_json, write_json, write_parquet
 
 NAMED = ("rat.backbone", "rat.method")  # have flags of their own
+SHARED = (*NAMED, "rat.without")  # they say which run it is, so no table of `[rat]` holds them
 LOG_FROM = 10.0  # a range whose ends differ by this factor is searched on a logarithmic scale
 
 Range = tuple[float, float]
@@ -78,7 +79,8 @@ def run_tune(
 ) -> dict[str, Any]:
     """Train `trials` runs with settings from `space` and say which validates best.
 
-    Of the trained runs the best one is kept. Collaborative runs that trials needed are kept as well.
+    Of the trained runs the best one is kept. What is searched, and `overrides`, counts for this backbone and method
+    alone: a collaborative run that trials start from or align to is trained once, as llmemb.toml says, and kept.
 
     Args:
         overrides: settings that differ from llmemb.toml in all trials.
@@ -93,9 +95,12 @@ def run_tune(
         InterruptedRunError: a signal came; the same call goes on.
     """
     fixed = load_settings(workspace.settings_file, overrides)
+    table = f"rat.{fixed.rat.backbone}-{fixed.rat.method}"
+    common = _of_table(table, overrides)
+    fixed = load_settings(workspace.settings_file, common)
     for key, values in space.items():
         for value in values:
-            load_settings(workspace.settings_file, {**overrides, key: value})
+            load_settings(workspace.settings_file, common | _of_table(table, {key: value}))
     name = name or f"{fixed.rat.backbone}-{fixed.rat.method}-{fixed.seed}"
     folder = workspace.root / "tune" / name
     done = _open_study(folder, workspace, fixed, space)
@@ -103,7 +108,7 @@ def run_tune(
     while len(done) < trials and not (minutes and time.monotonic() - started > minutes * 60):
         chosen = suggest(space, done, fixed.seed)
         report.note(f"trial {len(done) + 1} of {trials}: {shown(chosen)}")
-        record = _trial(workspace, overrides, chosen, len(done), report)
+        record = _trial(workspace, common | _of_table(table, chosen), chosen, len(done), report)
         append_jsonl(folder / "trials.jsonl", record)
         _drop_beaten(workspace, done, record)
         done.append(record)
@@ -113,33 +118,36 @@ def run_tune(
         raise LlmembError("no trial has finished", hint="give it more --minutes, or look at the settings searched")
     # All that makes the best run what it is, also what was the same in all trials, with all digits: the command finds
     # that run and trains no other.
-    flags = {key: value for key, value in overrides.items() if key not in NAMED} | best["settings"]
+    flags = {key: value for key, value in common.items() if key not in NAMED} | _of_table(table, best["settings"])
     if keep:
-        kept = {key: value for key, value in flags.items() if key.startswith("rat.") and key != "rat.without"}
-        _keep(workspace, fixed, overrides, kept, best)
+        kept = {key: value for key, value in flags.items() if key.startswith(f"{table}.")}
+        _keep(workspace, common, kept, best)
         flags = {key: value for key, value in flags.items() if key not in kept}
     return {
         "name": name,
         "path": str(folder),
         "trials": done,
         "best": best,
-        "table": f"rat.{fixed.rat.backbone}-{fixed.rat.method}",
+        "table": table,
         "command": f"llmemb rat --backbone {fixed.rat.backbone} --method {fixed.rat.method}"
         + "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in flags.items()),
     }
 
 
-def _keep(
-    workspace: Workspace, fixed: Settings, overrides: dict[str, Any], kept: dict[str, Any], best: dict[str, Any]
-) -> None:
+def _of_table(table: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `[rat]` ("rat.alpha") as those of one of its tables ("rat.sasrec-llmemb.alpha")."""
+    return {
+        f"{table}.{key[4:]}" if key.startswith("rat.") and key.count(".") == 1 and key not in SHARED else key: value
+        for key, value in settings.items()
+    }
+
+
+def _keep(workspace: Workspace, common: dict[str, Any], kept: dict[str, Any], best: dict[str, Any]) -> None:
     """Put the settings `kept` into llmemb.toml; the best run takes the name that they give it, if that is free."""
-    table = f"rat.{fixed.rat.backbone}-{fixed.rat.method}"
-    update_settings(
-        workspace.settings_file, {f"{table}.{key.removeprefix('rat.')}": value for key, value in kept.items()}
-    )
+    update_settings(workspace.settings_file, kept)
     in_file = load_settings(workspace.settings_file)
-    settings = load_settings(workspace.settings_file, overrides)
-    plain = workspace.run(pipeline.run_name(settings, in_file))
+    rest = {key: value for key, value in common.items() if key not in kept}
+    plain = workspace.run(pipeline.run_name(load_settings(workspace.settings_file, rest), in_file))
     if not plain.exists() and workspace.run(best["run"]).exists():
         workspace.run(best["run"]).rename(plain)
         best["run"] = plain.name
@@ -211,7 +219,7 @@ def _trial(
     """Train one run; a training that diverges is a failed trial, not the end of the search."""
     from llmemb_cli.srs.train import run_rat
 
-    settings = load_settings(workspace.settings_file, overrides | values)
+    settings = load_settings(workspace.settings_file, overrides)
     in_file = load_settings(workspace.settings_file)
     run = pipeline.run_name(settings, in_file)
     there = workspace.run(run).exists()
