@@ -97,6 +97,37 @@ def test_kept_settings_are_those_of_this_backbone_and_method_alone(tmp_path: Pat
     assert len(run_tune(workspace, SPACE, {"rat.dropout": 0.1}, Reporter(), trials=4, keep=True)["trials"]) == 4
 
 
+def test_a_later_better_trial_takes_the_plain_name_and_loses_nothing(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW)
+    filed = load_settings(workspace.settings_file)
+    run_rat(workspace, filed, Reporter(), in_file=filed)
+    plain = workspace.run("sasrec-none-42")
+    kept, tried = [(plain / "model.safetensors").read_bytes()], []
+    for space in ("rat.learning_rate=0.0002,0.0003", "rat.learning_rate=0.01,0.02"):
+        found = run_tune(workspace, parse_space([space]), {}, Reporter(), trials=2, keep=True, name=space[-3:])
+        assert found["best"]["run"] == "sasrec-none-42"
+        tried.append(found["best"]["settings"])
+        assert (plain / "model.safetensors").read_bytes() not in kept
+        kept.append((plain / "model.safetensors").read_bytes())
+        filed = load_settings(workspace.settings_file)
+        assert not run_rat(workspace, filed, Reporter(), in_file=filed).built
+    # What had the name before is found by its settings.
+    for values in ({"rat.learning_rate": FEW["rat__learning_rate"]}, tried[0]):
+        earlier = load_settings(workspace.settings_file, values)
+        name = run_name(earlier, filed)
+        assert name != "sasrec-none-42" and (workspace.run(name) / "model.safetensors").read_bytes() in kept
+        assert not run_rat(workspace, earlier, Reporter(), in_file=filed).built
+    # The first search over again: its best run has another name now, and the settings it kept are in force again.
+    again = run_tune(
+        workspace, parse_space(["rat.learning_rate=0.0002,0.0003"]), {}, Reporter(), trials=2, keep=True, name="003"
+    )
+    assert load_settings(workspace.settings_file).rat.learning_rate == tried[0]["rat.learning_rate"]
+    assert again["best"]["settings"] == tried[0] and again["best"]["run"] == "sasrec-none-42"
+    assert (plain / "model.safetensors").read_bytes() == kept[1]
+    filed = load_settings(workspace.settings_file)
+    assert not run_rat(workspace, filed, Reporter(), in_file=filed).built
+
+
 def test_what_a_search_varies_does_not_reach_the_collaborative_run(tmp_path: Path) -> None:
     workspace, before = make_workspace(tmp_path / "ws", **FEW | {"rat__method": "llmemb"})
     space = parse_space(["rat.dropout=0.05,0.15,0.25"])

@@ -143,14 +143,25 @@ def _of_table(table: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep(workspace: Workspace, common: dict[str, Any], kept: dict[str, Any], best: dict[str, Any]) -> None:
-    """Put the settings `kept` into llmemb.toml; the best run takes the name that they give it, if that is free."""
+    """Put the settings `kept` into llmemb.toml; the best run takes the plain name, which they now give it.
+
+    A run that has that name from settings of before is kept, under the name that these settings give it now.
+    """
+    rest = {key: value for key, value in common.items() if key not in kept}
+    filed = load_settings(workspace.settings_file)
+    before = load_settings(workspace.settings_file, rest)
+    # Not the name it was trained under: settings that were kept since give it another one.
+    found = workspace.run(pipeline.run_name(load_settings(workspace.settings_file, rest | kept), filed))
     update_settings(workspace.settings_file, kept)
     in_file = load_settings(workspace.settings_file)
-    rest = {key: value for key, value in common.items() if key not in kept}
     plain = workspace.run(pipeline.run_name(load_settings(workspace.settings_file, rest), in_file))
-    if not plain.exists() and workspace.run(best["run"]).exists():
-        workspace.run(best["run"]).rename(plain)
-        best["run"] = plain.name
+    if found.exists() and found != plain:
+        aside = workspace.run(pipeline.run_name(before, in_file))
+        if plain.exists() and not aside.exists():
+            plain.rename(aside)
+        if not plain.exists():
+            found.rename(plain)
+    best["run"] = plain.name
 
 
 def _open_study(folder: Path, workspace: Workspace, fixed: Settings, space: Space) -> list[dict[str, Any]]:
