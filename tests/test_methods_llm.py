@@ -14,12 +14,12 @@ from llmemb_cli.chain import chain, states
 from llmemb_cli.config.settings import Settings, load_settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.embeddings.table import read_table
-from llmemb_cli.errors import BadDataError
+from llmemb_cli.errors import BadDataError, InterruptedRunError
 from llmemb_cli.llm.load import load_model
 from llmemb_cli.llm.said import ItemVectors, Writer, output_matrix
 from llmemb_cli.llm.tslrec import item_groups, taste
 from llmemb_cli.pipeline import run_name
-from llmemb_cli.progress import Reporter
+from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest
@@ -148,11 +148,67 @@ def test_tslrec_reads_identities_of_training_items_alone(tmp_path: Path, monkeyp
     workspace, settings = ready(tmp_path, rat__method="tslrec", rat__epochs=1, tslrec__max_items=4)
     run_rat(workspace, settings, Reporter())
     data = load_split(workspace.data)
-    users, items = read[: data.n_users], read[data.n_users :]
+    users = read[: data.n_users]
     assert sorted(users) == sorted(data.train.row(user)[-4:].tolist() for user in range(data.n_users))
-    assert items == [[item] for item in range(1, data.n_items + 1)]
     summary = (read_manifest(workspace.embeddings("tslrec")) or {})["summary"]
     assert summary["groups_from"] == "sasrec-none-42" and math.isfinite(summary["loss"]["last"])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_tslrec_vector_of_an_item_is_the_last_state_after_prompt_and_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    import llmemb_cli.llm.tslrec as module
+
+    _, settings = ready(tmp_path)
+    loaded = load_model(settings.scft, Reporter())
+    rows = torch.randn(30, 32, generator=torch.Generator().manual_seed(3)) * 0.1
+    reader = module.Reader(loaded, settings, rows, 4)
+    for parameter in reader.trained().values():  # LoRA starts as nothing; here it counts
+        torch.nn.init.normal_(parameter, std=0.2)
+    words = loaded.model.get_input_embeddings()
+    before, after = (words(torch.tensor(ids)).detach() for ids in (reader.before, reader.after))
+    monkeypatch.setattr(module, "BATCH", 7)
+    if not shared:
+        monkeypatch.setattr(module.Reader, "_beginning", lambda self, some: None)
+    made = reader.items(30, Reporter())
+    assert (reader._beginning(torch.arange(4)) is not None) == shared, "the words before the item are read once"
+    with torch.no_grad():
+        for item in range(30):
+            read = torch.cat([before, rows[item : item + 1], after])[None]
+            expected = reader.model(inputs_embeds=read).last_hidden_state[0, -1]
+            np.testing.assert_allclose(made[item], expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_an_interruption_behind_the_llm_training_does_not_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llmemb_cli.llm.tslrec as module
+
+    original = module.Reader.items
+    steps: list[int] = []
+
+    def interrupted(self: Any, count: int, report: Reporter) -> np.ndarray:
+        raise InterruptedRunError("interrupted")
+
+    class Steps(Reporter):
+        def task(self, label: str, total: int | None = None, unit: str = "steps", done: int = 0) -> Task:
+            if label == "tslrec":
+                steps.append((total or 0) - done)
+            return Task()
+
+    workspace, settings = ready(tmp_path / "one", rat__method="tslrec", rat__epochs=1)
+    monkeypatch.setattr(module.Reader, "items", interrupted)
+    with pytest.raises(InterruptedRunError):
+        run_rat(workspace, settings, Steps())
+    monkeypatch.setattr(module.Reader, "items", original)
+    run_rat(workspace, settings, Steps())
+    assert steps[0] > 0 and steps[1] == 0, "nothing was trained again"
+    whole, _ = ready(tmp_path / "two", rat__method="tslrec", rat__epochs=1)
+    run_rat(whole, settings, Reporter())
+    one, two = (read_table(space.embeddings("tslrec")).vectors for space in (workspace, whole))
+    np.testing.assert_array_equal(one, two)
+    assert not list(workspace.embeddings("tslrec").glob("checkpoint*"))
 
 
 def test_vectors_start_the_table_and_said_can_keep_them_frozen(tmp_path: Path) -> None:

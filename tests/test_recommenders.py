@@ -161,6 +161,35 @@ def test_interrupted_and_resumed_training_equals_an_uninterrupted_one(
     assert logs[0] == logs[1]
 
 
+def test_a_disk_that_is_full_at_the_end_does_not_lose_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llmemb_cli.srs.train as module
+
+    values = SMALL | {"rat__epochs": 3, "rat__method": "none", "rat__checkpoint_minutes": 1e-6}
+    one, settings = make_workspace(tmp_path / "one", **values)
+    run_rat(one, settings, Reporter())
+    two, settings = make_workspace(tmp_path / "two", **values)
+
+    def full(path: Path, *rest: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    write = module.write_tensors
+    monkeypatch.setattr(module, "write_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_rat(two, settings, Reporter())
+    log = two.root / "runs" / ".sasrec-none-42.partial" / "log.jsonl"
+    first = log.read_text().splitlines()[0]
+    monkeypatch.setattr(module, "write_tensors", write)
+    run_rat(two, settings, Reporter())
+    assert (two.run("sasrec-none-42") / "log.jsonl").read_text().splitlines()[0] == first, (
+        "with its seconds: not again"
+    )
+    runs = [workspace.run("sasrec-none-42") / "model.safetensors" for workspace in (one, two)]
+    assert runs[0].read_bytes() == runs[1].read_bytes()
+    assert not list(two.run("sasrec-none-42").glob("checkpoint*"))
+
+
 def test_loaded_recommender_scores_as_its_saved_table(tmp_path: Path) -> None:
     workspace, settings = make_workspace(tmp_path / "ws", **(SMALL | {"rat__epochs": 1, "rat__method": "llmemb"}))
     run_rat(workspace, settings, Reporter())

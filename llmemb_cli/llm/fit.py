@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmemb_cli.checkpoint import forget_checkpoint, load_checkpoint, save_checkpoint
+from llmemb_cli.checkpoint import load_checkpoint, save_checkpoint
 from llmemb_cli.errors import InterruptedRunError, LlmembError
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.progress import Reporter
@@ -36,6 +36,8 @@ def fit(
     report: Reporter,
 ) -> dict[str, float]:
     """Minimise `loss_of` over rows 0..rows-1, in a new random order each epoch.
+
+    A checkpoint of the last step stays in `work`, for the caller to remove once what was trained is written.
 
     Args:
         label: names the random streams and the progress bar.
@@ -77,15 +79,14 @@ def fit(
                 raise LlmembError(f"the loss of step {step} is not finite", hint=f"lower {label}.learning_rate")
             append_jsonl(work / LOG, {"step": step, "loss": losses[-1]})
             task.advance(1, loss=losses[-1])
-            if stop.requested or time.monotonic() - saved > checkpoint_minutes * 60:
+            if stop.requested or step == total or time.monotonic() - saved > checkpoint_minutes * 60:
                 save_checkpoint(
                     work, {"trained": dict(trained)}, optimizer, {"step": step, "losses": losses}, work / LOG
                 )
                 saved = time.monotonic()
-            if stop.requested:
+            if stop.requested and step < total:
                 keep_seconds(work, time.monotonic() - started)
                 raise InterruptedRunError("interrupted", hint="run the same command again to go on")
-    forget_checkpoint(work)
     tenth = max(len(losses) // 10, 1)
     first, last = (sum(part) / len(part) for part in (losses[:tenth], losses[-tenth:]))
     return {"first": first, "last": last, "steps": float(total)}

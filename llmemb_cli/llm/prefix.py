@@ -99,21 +99,24 @@ def embed_after(model: Any, prefix: Prefix, ids: torch.Tensor, mask: torch.Tenso
     """Vectors of prompts whose first `prefix.length` tokens are computed already.
 
     Args:
-        ids, mask: (batch, rest) int64, the tokens after the prefix, padded on the right.
+        ids: (batch, rest) int64, the tokens after the prefix, padded on the right; or what the model reads for them,
+            (batch, rest, d).
+        mask: (batch, rest) int64.
 
     Returns:
         (batch, d) float32.
     """
     from transformers import DynamicCache
 
-    rows, rest = ids.shape
+    rows, rest = mask.shape
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(prefix.keys_values):
         cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
     positions = torch.arange(prefix.length, prefix.length + rest, device=ids.device).expand(rows, -1)
     whole = torch.cat([mask.new_ones(rows, prefix.length), mask], dim=1)
     asked = {"attention_mask": whole, "position_ids": positions, "use_cache": True, cache_argument(model): cache}
-    states = model(input_ids=ids, **asked).last_hidden_state
+    read = {"input_ids" if ids.dim() == 2 else "inputs_embeds": ids}
+    states = model(**read, **asked).last_hidden_state
     if pooling == "last":
         return pool(states, mask, pooling)
     count = mask.sum(dim=1, keepdim=True)

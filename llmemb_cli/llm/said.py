@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from llmemb_cli.checkpoint import forget_checkpoint
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.cross_entropy import cross_entropy
 from llmemb_cli.devices import pick_device
@@ -67,6 +68,7 @@ def run_said(workspace: Workspace, settings: Settings, report: Reporter, force: 
         write_table(work, EmbeddingTable(frame["item_id"], vectors))
         write_pca(work, fit_pca(vectors, settings.embed.pca, report, settings.seed))
         own, other = check(writer, len(texts), settings.seed)
+        forget_checkpoint(work)
         return {
             "items": len(texts),
             "width": vectors.shape[1],

@@ -12,15 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from llmemb_cli.checkpoint import forget_checkpoint
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import EmbeddingTable, write_table
+from llmemb_cli.errors import InterruptedRunError
+from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.llm.adapter import with_lora
 from llmemb_cli.llm.fit import fit
 from llmemb_cli.llm.load import LoadedModel, load_model
 from llmemb_cli.llm.pooling import pool
+from llmemb_cli.llm.prefix import CHECKED, TOLERANCE, Prefix, embed_after, read_beginning
 from llmemb_cli.pipeline import run_name, tslrec_source, tslrec_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
@@ -30,7 +34,7 @@ from llmemb_cli.workspace.store import read_tensors
 
 BEFORE, AFTER = "The user has interacted with:", ". Predict the preference over categories."  # [choice]
 ITEMS_PER_GROUP = 20  # at least, on average
-BATCH = 64  # items that pass the tuned model at once
+BATCH = 256  # items that pass the tuned model at once
 
 
 def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force: bool = False) -> StageResult:
@@ -73,9 +77,10 @@ def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force
             work=work,
             report=report,
         )
-        vectors = reader.items(data.n_items)
+        vectors = reader.items(data.n_items, report)
         write_table(work, EmbeddingTable(data.item_ids, vectors))
         write_pca(work, fit_pca(vectors, settings.embed.pca, report, settings.seed))
+        forget_checkpoint(work)
         return {
             "items": data.n_items,
             "width": vectors.shape[1],
@@ -136,7 +141,7 @@ class Reader:
 
     def read(self, histories: list[np.ndarray]) -> torch.Tensor:
         """(batch, d_t) float32 for item sequences (items 1..N), oldest first."""
-        device, dtype = self.loaded.device, self.loaded.dtype
+        device = self.loaded.device
         kind = self.table.weight.dtype
         before, after = (self.table(torch.tensor(ids, device=device)).to(kind) for ids in (self.before, self.after))
         parts = [
@@ -146,16 +151,52 @@ class Reader:
         embedded = nn.utils.rnn.pad_sequence(parts, batch_first=True)
         lengths = torch.tensor([len(part) for part in parts], device=device)
         mask = (torch.arange(embedded.shape[1], device=device) < lengths[:, None]).long()
-        with torch.autocast(device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
+        with self._precision():
             states = self.model(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
         return pool(states, mask, "last")
 
     @torch.no_grad()
-    def items(self, count: int) -> np.ndarray:
-        """(count, d_t) float32: each item as the only one of a user's history."""
+    def items(self, count: int, report: Reporter) -> np.ndarray:
+        """(count, d_t) float32: each item as the only one of a user's history.
+
+        Raises:
+            InterruptedRunError: a signal came.
+        """
         self.model.train(False)
-        parts = [
-            self.read([np.array([item]) for item in range(at + 1, min(at + BATCH, count) + 1)])
-            for at in range(0, count, BATCH)
-        ]
-        return torch.cat(parts).float().cpu().numpy()
+        some = torch.arange(min(count, CHECKED))
+        prefix = self._beginning(some)
+        vectors = np.empty((count, self.rows.shape[1]), dtype=np.float32)
+        with StopRequest(report) as stop, report.task("tslrec items", count, "items") as task:
+            for items in torch.arange(count).split(BATCH):
+                made = self._alone(items) if prefix is None else self._after(prefix, items)
+                vectors[items[0] : items[-1] + 1] = made.cpu().numpy()
+                task.advance(len(items))
+                if stop.requested:
+                    raise InterruptedRunError("interrupted", hint="run the same command again to go on")
+        return vectors
+
+    def _alone(self, items: torch.Tensor) -> torch.Tensor:
+        return self.read([np.array([item + 1]) for item in items.tolist()]).float()
+
+    def _beginning(self, some: torch.Tensor) -> Prefix | None:
+        """The states of the words before the item, the same for all; None where some items come out otherwise."""
+        with self._precision():
+            prefix = read_beginning(self.model, self.before, self.loaded.device) if self.before else None
+        if prefix is None:
+            return None
+        plain, ahead = self._alone(some), self._after(prefix, some)
+        near = (plain - ahead).norm(dim=1) <= TOLERANCE[self.loaded.dtype] * plain.norm(dim=1)
+        return prefix if bool(near.all()) else None
+
+    def _after(self, prefix: Prefix, items: torch.Tensor) -> torch.Tensor:
+        kind = self.table.weight.dtype
+        after = self.table(torch.tensor(self.after, device=self.loaded.device)).to(kind)
+        rows = self.rows[items.to(self.loaded.device), None].to(kind)
+        embedded = torch.cat([rows, after.expand(len(items), -1, -1)], dim=1)
+        mask = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device)
+        with self._precision():
+            return embed_after(self.model, prefix, embedded, mask, "last").float()
+
+    def _precision(self) -> torch.autocast:
+        dtype = self.loaded.dtype
+        return torch.autocast(self.loaded.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmemb_cli.checkpoint import forget_checkpoint, load_checkpoint, save_checkpoint
+from llmemb_cli.checkpoint import load_checkpoint, save_checkpoint
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.errors import InterruptedRunError, LlmembError
@@ -73,7 +73,8 @@ class Training:
 def train(t: Training) -> tuple[State, float]:
     """Train until validation NDCG@10 has not risen for `patience` epochs; the best weights are put back.
 
-    Without validation items all epochs are trained and the last weights stay.
+    Without validation items all epochs are trained and the last weights stay. The checkpoint stays too, for the
+    caller to remove once the weights are written.
 
     Returns:
         the state, and the seconds of an epoch in this call.
@@ -137,8 +138,6 @@ def train(t: Training) -> tuple[State, float]:
             task.row(_shown(record), best=state.best_epoch == state.epoch)
             task.advance(1, loss=state.losses[-1], **figures)
     model.load_state_dict(best)
-    if t.writes:
-        forget_checkpoint(t.work)
     return state, (time.monotonic() - started) / max(state.epoch - first, 1)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from llmemb_cli import pipeline
 from llmemb_cli.checkpoint import FILE as CHECKPOINT
+from llmemb_cli.checkpoint import forget_checkpoint
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData, load_split
@@ -124,11 +125,14 @@ def _build(
     with torch.no_grad():
         table = model.embedding.items().float().cpu()
     if not torch.isfinite(table).all():
+        if peers.rank == 0:
+            forget_checkpoint(work)  # going on from it would end the same way
         raise LlmembError("the item embeddings are not finite", hint="lower rat.learning_rate")
     if peers.rank == 0:
         write_tensors(work / "model.safetensors", model.state_dict())
         write_tensors(work / "item_embeddings.safetensors", {"item_embeddings": table})
         write_parquet(work / "ids.parquet", pl.DataFrame({"item_id": data.item_ids}))
+        forget_checkpoint(work)
     return {
         "method": rat.method,
         "backbone": rat.backbone,
