@@ -162,6 +162,11 @@ def _rat_settings(settings: Settings) -> dict[str, Any]:
     return {key: value for key, value in _settings(settings.rat).items() if key not in unused}
 
 
+def plain_name(made: dict[str, Any]) -> str:
+    """Backbone, method and what is left out: how the name of a run begins that was `made` from these settings."""
+    return "-".join([made["backbone"], made["method"], *(f"no-{part}" for part in sorted(made.get("without", [])))])
+
+
 def run_name(settings: Settings, in_file: Settings | None = None) -> str:
     """The default name of a run: backbone, method, what is left out, seed.
 
@@ -169,8 +174,7 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
     them are added, so that a sweep keeps every run.
     """
     rat = settings.rat
-    left_out = sorted(rat.without) if rat.method == "llmemb" else []
-    parts = [rat.backbone, rat.method, *(f"no-{part}" for part in left_out), str(settings.seed)]
+    parts = [plain_name(_rat_settings(settings)), str(settings.seed)]
     if in_file is not None:
         filed = rat_for(in_file, backbone=rat.backbone, method=rat.method).model_dump(mode="json")
         chosen = _rat_settings(settings) | {key: getattr(rat, key) for key in SWITCHES}

@@ -268,11 +268,13 @@ def test_variants_say_in_what_they_differ_and_stand_in_the_order_of_their_number
         chosen = chosen.model_copy(update={"rat": chosen.rat.model_copy(update=rat)})
         run_rat(workspace, chosen, Reporter(), in_file=settings)
         run_eval(workspace, with_eval(chosen), run_name(chosen, settings), Reporter())
+    # A name that its owner chose stays, also if it ends like a digest.
+    workspace.run(run_name(chosen, settings)).rename(workspace.run("mine-abc123"))
     # There is no plain llm2x: what counts is how they differ from llmemb.toml.
     names = [entry["variant"] for entry in compare_runs(workspace, settings, [])["variants"]]
     assert names == [
         "sasrec-none",
-        "sasrec-llm2x contrast=cl4srec epochs=1 loss=sce negatives=5",
+        "mine-abc123",
         "sasrec-llm2x epochs=1 loss=sce negatives=3",
         "sasrec-llm2x epochs=1 loss=sce negatives=20",
         "sasrec-llmemb",

@@ -177,7 +177,7 @@ def test_downloads_hold_the_numbers_of_their_figures(made: tuple[Workspace, Sett
             shown = row[f"HR@10 SASRec, {method}"]
             assert float(shown) == pytest.approx(np.mean(hits)) if len(hits[0]) else shown == ""
     curves = {row["figure"] for row in page.downloads["scft-curves.csv"]}
-    assert curves == {"loss", "validation_loss", "held_out novel"}
+    assert curves == {"loss", "validation loss", "held out novel"}
 
 
 def test_variants_are_sorted_into_methods_ablations_and_sweeps(made: tuple[Workspace, Settings, Page]) -> None:

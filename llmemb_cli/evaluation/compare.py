@@ -13,7 +13,7 @@ from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.evaluated import Evaluated, read_evaluated
 from llmemb_cli.evaluation.significance import Correction, Test, corrected, paired_test
-from llmemb_cli.pipeline import SWITCHES, made_with
+from llmemb_cli.pipeline import SWITCHES, made_with, plain_name
 from llmemb_cli.workspace.locate import Workspace
 
 
@@ -171,7 +171,8 @@ def _set_labels(entries: list[dict[str, Any]], variants: list[list[Evaluated]], 
 
 def _plain(one: Evaluated) -> str:
     """The name of a run without seed and without the digest of settings changed by flags."""
-    return re.sub(r"-[0-9a-f]{6}$", "", one.label)
+    name = plain_name(one.trained["made_from"]["settings"])
+    return name if re.fullmatch(f"{re.escape(name)}-[0-9a-f]{{6}}", one.label) else one.label
 
 
 def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from llmemb_cli.config.methods import METHODS
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_runs
 from llmemb_cli.evaluation.document import known_runs
-from llmemb_cli.pipeline import EVAL_VERSION, made_with, protocol_name
+from llmemb_cli.pipeline import EVAL_VERSION, made_with, plain_name, protocol_name
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 from llmemb_cli.workspace.store import sha256_json
@@ -101,15 +101,9 @@ def read_variants(workspace: Workspace, settings: Settings, runs: list[str]) -> 
     for entry in document["variants"]:
         manifests = [read_manifest(workspace.run(run)) or {} for run in entry["runs"]]
         chosen = manifests[0]["made_from"]["settings"]
-        plain = [_plain_name(manifest) for manifest in manifests]
+        plain = [f"{plain_name(chosen)}-{manifest['made_from']['seed']}" for manifest in manifests]
         made.append(Variant(entry["variant"], entry["runs"], chosen, plain == entry["runs"], entry))
     return made
-
-
-def _plain_name(manifest: dict[str, Any]) -> str:
-    chosen, seed = manifest["made_from"]["settings"], manifest["made_from"]["seed"]
-    left_out = [f"no-{part}" for part in sorted(chosen.get("without", []))]
-    return "-".join([chosen["backbone"], chosen["method"], *left_out, str(seed)])
 
 
 def main_variants(variants: list[Variant]) -> list[Variant]:

@@ -61,13 +61,10 @@ def scft_part(workspace: Workspace) -> dict[str, Any] | None:
         return None
     curves = series_of(read_log(workspace.scft() / "log.jsonl"), "step")
     curves = {name: (xs, ys) for name, (xs, ys) in curves.items() if len(xs) > 1 and name not in ("epoch", "seconds")}
-    losses = {name: curve for name, curve in curves.items() if name.split()[-1].endswith("loss")}
+    curves = {name.replace("_", " "): curve for name, curve in curves.items()}
+    losses = {name: curve for name, curve in curves.items() if name.endswith("loss")}
     panels = [figures.lines(losses, "step", "contrastive loss")] if losses else []
-    panels += [
-        figures.lines({name: curve}, "step", name.replace("_", " "))
-        for name, curve in curves.items()
-        if name not in losses
-    ]
+    panels += [figures.lines({name: curve}, "step", name) for name, curve in curves.items() if name not in losses]
     figure = (
         Figure("scft-curves", "Fine-tuning of the LLM", panels, _long(curves, "figure", "step")) if panels else None
     )
