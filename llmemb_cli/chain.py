@@ -51,13 +51,13 @@ def chain(workspace: Workspace, settings: Settings) -> list[Step]:
             Step("said", pipeline.said_stage(workspace, settings), _make_vectors(workspace, settings, "said"))
         )
     if "tslrec" in needs:
-        steps.append(_rat_step(workspace, pipeline.tslrec_source(settings)))
+        steps.append(_rat_step(workspace, pipeline.tslrec_source(settings), settings))
         stage = pipeline.tslrec_stage(workspace, settings)
         steps.append(Step("tslrec", stage, _make_vectors(workspace, settings, "tslrec")))
     made = {step.stage.path for step in steps}
-    trained = [_rat_step(workspace, variant) for variant in recommenders]
-    steps += [step for step in trained if step.stage.path not in made]
-    steps += [_eval_step(workspace, variant) for variant in recommenders]
+    trained = [_rat_step(workspace, one, settings) for one in [*_fitting(recommenders, settings), *recommenders]]
+    steps += {step.stage.path: step for step in trained if step.stage.path not in made}.values()
+    steps += [_eval_step(workspace, variant, settings) for variant in recommenders]
     return [*steps, _report_step(workspace, settings, steps)]
 
 
@@ -71,6 +71,13 @@ def variants(settings: Settings) -> list[Settings]:
                 rat = rat_for(settings, backbone=backbone, method=method)
                 made.append(settings.model_copy(update={"rat": rat, "seed": seed}))
     return made
+
+
+def _fitting(recommenders: list[Settings], settings: Settings) -> list[Settings]:
+    """Collaborative runs that cannot be the plain ones, because they must be as wide as a method with settings of its
+    own."""
+    found = [pipeline.collaborative_settings(variant) for variant in recommenders]
+    return [one for one in found if one and pipeline.run_name(one, settings) != pipeline.run_name(one)]
 
 
 def states(steps: list[Step]) -> list[StepState]:
@@ -88,19 +95,19 @@ def states(steps: list[Step]) -> list[StepState]:
     return result
 
 
-def _rat_step(workspace: Workspace, settings: Settings) -> Step:
-    name = pipeline.run_name(settings)
+def _rat_step(workspace: Workspace, settings: Settings, planned: Settings) -> Step:
+    name = pipeline.run_name(settings, planned)
 
     def make(report: Reporter, force: bool) -> StageResult:
         from llmemb_cli.srs.train import run_rat
 
-        return run_rat(workspace, settings, report, force=force)
+        return run_rat(workspace, settings, report, force=force, in_file=planned)
 
-    return Step(f"rat {name}", pipeline.rat_stage(workspace, settings, name), make)
+    return Step(f"rat {name}", pipeline.rat_stage(workspace, settings, name, planned), make)
 
 
-def _eval_step(workspace: Workspace, settings: Settings) -> Step:
-    name = pipeline.run_name(settings)
+def _eval_step(workspace: Workspace, settings: Settings, planned: Settings) -> Step:
+    name = pipeline.run_name(settings, planned)
 
     def make(report: Reporter, force: bool) -> StageResult:
         from llmemb_cli.evaluation.stage import run_eval

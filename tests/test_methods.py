@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from llmemb_cli.app import app
+from llmemb_cli.chain import chain, states
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS, MethodName
 from llmemb_cli.config.settings import Settings, load_settings, make_settings
@@ -363,3 +365,22 @@ def test_collaborative_runs_fit_whatever_the_tables_say(tmp_path: Path) -> None:
         source = read_manifest(workspace.run(summary["started_from"] or summary["aligned_to"])) or {}
         made = source["made_from"]["settings"]
         assert (made["hidden_size"], made["layers"]) == (settings.rat.hidden_size, layers)
+
+
+def test_a_plan_whose_methods_differ_in_width_stays_up_to_date(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **SMALL | {"rat__epochs": 1})
+    with workspace.settings_file.open("a") as file:
+        file.write("\n[rat.llmemb]\nhidden_size = 8\n")
+    settings = load_settings(workspace.settings_file)
+    steps = [step for step in chain(workspace, settings) if step.name.startswith(("rat", "eval"))]
+    fitting = next(step.name for step in steps if re.fullmatch("rat sasrec-none-42-[0-9a-f]{6}", step.name))
+    assert [step.name for step in steps] == [
+        fitting,
+        *(f"{what} sasrec-{method}-42" for what in ("rat", "eval") for method in ("none", "llmemb")),
+    ]
+    for step in steps:
+        assert step.make(Reporter(), False).built
+    assert {state.state.state for state in states(steps)} == {"up-to-date"}
+    made = {step.name: read_manifest(step.stage.path) or {} for step in steps}
+    assert made["rat sasrec-none-42"]["made_from"]["settings"]["hidden_size"] == 16
+    assert made["rat sasrec-llmemb-42"]["summary"]["aligned_to"] == fitting.removeprefix("rat ")

@@ -22,7 +22,7 @@ from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.lock import write_lock
-from llmemb_cli.workspace.stage import read_manifest, stage_state
+from llmemb_cli.workspace.stage import stage_state
 
 Status = Literal["waiting", "up-to-date", "done", "failed"]
 
@@ -217,9 +217,14 @@ def _start(pool: ProcessPoolExecutor, waiting: list[Cell], running: dict[Future,
 
 
 def _directories(cell: Cell) -> set[Path]:
-    """What training the cell may write: its run, and inputs that are not there yet."""
-    stage = pipeline.rat_stage(cell.workspace, cell.settings, cell.run, cell.filed)
-    return {stage.path} | {path for path in stage.inputs.values() if read_manifest(path) is None}
+    """What training the cell may write: its run, and the collaborative run that it needs."""
+    paths = {cell.workspace.run(cell.run)}
+    needed = pipeline.collaborative_settings(cell.settings)
+    if needed is not None:
+        name = pipeline.run_name(needed, cell.filed)
+        if stage_state(pipeline.rat_stage(cell.workspace, needed, name, cell.filed)).state != "up-to-date":
+            paths.add(cell.workspace.run(name))
+    return paths
 
 
 def _start_worker(threads: int) -> None:
