@@ -136,9 +136,11 @@ def differing(one: Variant, other: Variant) -> set[str]:
 
 
 def ablations(variants: list[Variant]) -> list[list[Variant]]:
-    """For each backbone with some: the whole method, then those that differ in what they leave out."""
+    """For each whole method with some, main ones first: it, then those that differ in what they leave out alone."""
     found = []
-    for whole in main_variants(variants):
+    mains = main_variants(variants)
+    others = [one for one in variants if not one.without and one not in mains]
+    for whole in [*mains, *others]:
         parts = [one for one in variants if one.without and differing(one, whole) == {"without"}]
         if parts:
             found.append([whole, *sorted(parts, key=lambda one: one.without)])
