@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,34 @@ def test_tslrec_vector_of_an_item_is_the_last_state_after_prompt_and_item(
             read = torch.cat([before, rows[item : item + 1], after])[None]
             expected = reader.model(inputs_embeds=read).last_hidden_state[0, -1]
             np.testing.assert_allclose(made[item], expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_signal_in_the_last_step_stops_and_the_same_call_goes_on_behind_it(tmp_path: Path) -> None:
+    class InTheLast(Reporter):
+        done = 0
+
+        def task(self, label: str, total: int | None = None, unit: str = "steps", done: int = 0) -> Task:
+            owner, last = self, total
+
+            class Counting(Task):
+                def advance(self, n: int = 1, **figures: float | str) -> None:
+                    owner.done += label == "said"
+                    if label == "said" and owner.done == last:
+                        os.kill(os.getpid(), signal.SIGINT)
+
+            return Counting()
+
+    values = {"rat__method": "said", "rat__epochs": 1, "said__epochs": 2}
+    one, settings = ready(tmp_path / "one", **values)
+    run_rat(one, settings, Reporter())
+    two, settings = ready(tmp_path / "two", **values)
+    stopped = InTheLast()
+    with pytest.raises(InterruptedRunError):
+        run_rat(two, settings, stopped)
+    assert stopped.done == 6, "the step under way was the last one"
+    run_rat(two, settings, Reporter())
+    vectors = [read_table(space.embeddings("said")).vectors for space in (one, two)]
+    np.testing.assert_array_equal(*vectors)
 
 
 def test_an_interruption_behind_the_llm_training_does_not_lose_it(

@@ -84,7 +84,7 @@ def fit(
                     work, {"trained": dict(trained)}, optimizer, {"step": step, "losses": losses}, work / LOG
                 )
                 saved = time.monotonic()
-            if stop.requested and step < total:
+            if stop.requested:
                 keep_seconds(work, time.monotonic() - started)
                 raise InterruptedRunError("interrupted", hint="run the same command again to go on")
     tenth = max(len(losses) // 10, 1)

@@ -134,7 +134,7 @@ def _ablation_table(workspace: Workspace, settings: Settings, family: list[Varia
     document = compare_runs(workspace, settings, _runs(family), baseline=family[0].runs[0])
     order = {one.runs[0]: place for place, one in enumerate(family)}
     document["variants"].sort(key=lambda entry: order[entry["runs"][0]])
-    changed = family[0].label.partition(" ")[2]
+    changed = ", ".join(f"{key}={value}" for key, value in family[0].entry["changed"].items())
     whole = f"{BACKBONES[family[0].backbone]}, {family[0].method}" + (f" ({changed})" if changed else "")
     names = [whole, *(f"without {' and '.join(one.without)}" for one in family[1:])]
     return _table(document, names, f"The baseline is {whole} with all its parts.")
