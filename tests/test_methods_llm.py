@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -173,7 +174,7 @@ def test_tslrec_vector_of_an_item_is_the_last_state_after_prompt_and_item(
     monkeypatch.setattr(module, "BATCH", 7)
     if not shared:
         monkeypatch.setattr(module.Reader, "_beginning", lambda self, some: None)
-    made = reader.items(30, Reporter())
+    made = reader.items(pl.Series([f"i{row}" for row in range(30)]), tmp_path, Reporter())
     assert (reader._beginning(torch.arange(4)) is not None) == shared, "the words before the item are read once"
     with torch.no_grad():
         for item in range(30):
@@ -210,35 +211,44 @@ def test_a_signal_in_the_last_step_stops_and_the_same_call_goes_on_behind_it(tmp
     np.testing.assert_array_equal(*vectors)
 
 
-def test_an_interruption_behind_the_llm_training_does_not_lose_it(
+def test_an_interruption_behind_the_llm_training_loses_neither_it_nor_the_vectors_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import llmemb_cli.llm.tslrec as module
 
-    original = module.Reader.items
     steps: list[int] = []
+    vectors: list[int] = []
 
-    def interrupted(self: Any, count: int, report: Reporter) -> np.ndarray:
-        raise InterruptedRunError("interrupted")
-
-    class Steps(Reporter):
+    class InTheSecondPart(Reporter):
         def task(self, label: str, total: int | None = None, unit: str = "steps", done: int = 0) -> Task:
             if label == "tslrec":
                 steps.append((total or 0) - done)
-            return Task()
+            if label == "tslrec items":
+                vectors.append((total or 0) - done)
 
+            class Stopping(Task):
+                parts = 0
+
+                def advance(self, n: int = 1, **figures: float | str) -> None:
+                    self.parts += label == "tslrec items"
+                    if self.parts == 2 and len(vectors) == 1:
+                        os.kill(os.getpid(), signal.SIGINT)
+
+            return Stopping()
+
+    monkeypatch.setattr(module, "BATCH", 7)
     workspace, settings = ready(tmp_path / "one", rat__method="tslrec", rat__epochs=1)
-    monkeypatch.setattr(module.Reader, "items", interrupted)
     with pytest.raises(InterruptedRunError):
-        run_rat(workspace, settings, Steps())
-    monkeypatch.setattr(module.Reader, "items", original)
-    run_rat(workspace, settings, Steps())
+        run_rat(workspace, settings, InTheSecondPart())
+    run_rat(workspace, settings, InTheSecondPart())
     assert steps[0] > 0 and steps[1] == 0, "nothing was trained again"
+    assert vectors == [30, 16], "of the 30 vectors, the 14 of the first two parts were kept"
     whole, _ = ready(tmp_path / "two", rat__method="tslrec", rat__epochs=1)
     run_rat(whole, settings, Reporter())
     one, two = (read_table(space.embeddings("tslrec")).vectors for space in (workspace, whole))
     np.testing.assert_array_equal(one, two)
-    assert not list(workspace.embeddings("tslrec").glob("checkpoint*"))
+    names = [{path.name for path in space.embeddings("tslrec").iterdir()} for space in (workspace, whole)]
+    assert names[0] == names[1] and not [name for name in names[0] if name.startswith(("checkpoint", "done"))]
 
 
 def test_vectors_start_the_table_and_said_can_keep_them_frozen(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmemb_cli.errors import BadDataError
+from llmemb_cli.errors import BadDataError, InterruptedRunError
+from llmemb_cli.interrupt import StopRequest
+from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.rows import RowsFile, blocks, map_rows
 from llmemb_cli.workspace.stage import require_stage
-from llmemb_cli.workspace.store import write_parquet
+from llmemb_cli.workspace.store import read_json, write_json, write_parquet
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 VECTORS = "embeddings.safetensors"
 IDS = "ids.parquet"
 NAME = "embeddings"
+# How many parts of a table are on the disk, while it is being filled.
+DONE = "done.json"
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,45 @@ def finish_table(directory: Path, item_ids: pl.Series) -> np.ndarray:
     vectors = map_rows(directory / VECTORS, NAME)
     check_vectors(vectors, item_ids, str(directory))
     write_parquet(directory / IDS, pl.DataFrame({"item_id": item_ids}))
+    return vectors
+
+
+def fill_table(
+    directory: Path,
+    item_ids: pl.Series,
+    width: int,
+    parts: Sequence[np.ndarray],
+    compute: Callable[[np.ndarray, StopRequest], np.ndarray],
+    label: str,
+    report: Reporter,
+) -> np.ndarray:
+    """Write a table part by part, so that a crash costs one part; returns the vectors, mapped.
+
+    Args:
+        parts: rows that are computed together, each (k,) int64; the same at every call that goes on.
+        compute: the (k, width) float32 vectors of a part; may raise InterruptedRunError itself, between its batches.
+        label: what the progress bar says.
+
+    Raises:
+        InterruptedRunError: a signal came; finished parts are in `directory` and the same call goes on.
+        BadDataError: as `check_vectors`.
+    """
+    kept = directory / DONE
+    done = read_json(kept)["parts"] if kept.is_file() and (directory / VECTORS).is_file() else 0
+    with (
+        StopRequest(report) as stop,
+        open_rows(directory, len(item_ids), width) as file,
+        report.task(label, len(item_ids), "items", done=sum(map(len, parts[:done]))) as task,
+    ):
+        for number, rows in enumerate(parts[done:], start=done + 1):
+            file.write(rows, compute(rows, stop))
+            file.sync()
+            write_json(kept, {"parts": number})
+            task.advance(len(rows))
+            if stop.requested:
+                raise InterruptedRunError("interrupted", hint="run the same command again to go on")
+    vectors = finish_table(directory, item_ids)
+    kept.unlink()
     return vectors
 
 

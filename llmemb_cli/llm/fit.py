@@ -51,6 +51,8 @@ def fit(
         InterruptedRunError: a signal came; a checkpoint is kept.
         LlmembError: the loss is not finite.
     """
+    per_epoch = math.ceil(rows / batch_size)
+    total = max(round(epochs * per_epoch), 1)
     optimizer = torch.optim.Adam(list(trained.values()), lr=learning_rate)
     found = load_checkpoint(work, optimizer, work / LOG)
     step, losses = 0, []
@@ -60,9 +62,7 @@ def fit(
             for name, tensor in groups["trained"].items():
                 trained[name].copy_(tensor)
         step, losses = values["step"], values["losses"]
-        report.note(f"going on at step {step + 1}")
-    per_epoch = math.ceil(rows / batch_size)
-    total = max(round(epochs * per_epoch), 1)
+        report.note(f"going on at step {step + 1}" if step < total else "its training is done already")
     started = saved = time.monotonic()
     with StopRequest(report) as stop, report.task(label, total, "steps", done=step) as task:
         while step < total:

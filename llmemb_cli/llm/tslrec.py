@@ -6,7 +6,7 @@ The authors published no code. What is not public is marked [choice].
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
-from llmemb_cli.embeddings.table import EmbeddingTable, write_table
-from llmemb_cli.errors import InterruptedRunError
+from llmemb_cli.embeddings.table import fill_table
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.llm.adapter import with_lora
 from llmemb_cli.llm.fit import fit
@@ -31,6 +30,9 @@ from llmemb_cli.seeds import stream_seed
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, require_stage, run_stage
 from llmemb_cli.workspace.store import read_tensors
+
+if TYPE_CHECKING:
+    import polars as pl
 
 BEFORE, AFTER = "The user has interacted with:", ". Predict the preference over categories."  # [choice]
 ITEMS_PER_GROUP = 20  # at least, on average
@@ -77,8 +79,7 @@ def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force
             work=work,
             report=report,
         )
-        vectors = reader.items(data.n_items, report)
-        write_table(work, EmbeddingTable(data.item_ids, vectors))
+        vectors = reader.items(data.item_ids, work, report)
         write_pca(work, fit_pca(vectors, settings.embed.pca, report, settings.seed))
         forget_checkpoint(work)
         return {
@@ -156,24 +157,23 @@ class Reader:
         return pool(states, mask, "last")
 
     @torch.no_grad()
-    def items(self, count: int, report: Reporter) -> np.ndarray:
-        """(count, d_t) float32: each item as the only one of a user's history.
+    def items(self, item_ids: pl.Series, work: Path, report: Reporter) -> np.ndarray:
+        """Write the table of (n_items, d_t) float32: each item as the only one of a user's history.
 
         Raises:
-            InterruptedRunError: a signal came.
+            InterruptedRunError: a signal came; what is in `work` is gone on with.
         """
         self.model.train(False)
-        some = torch.arange(min(count, CHECKED))
-        prefix = self._beginning(some)
-        vectors = np.empty((count, self.rows.shape[1]), dtype=np.float32)
-        with StopRequest(report) as stop, report.task("tslrec items", count, "items") as task:
-            for items in torch.arange(count).split(BATCH):
-                made = self._alone(items) if prefix is None else self._after(prefix, items)
-                vectors[items[0] : items[-1] + 1] = made.cpu().numpy()
-                task.advance(len(items))
-                if stop.requested:
-                    raise InterruptedRunError("interrupted", hint="run the same command again to go on")
-        return vectors
+        count = len(item_ids)
+        prefix = self._beginning(torch.arange(min(count, CHECKED)))
+
+        def compute(rows: np.ndarray, stop: StopRequest) -> np.ndarray:
+            items = torch.from_numpy(rows)
+            made = self._alone(items) if prefix is None else self._after(prefix, items)
+            return made.cpu().numpy()
+
+        parts = [np.arange(at, min(at + BATCH, count)) for at in range(0, count, BATCH)]
+        return fill_table(work, item_ids, self.rows.shape[1], parts, compute, "tslrec items", report)
 
     def _alone(self, items: torch.Tensor) -> torch.Tensor:
         return self.read([np.array([item + 1]) for item in items.tolist()]).float()

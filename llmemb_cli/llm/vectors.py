@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.embeddings.table import VECTORS, finish_table, open_rows
+from llmemb_cli.embeddings.table import fill_table
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.llm.attention import use_short_attention
@@ -20,10 +20,7 @@ from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.llm.pooling import embed_batch, pad_tokens
 from llmemb_cli.llm.prefix import Prefix, compute_prefix, embed_after
 from llmemb_cli.progress import Reporter
-from llmemb_cli.workspace.store import read_json, write_json
 
-# How many shards are on the disk, while an export is under way.
-DONE = "done.json"
 # Tokens that pass at once unless told. On a CPU few, so that activations stay in its caches: SmolLM2-135M takes 512
 # tokens faster than 2,048 (docs/benchmarks.md). A GPU wants many.
 AUTO_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 8192}
@@ -77,44 +74,29 @@ def encode(
         )
     order = np.argsort(np.minimum(lengths, limit), kind="stable")
     encoder = make_encoder(loaded, examples, settings, report)
-    with StopRequest(report) as stop:
-        _fill(encoder, prompts, item_ids, order, settings, work, stop)
-    vectors = finish_table(work, item_ids)
-    (work / DONE).unlink()
+    size = settings.embed.shard_items
+
+    def compute(rows: np.ndarray, stop: StopRequest) -> np.ndarray:
+        tokens = tokenise(loaded, prompts.gather(rows).to_list(), limit)
+        shard = _encode_shard(encoder, tokens, stop)
+        _mend(encoder, shard, tokens, rows, item_ids)
+        return shard.numpy()
+
+    vectors = fill_table(
+        work,
+        item_ids,
+        int(loaded.model.config.get_text_config().hidden_size),
+        [order[at : at + size] for at in range(0, len(order), size)],
+        compute,
+        "embed",
+        report,
+    )
     return Encoded(
         vectors=vectors,
         cut=np.flatnonzero(lengths > limit).tolist(),
         tokens=int(np.minimum(lengths, limit).sum()),
         prefix=0 if encoder.prefix is None else encoder.prefix.length,
     )
-
-
-def _fill(
-    encoder: Encoder,
-    prompts: pl.Series,
-    item_ids: pl.Series,
-    order: np.ndarray,
-    settings: Settings,
-    work: Path,
-    stop: StopRequest,
-) -> None:
-    """Compute the shards that are not on the disk yet; a shard is counted once its rows are there."""
-    size = settings.embed.shard_items
-    shards = [order[at : at + size] for at in range(0, len(order), size)]
-    done = read_json(work / DONE)["shards"] if (work / DONE).is_file() and (work / VECTORS).is_file() else 0
-    width = int(encoder.loaded.model.config.get_text_config().hidden_size)
-    with (
-        open_rows(work, len(prompts), width) as file,
-        encoder.report.task("embed", len(prompts), "items", done=sum(map(len, shards[:done]))) as task,
-    ):
-        for number, rows in enumerate(shards[done:], start=done + 1):
-            tokens = tokenise(encoder.loaded, prompts.gather(rows).to_list(), settings.scft.max_tokens)
-            shard = _encode_shard(encoder, tokens, stop)
-            _mend(encoder, shard, tokens, rows, item_ids)
-            file.write(rows, shard.numpy())
-            file.sync()
-            write_json(work / DONE, {"shards": number})
-            task.advance(len(rows))
 
 
 def tokenise(loaded: LoadedModel, prompts: list[str], limit: int | None = None) -> list[list[int]]:
