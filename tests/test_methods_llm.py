@@ -112,6 +112,8 @@ def test_said_loss_is_the_token_loss_of_the_text_after_instruction_and_vector(tm
             count += 1
     loss = writer.loss(np.array([0, 1]))
     assert loss.item() == pytest.approx(expected / count, rel=1e-4)
+    parts = [writer.loss(np.array([item]), batch=np.array([0, 1])).item() for item in (0, 1)]
+    assert sum(parts) == pytest.approx(expected / count, rel=1e-4), "parts of a batch add up to it"
     loss.backward()
     assert all(p.grad is not None for p in writer.vectors.parameters())
     assert all(p.grad is None for p in loaded.model.parameters()), "the LLM is frozen"
@@ -143,9 +145,10 @@ def test_tslrec_reads_identities_of_training_items_alone(tmp_path: Path, monkeyp
     read: list[list[int]] = []
     original = module.Reader.read
 
-    def spy(self: Any, histories: list[np.ndarray]) -> torch.Tensor:
-        read.extend(items.tolist() for items in histories)
-        return original(self, histories)
+    def spy(self: Any, histories: list[np.ndarray], *known: Any) -> torch.Tensor:
+        if self.model.training:
+            read.extend(items.tolist() for items in histories)
+        return original(self, histories, *known)
 
     monkeypatch.setattr(module.Reader, "read", spy)
     workspace, settings = ready(tmp_path, rat__method="tslrec", rat__epochs=1, tslrec__max_items=4)
@@ -157,30 +160,99 @@ def test_tslrec_reads_identities_of_training_items_alone(tmp_path: Path, monkeyp
     assert summary["groups_from"] == "sasrec-none-42" and math.isfinite(summary["loss"]["last"])
 
 
+def reader_of(tmp_path: Path, shared: bool, monkeypatch: pytest.MonkeyPatch, **values: Any) -> Any:
+    """A reader of 30 items, with LoRA matrices that count: they start as nothing."""
+    import llmemb_cli.llm.tslrec as module
+
+    _, settings = ready(tmp_path, **values)
+    loaded = load_model(settings.scft, Reporter())
+    rows = torch.randn(30, 32, generator=torch.Generator().manual_seed(3)) * 0.1
+    with monkeypatch.context() as patched:
+        if not shared:
+            patched.setattr(module.Reader, "_beginning", lambda self: None)
+        reader = module.Reader(loaded, settings, rows, 4)
+    torch.manual_seed(4)
+    for parameter in reader.trained().values():
+        torch.nn.init.normal_(parameter, std=0.2)
+    assert reader.shares_beginning == shared, "the words before the items are read once"
+    return reader
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_tslrec_vector_of_an_item_is_the_last_state_after_prompt_and_item(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
     import llmemb_cli.llm.tslrec as module
 
-    _, settings = ready(tmp_path)
-    loaded = load_model(settings.scft, Reporter())
-    rows = torch.randn(30, 32, generator=torch.Generator().manual_seed(3)) * 0.1
-    reader = module.Reader(loaded, settings, rows, 4)
-    for parameter in reader.trained().values():  # LoRA starts as nothing; here it counts
-        torch.nn.init.normal_(parameter, std=0.2)
-    words = loaded.model.get_input_embeddings()
+    reader = reader_of(tmp_path, shared, monkeypatch)
+    words = reader.loaded.model.get_input_embeddings()
     before, after = (words(torch.tensor(ids)).detach() for ids in (reader.before, reader.after))
     monkeypatch.setattr(module, "BATCH", 7)
-    if not shared:
-        monkeypatch.setattr(module.Reader, "_beginning", lambda self, some: None)
     made = reader.items(pl.Series([f"i{row}" for row in range(30)]), tmp_path, Reporter())
-    assert (reader._beginning(torch.arange(4)) is not None) == shared, "the words before the item are read once"
     with torch.no_grad():
         for item in range(30):
-            read = torch.cat([before, rows[item : item + 1], after])[None]
+            read = torch.cat([before, reader.rows[item : item + 1], after])[None]
             expected = reader.model(inputs_embeds=read).last_hidden_state[0, -1]
             np.testing.assert_allclose(made[item], expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_batches_in_parts_train_as_whole_ones_do_in_a_plain_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from llmemb_cli.llm.fit import fit
+    from llmemb_cli.llm.plan import MicroBatches
+    from llmemb_cli.seeds import numpy_rng
+
+    reader = reader_of(tmp_path / "ours", shared, monkeypatch, scft__lora_dropout=0.0)
+    rng = np.random.default_rng(1)
+    histories = [rng.integers(1, 31, size=rng.integers(1, 9)) for _ in range(12)]
+    targets = torch.from_numpy(rng.random((12, 4), dtype=np.float32))
+
+    scft = ready(tmp_path / "theirs")[1].scft
+    base = load_model(scft, Reporter()).model
+    chosen = LoraConfig(r=scft.lora_rank, lora_alpha=scft.lora_alpha, target_modules=list(scft.target_modules))
+    plain = get_peft_model(base, chosen)
+    head = torch.nn.Linear(32, 4)
+    start = {name: tensor.detach().clone() for name, tensor in reader.trained().items()}
+    theirs = {name: p for name, p in plain.named_parameters() if p.requires_grad}
+    theirs |= {f"head.{name}": p for name, p in head.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in theirs.items():
+            parameter.copy_(start[name])
+
+    def loss_of(part: np.ndarray, batch: np.ndarray) -> torch.Tensor:
+        guess = reader.head(reader.read([histories[row] for row in part]))
+        return (guess - targets[part]).square().sum() / (len(batch) * 4)
+
+    lengths = reader.lengths(histories)
+    kept = {"epochs": 2.0, "batch_size": 5, "learning_rate": 0.01, "checkpoint_minutes": 9.0, "seed": 3}
+    ours = fit(
+        "tslrec", reader.trained(), lengths, loss_of, MicroBatches(2, 0), **kept, work=tmp_path, report=Reporter()
+    )
+
+    words = base.get_input_embeddings()
+    before, after = (words(torch.tensor(ids)).detach() for ids in (reader.before, reader.after))
+    optimizer = torch.optim.Adam(theirs.values(), lr=0.01)
+    losses = []
+    for epoch in range(2):
+        order = numpy_rng(3, "tslrec", epoch).permutation(12)
+        for at in range(0, 12, 5):
+            states = [
+                plain(inputs_embeds=torch.cat([before, reader.rows[histories[row] - 1], after])[None])
+                for row in order[at : at + 5]
+            ]
+            guess = head(torch.stack([state.last_hidden_state[0, -1] for state in states]))
+            loss = torch.nn.functional.mse_loss(guess, targets[order[at : at + 5]])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert (ours["first"], ours["last"]) == pytest.approx((losses[0], losses[-1]), rel=1e-4)
+    for name, parameter in reader.trained().items():
+        torch.testing.assert_close(parameter, theirs[name], rtol=1e-3, atol=1e-4)
 
 
 def test_a_signal_in_the_last_step_stops_and_the_same_call_goes_on_behind_it(tmp_path: Path) -> None:

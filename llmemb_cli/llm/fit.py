@@ -1,4 +1,4 @@
-"""The training loop of the LLM stages of other methods: Adam, checkpoints, exact resume."""
+"""The training loop of the LLM stages of other methods: Adam, batches in parts, checkpoints, exact resume."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import numpy as np
 import torch
 
 from llmemb_cli.checkpoint import load_checkpoint, save_checkpoint
+from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.errors import InterruptedRunError, LlmembError
 from llmemb_cli.interrupt import StopRequest
+from llmemb_cli.llm.load import LoadedModel
+from llmemb_cli.llm.memory import bytes_a_token, micro_batches
+from llmemb_cli.llm.plan import MicroBatches
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import numpy_rng, stream_seed
 from llmemb_cli.workspace.stage import keep_seconds
@@ -24,8 +28,9 @@ LOG = "log.jsonl"
 def fit(
     label: str,
     trained: dict[str, torch.nn.Parameter],
-    rows: int,
-    loss_of: Callable[[np.ndarray], torch.Tensor],
+    lengths: np.ndarray,
+    loss_of: Callable[[np.ndarray, np.ndarray], torch.Tensor],
+    micro: MicroBatches,
     *,
     epochs: float,
     batch_size: int,
@@ -35,14 +40,18 @@ def fit(
     work: Path,
     report: Reporter,
 ) -> dict[str, float]:
-    """Minimise `loss_of` over rows 0..rows-1, in a new random order each epoch.
+    """Minimise a loss over rows 0..n-1, in a new random order each epoch.
 
-    A checkpoint of the last step stays in `work`, for the caller to remove once what was trained is written.
+    A batch passes the model in parts of rows of similar length, whose gradients add up to those of the whole: less
+    padding, and no more activations at once than fit. A checkpoint of the last step stays in `work`, for the caller
+    to remove once what was trained is written.
 
     Args:
         label: names the random streams and the progress bar.
         trained: the parameters by name.
-        loss_of: the mean loss of a batch, given its row numbers.
+        lengths: (n,) int, the tokens that the model reads for each row.
+        loss_of: what some rows add to the mean loss of a batch: the row numbers of the part, and of the batch.
+        micro: how much passes at once.
 
     Returns:
         first and last loss (means over the first and the last tenth of the steps), and the number of steps.
@@ -51,6 +60,7 @@ def fit(
         InterruptedRunError: a signal came; a checkpoint is kept.
         LlmembError: the loss is not finite.
     """
+    rows = len(lengths)
     per_epoch = math.ceil(rows / batch_size)
     total = max(round(epochs * per_epoch), 1)
     optimizer = torch.optim.Adam(list(trained.values()), lr=learning_rate)
@@ -69,11 +79,9 @@ def fit(
             order = numpy_rng(seed, label, step // per_epoch).permutation(rows)
             at = step % per_epoch * batch_size
             torch.manual_seed(stream_seed(seed, label, "dropout", step))
-            loss = loss_of(order[at : at + batch_size])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            losses.append(_backward(order[at : at + batch_size], lengths, loss_of, micro))
             optimizer.step()
-            losses.append(float(loss.detach()))
             step += 1
             if not math.isfinite(losses[-1]):
                 raise LlmembError(f"the loss of step {step} is not finite", hint=f"lower {label}.learning_rate")
@@ -90,3 +98,26 @@ def fit(
     tenth = max(len(losses) // 10, 1)
     first, last = (sum(part) / len(part) for part in (losses[:tenth], losses[-tenth:]))
     return {"first": first, "last": last, "steps": float(total)}
+
+
+def _backward(
+    batch: np.ndarray,
+    lengths: np.ndarray,
+    loss_of: Callable[[np.ndarray, np.ndarray], torch.Tensor],
+    micro: MicroBatches,
+) -> float:
+    """Add the gradients of a batch's mean loss to the parameters, part by part; returns the loss."""
+    ordered = batch[np.argsort(lengths[batch], kind="stable")]
+    total = 0.0
+    for part in micro.split(lengths[ordered].tolist()):
+        loss = loss_of(ordered[part], batch)
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def fitting(loaded: LoadedModel, settings: ScftSettings, length: int, *, lean: bool) -> MicroBatches:
+    """What passes at once of texts of at most `length` tokens, with the activations of their backward pass."""
+    width = torch.finfo(loaded.dtype).bits // 8
+    held = bytes_a_token(loaded.model.config, settings, width, length, lean=lean)
+    return micro_batches(settings, held, loaded.device)

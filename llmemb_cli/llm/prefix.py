@@ -92,19 +92,38 @@ def _agrees(loaded: LoadedModel, prefix: Prefix, token_lists: Sequence[list[int]
     rest, rest_mask = (tensor.to(loaded.device) for tensor in pad_tokens([t[prefix.length :] for t in some], pad))
     plain = embed_batch(loaded.model, ids, mask, pooling)
     ahead = embed_after(loaded.model, prefix, rest, rest_mask, pooling)
-    return bool(((plain - ahead).norm(dim=1) <= TOLERANCE[loaded.dtype] * plain.norm(dim=1)).all())
+    return agree(plain, ahead, loaded.dtype)
+
+
+def agree(plain: torch.Tensor, ahead: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether (n, d) vectors computed in two ways are the same, but for what a precision rounds."""
+    return bool(((plain - ahead).norm(dim=1) <= TOLERANCE[dtype] * plain.norm(dim=1)).all())
 
 
 def embed_after(model: Any, prefix: Prefix, ids: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """Vectors of prompts whose first `prefix.length` tokens are computed already.
 
     Args:
-        ids: (batch, rest) int64, the tokens after the prefix, padded on the right; or what the model reads for them,
-            (batch, rest, d).
+        ids: as for `states_after`.
         mask: (batch, rest) int64.
 
     Returns:
         (batch, d) float32.
+    """
+    states = states_after(model, prefix, ids, mask)
+    if pooling == "last":
+        return pool(states, mask, pooling)
+    count = mask.sum(dim=1, keepdim=True)
+    return (pool(states, mask, pooling) * count + prefix.state_sum) / (count + prefix.length)
+
+
+def states_after(model: Any, prefix: Prefix, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(batch, rest, d) states of the last layer of what follows the prefix.
+
+    Args:
+        ids: (batch, rest) int64, the tokens after the prefix, padded on the right; or what the model reads for them,
+            (batch, rest, d).
+        mask: (batch, rest) int64.
     """
     from transformers import DynamicCache
 
@@ -116,8 +135,5 @@ def embed_after(model: Any, prefix: Prefix, ids: torch.Tensor, mask: torch.Tenso
     whole = torch.cat([mask.new_ones(rows, prefix.length), mask], dim=1)
     asked = {"attention_mask": whole, "position_ids": positions, "use_cache": True, cache_argument(model): cache}
     read = {"input_ids" if ids.dim() == 2 else "inputs_embeds": ids}
-    states = model(**read, **asked).last_hidden_state
-    if pooling == "last":
-        return pool(states, mask, pooling)
-    count = mask.sum(dim=1, keepdim=True)
-    return (pool(states, mask, pooling) * count + prefix.state_sum) / (count + prefix.length)
+    states: torch.Tensor = model(**read, **asked).last_hidden_state
+    return states

@@ -19,8 +19,10 @@ from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import EmbeddingTable, write_table
 from llmemb_cli.errors import BadDataError
-from llmemb_cli.llm.fit import fit
+from llmemb_cli.llm.attention import use_short_attention
+from llmemb_cli.llm.fit import fit, fitting
 from llmemb_cli.llm.load import LoadedModel, load_model
+from llmemb_cli.llm.prefix import LEAST_TOKENS, Prefix, agree, read_beginning, states_after
 from llmemb_cli.pipeline import said_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
@@ -49,12 +51,13 @@ def run_said(workspace: Workspace, settings: Settings, report: Reporter, force: 
         texts = [render("", parts, prompts["separator"]) for parts in frame["parts"].to_list()]
         torch.manual_seed(stream_seed(settings.seed, "said-init"))
         writer = Writer(loaded, prompts["instruction"], texts, settings)
-        said = settings.said
+        said, lengths = settings.said, writer.lengths()
         losses = fit(
             "said",
             dict(writer.vectors.named_parameters()),
-            len(texts),
-            writer.loss,
+            lengths,
+            lambda part, batch: writer.loss(part, batch=batch),
+            fitting(loaded, settings.scft, int(lengths.max()), lean=True),
             epochs=said.epochs,
             batch_size=said.batch_size,
             learning_rate=said.learning_rate,
@@ -114,28 +117,62 @@ class Writer:
             rows = [self.table(torch.tensor(ids, device=loaded.device)).mean(dim=0) for ids in self.tokens]
             start = torch.stack(rows)
         self.vectors = ItemVectors(start, settings.said.width).to(loaded.device)
+        if loaded.device == "cpu":
+            use_short_attention(loaded.model)
+        self.beginning: Prefix | None = None
+        self.beginning = self._read_beginning()
 
-    def loss(self, items: np.ndarray, vectors_of: np.ndarray | None = None) -> torch.Tensor:
+    def lengths(self) -> np.ndarray:
+        """(n_items,) int64: tokens that the model reads for each item."""
+        return np.array([len(ids) for ids in self.tokens]) + len(self.before)
+
+    def loss(
+        self, items: np.ndarray, vectors_of: np.ndarray | None = None, batch: np.ndarray | None = None
+    ) -> torch.Tensor:
         """Mean over the text's tokens of -log p(token | instruction, vector, tokens before).
 
         Args:
-            items: (batch,) int, whose texts are written.
-            vectors_of: (batch,) int, whose vectors are read; default: the same items'.
+            items: (k,) int, whose texts are written.
+            vectors_of: (k,) int, whose vectors are read; default: the same items'.
+            batch: (batch,) int, the items whose tokens the mean is over, where `items` are a part of them.
         """
-        device, dtype = self.loaded.device, self.loaded.dtype
+        device = self.loaded.device
         texts = [self.tokens[int(item)] for item in items]
         longest = max(map(len, texts))
         padded = torch.tensor([ids + [ids[-1]] * (longest - len(ids)) for ids in texts], device=device)
         wanted = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in texts], device=device) > 0
-        before = torch.tensor(self.before, dtype=torch.int64, device=device).expand(len(items), -1)
         read = items if vectors_of is None else vectors_of
         vectors = self.vectors(torch.from_numpy(read).to(device))[:, None].to(self.table.weight.dtype)
-        embedded = torch.cat([self.table(before), vectors, self.table(padded[:, :-1])], dim=1)
-        with torch.autocast(device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
-            # Padding is on the right of causal attention: no token of a text sees it.
-            states = self.loaded.model(inputs_embeds=embedded).last_hidden_state[:, before.shape[1] :]
+        states = self.states(torch.cat([vectors, self.table(padded[:, :-1])], dim=1))
         chosen = states[wanted].float()
-        return cross_entropy(chosen, padded[wanted], self.head) / len(chosen)
+        among = sum(len(self.tokens[int(item)]) for item in (items if batch is None else batch))
+        return cross_entropy(chosen, padded[wanted], self.head) / among
+
+    def states(self, embedded: torch.Tensor) -> torch.Tensor:
+        """(batch, length, d_t) states of what stands behind the instruction.
+
+        Padding is on the right of causal attention: no token of a text sees it.
+        """
+        device, dtype = self.loaded.device, self.loaded.dtype
+        with torch.autocast(device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
+            if self.beginning is not None:
+                mask = torch.ones(embedded.shape[:2], dtype=torch.int64, device=device)
+                return states_after(self.loaded.model, self.beginning, embedded, mask)
+            before = torch.tensor(self.before, dtype=torch.int64, device=device).expand(len(embedded), -1)
+            whole = torch.cat([self.table(before), embedded], dim=1)
+            states: torch.Tensor = self.loaded.model(inputs_embeds=whole).last_hidden_state
+            return states[:, before.shape[1] :]
+
+    @torch.no_grad()
+    def _read_beginning(self) -> Prefix | None:
+        """The states of the instruction, which is the same for all items; None where a text comes out otherwise."""
+        if len(self.before) < LEAST_TOKENS:
+            return None
+        text = self.table(torch.tensor([self.tokens[0]], device=self.loaded.device))
+        plain = self.states(text)[0]
+        self.beginning = read_beginning(self.loaded.model, self.before, self.loaded.device)
+        same = self.beginning is not None and agree(plain, self.states(text)[0], self.loaded.dtype)
+        return self.beginning if same else None
 
 
 def output_matrix(loaded: LoadedModel) -> torch.Tensor:

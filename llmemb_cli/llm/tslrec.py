@@ -20,10 +20,13 @@ from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import fill_table
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.llm.adapter import with_lora
-from llmemb_cli.llm.fit import fit
+from llmemb_cli.llm.attention import use_short_attention
+from llmemb_cli.llm.fastlora import speed_up
+from llmemb_cli.llm.fit import fit, fitting
 from llmemb_cli.llm.load import LoadedModel, load_model
 from llmemb_cli.llm.pooling import pool
-from llmemb_cli.llm.prefix import CHECKED, TOLERANCE, Prefix, embed_after, read_beginning
+from llmemb_cli.llm.prefix import CHECKED, Prefix, agree, embed_after, read_beginning
+from llmemb_cli.llm.trainer import set_training
 from llmemb_cli.pipeline import run_name, tslrec_source, tslrec_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
@@ -59,18 +62,21 @@ def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force
         torch.manual_seed(stream_seed(settings.seed, "tslrec-init"))
         reader = Reader(loaded, settings, identity_rows(table, loaded, settings.seed), targets.shape[1])
 
-        def loss_of(rows: np.ndarray) -> torch.Tensor:
-            chosen = users[rows]
-            histories = [data.train.row(int(user))[-settings.tslrec.max_items :] for user in chosen]
-            guess = reader.head(reader.read(histories))
-            return nn.functional.mse_loss(guess, torch.from_numpy(targets[chosen]).to(guess))
+        histories = [data.train.row(int(user))[-settings.tslrec.max_items :] for user in users]
+        lengths = reader.lengths(histories)
+
+        def loss_of(part: np.ndarray, batch: np.ndarray) -> torch.Tensor:
+            guess = reader.head(reader.read([histories[row] for row in part]))
+            wanted = torch.from_numpy(targets[users[part]]).to(guess)
+            return (guess - wanted).square().sum() / (len(batch) * targets.shape[1])
 
         tslrec = settings.tslrec
         losses = fit(
             "tslrec",
             reader.trained(),
-            len(users),
+            lengths,
             loss_of,
+            fitting(loaded, settings.scft, int(lengths.max()), lean=reader.dropout is not None),
             epochs=tslrec.epochs,
             batch_size=tslrec.batch_size,
             learning_rate=tslrec.learning_rate,
@@ -128,33 +134,56 @@ class Reader:
     """Instruction and identities in, the state of the last token out; LoRA and a linear head are trained."""
 
     def __init__(self, loaded: LoadedModel, settings: Settings, rows: torch.Tensor, groups: int) -> None:
+        scft = settings.scft
         self.loaded, self.rows = loaded, rows
         self.table = loaded.model.get_input_embeddings()
-        self.model = with_lora(loaded, settings.scft)
+        self.model = with_lora(loaded, scft)
+        self.dropout = speed_up(self.model, scft.lora_dropout, pooled=not scft.gradient_checkpointing)
+        if loaded.device == "cpu":
+            use_short_attention(loaded.model)
         self.head = nn.Linear(rows.shape[1], groups).to(loaded.device)
         self.before = list(loaded.tokenizer(BEFORE)["input_ids"])
         self.after = list(loaded.tokenizer(AFTER, add_special_tokens=False)["input_ids"])
+        self.shares_beginning = not scft.gradient_checkpointing and self._agrees()
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name."""
         lora = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         return lora | {f"head.{name}": p for name, p in self.head.named_parameters()}
 
-    def read(self, histories: list[np.ndarray]) -> torch.Tensor:
-        """(batch, d_t) float32 for item sequences (items 1..N), oldest first."""
-        device = self.loaded.device
-        kind = self.table.weight.dtype
-        before, after = (self.table(torch.tensor(ids, device=device)).to(kind) for ids in (self.before, self.after))
+    def lengths(self, histories: list[np.ndarray]) -> np.ndarray:
+        """(n,) int64: tokens that the model reads for each item sequence."""
+        return np.array([len(items) for items in histories]) + len(self.before) + len(self.after)
+
+    def read(self, histories: list[np.ndarray], beginning: Prefix | None = None) -> torch.Tensor:
+        """(batch, d_t) float32 for item sequences (items 1..N), oldest first.
+
+        Args:
+            beginning: the states of the words before the items, where they are known.
+        """
+        if self.dropout is not None:
+            self.dropout.refresh()
+        with self._precision():
+            if self.shares_beginning and beginning is None:
+                beginning = read_beginning(self.model, self.before, self.loaded.device)
+            if beginning is not None:
+                return embed_after(self.model, beginning, *self._embedded([], histories), "last")
+            embedded, mask = self._embedded(self.before, histories)
+            states = self.model(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
+        return pool(states, mask, "last")
+
+    def _embedded(self, before: list[int], histories: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model reads, (batch, length, d_t) padded on the right, and its mask (batch, length) int64."""
+        device, kind = self.loaded.device, self.table.weight.dtype
+        words = [torch.tensor(ids, dtype=torch.int64, device=device) for ids in (before, self.after)]
+        first, last = (self.table(ids).to(kind) for ids in words)
         parts = [
-            torch.cat([before, self.rows[torch.from_numpy(items.astype(np.int64) - 1).to(device)].to(kind), after])
+            torch.cat([first, self.rows[torch.from_numpy(items.astype(np.int64) - 1).to(device)].to(kind), last])
             for items in histories
         ]
         embedded = nn.utils.rnn.pad_sequence(parts, batch_first=True)
         lengths = torch.tensor([len(part) for part in parts], device=device)
-        mask = (torch.arange(embedded.shape[1], device=device) < lengths[:, None]).long()
-        with self._precision():
-            states = self.model(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
-        return pool(states, mask, "last")
+        return embedded, (torch.arange(embedded.shape[1], device=device) < lengths[:, None]).long()
 
     @torch.no_grad()
     def items(self, item_ids: pl.Series, work: Path, report: Reporter) -> np.ndarray:
@@ -163,40 +192,33 @@ class Reader:
         Raises:
             InterruptedRunError: a signal came; what is in `work` is gone on with.
         """
-        self.model.train(False)
+        set_training(self.model, False)
         count = len(item_ids)
-        prefix = self._beginning(torch.arange(min(count, CHECKED)))
+        beginning = self._beginning() if self.shares_beginning else None
 
         def compute(rows: np.ndarray, stop: StopRequest) -> np.ndarray:
-            items = torch.from_numpy(rows)
-            made = self._alone(items) if prefix is None else self._after(prefix, items)
-            return made.cpu().numpy()
+            return self.read(list(rows[:, None] + 1), beginning).float().cpu().numpy()
 
         parts = [np.arange(at, min(at + BATCH, count)) for at in range(0, count, BATCH)]
         return fill_table(work, item_ids, self.rows.shape[1], parts, compute, "tslrec items", report)
 
-    def _alone(self, items: torch.Tensor) -> torch.Tensor:
-        return self.read([np.array([item + 1]) for item in items.tolist()]).float()
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        """Whether some items come out the same when the words before them are read once."""
+        some = list(np.arange(1, min(len(self.rows), CHECKED) + 1)[:, None])
+        self.shares_beginning = False
+        set_training(self.model, False)
+        plain, beginning = self.read(some), self._beginning()
+        near = beginning is not None and agree(plain, self.read(some, beginning), self.loaded.dtype)
+        set_training(self.model, True)
+        return near
 
-    def _beginning(self, some: torch.Tensor) -> Prefix | None:
-        """The states of the words before the item, the same for all; None where some items come out otherwise."""
+    def _beginning(self) -> Prefix | None:
         with self._precision():
-            prefix = read_beginning(self.model, self.before, self.loaded.device) if self.before else None
-        if prefix is None:
-            return None
-        plain, ahead = self._alone(some), self._after(prefix, some)
-        near = (plain - ahead).norm(dim=1) <= TOLERANCE[self.loaded.dtype] * plain.norm(dim=1)
-        return prefix if bool(near.all()) else None
-
-    def _after(self, prefix: Prefix, items: torch.Tensor) -> torch.Tensor:
-        kind = self.table.weight.dtype
-        after = self.table(torch.tensor(self.after, device=self.loaded.device)).to(kind)
-        rows = self.rows[items.to(self.loaded.device), None].to(kind)
-        embedded = torch.cat([rows, after.expand(len(items), -1, -1)], dim=1)
-        mask = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device)
-        with self._precision():
-            return embed_after(self.model, prefix, embedded, mask, "last").float()
+            return read_beginning(self.model, self.before, self.loaded.device) if self.before else None
 
     def _precision(self) -> torch.autocast:
+        """PEFT's own layers leave their float32 matrices to autocast; ours compute in the model's precision."""
         dtype = self.loaded.dtype
-        return torch.autocast(self.loaded.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32)
+        mixed = self.dropout is None and dtype != torch.float32
+        return torch.autocast(self.loaded.device.split(":")[0], dtype=dtype, enabled=mixed)
