@@ -23,6 +23,8 @@ def random_mask(count: int, ratio: float, dtype: torch.dtype, device: torch.devi
     bits = torch.empty(-(-count // per), dtype=torch.int64).random_(-(2**63), None).view(integer)[:count]
     least = torch.iinfo(integer).min
     cut = min(least + round(ratio * 2 ** (8 * dtype.itemsize)), torch.iinfo(integer).max - 1)
+    if cut == least:
+        return torch.ones(count, dtype=dtype)  # a ratio that 16 bits round to 0
     # 0 below the cut, 1 from it on.
     return bits.clamp_(cut - 1, cut).sub_(cut - 1).mul_(one).view(dtype)
 

@@ -301,3 +301,31 @@ def test_bert4rec_predicts_at_a_mask_appended_to_the_end() -> None:
     embedded = torch.cat([model.item_table[[3, 4, 5]], model.backbone.mask_vector[None]])
     expected = model.backbone(embedded[None], torch.ones(1, 4, dtype=torch.bool))[:, -1]
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("method", ["none", "llmesr"])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_masked_item_of_the_contrast_is_a_vector_of_its_own_and_not_the_last_item(name: str, method: str) -> None:
+    torch.manual_seed(0)
+    chosen = RatSettings(backbone=name, method=method, contrast="cl4srec", hidden_size=D, max_length=6, heads=2)
+    width = 2 * D if method == "llmesr" else D
+    table = ItemTable(20, width)
+    model = Recommender(chosen, 20, table).train(False)
+    masked, last = torch.tensor([[3, 21, 5]]), torch.tensor([[3, 20, 5]])
+    assert not torch.allclose(model.last_states(masked), model.last_states(last), atol=1e-6)
+    vector = model.backbone.mask_vector if model.mask_vector is None else model.mask_vector
+    assert isinstance(vector, torch.nn.Parameter) and vector.shape == (width,)
+    # The same as a table in which the last item were that vector.
+    model.zero_grad()
+    got = model.last_states(masked)
+    got.pow(2).sum().backward()
+    assert table.weight.grad is not None and vector.grad is not None
+    assert not table.weight.grad[19].any() and vector.grad.any() and table.weight.grad[2].any()
+    with torch.no_grad():
+        table.weight[19] = vector
+    torch.testing.assert_close(model.last_states(last), got)
+
+
+def test_without_the_contrast_there_is_no_such_vector() -> None:
+    model = Recommender(RatSettings(hidden_size=D, method="none"), 20, ItemTable(20, D))
+    assert model.mask_vector is None and "mask_vector" not in model.state_dict()

@@ -31,6 +31,12 @@ def test_dropout_repeats_with_the_seed_and_rests_outside_training() -> None:
     assert torch.equal(layer.train(False)(x), x)
 
 
+@pytest.mark.parametrize("ratio", [1e-9, 7e-6])
+def test_a_ratio_that_sixteen_bits_round_to_zero_drops_nothing(ratio: float) -> None:
+    x = torch.randn(300, 7)
+    torch.testing.assert_close(Dropout(ratio).train()(x), x, rtol=1e-5, atol=0)
+
+
 def test_attention_with_dropout_is_on_average_attention_and_never_looks_where_it_may_not() -> None:
     torch.manual_seed(4)
     query, key, value = (torch.randn(1, 5, 6, dtype=torch.float64) for _ in range(3))

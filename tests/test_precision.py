@@ -11,14 +11,18 @@ import torch
 
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.datasets.split import load_split
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs import loop
 from llmemb_cli.srs.feed import in_order
-from llmemb_cli.srs.item_embedding import AdaptedTable
+from llmemb_cli.srs.item_embedding import AdaptedTable, DualTable
+from llmemb_cli.srs.methods.distill import Distill
+from llmemb_cli.srs.methods.extras import Several, make_extra
 from llmemb_cli.srs.precision import use_precision
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.train import run_rat
+from llmemb_cli.srs.vectors import make_embedding
 from tests.make_workspace import make_workspace
 from tests.test_recommenders import SMALL
 
@@ -58,6 +62,25 @@ def test_a_planted_rule_is_learned_in_bf16(tmp_path: Path) -> None:
     workspace, settings = make_workspace(tmp_path / "ws", **values)
     summary = run_rat(workspace, settings, Reporter()).manifest["summary"]
     assert summary["precision"] == "bf16" and summary["best_validation"] > 0.9
+
+
+def test_llmesr_finds_similar_users_among_vectors_of_half_precision(tmp_path: Path) -> None:
+    values = SMALL | {"rat__method": "llmesr", "rat__precision": "bf16", "rat__epochs": 1}
+    workspace, settings = make_workspace(tmp_path / "ws", **values)
+    data = load_split(workspace.data)
+    model = Recommender(settings.rat, data.n_items, make_embedding(workspace, settings, data, None))
+    use_precision(model, settings.rat, "cpu")
+    extra = make_extra(settings, model, data, None, "cpu")
+    assert isinstance(extra, Several) and isinstance(extra.losses[0], Distill)
+    assert isinstance(model.embedding, DualTable)
+    vectors = model.embedding.semantic.vectors
+    assert vectors.dtype == torch.bfloat16
+    unit = torch.nn.functional.normalize(vectors.double(), dim=1)
+    means = torch.stack([unit[data.train.row(user) - 1].mean(dim=0) for user in range(data.n_users)])
+    cosines = torch.nn.functional.cosine_similarity(means[:, None], means[None], dim=2).fill_diagonal_(-2)
+    found = cosines.gather(1, torch.from_numpy(extra.losses[0].similar))
+    torch.testing.assert_close(found, cosines.topk(settings.rat.esr_similar_users).values, atol=1e-5, rtol=0)
+    assert run_rat(workspace, settings, Reporter()).manifest["summary"]["precision"] == "bf16"
 
 
 def test_batches_made_ahead_come_in_order_and_an_error_comes_out() -> None:

@@ -16,6 +16,7 @@ from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.contrastive import contrastive_loss
 from llmemb_cli.cross_entropy import cross_entropy
 from llmemb_cli.datasets.split import Ragged
+from llmemb_cli.peers import ALONE, Peers
 from llmemb_cli.ranking import hit_rate, ndcg, rank_of_target, reciprocal_rank
 from llmemb_cli.srs import losses
 from llmemb_cli.srs.batch import make_batch, masked_pairs, next_item_pairs
@@ -23,7 +24,7 @@ from llmemb_cli.srs.item_embedding import AdaptedTable, ItemTable
 from llmemb_cli.srs.methods import align
 from llmemb_cli.srs.methods.align import infonce
 from llmemb_cli.srs.negatives import NegativeSampler
-from llmemb_cli.srs.objective import batch_loss, popularity_offset
+from llmemb_cli.srs.objective import Step, batch_loss, popularity_offset
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import epoch_batches, left_padded, length_groups, training_rows
 
@@ -81,6 +82,8 @@ def test_losses_equal_loops() -> None:
     assert losses.sampled_softmax(positive, negative).item() == pytest.approx(soft, rel=1e-5)
     assert losses.gbce_beta(3, 100, 0.0) == pytest.approx(1.0)
     assert losses.gbce_beta(3, 100, 1.0) == pytest.approx(3 / 99)
+    # More negatives than there are items to draw: every item is drawn, as with 99 of them, which is BCE.
+    assert losses.gbce_beta(300, 100, 0.75) == pytest.approx(losses.gbce_beta(99, 100, 0.75)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -252,6 +255,31 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(
     torch.testing.assert_close(model.item_table, table)
 
 
+@pytest.mark.parametrize("loss", ["bce", "gbce", "sce", "ce"])
+@pytest.mark.parametrize("chosen", [[0], [0, 3, 2]])
+def test_shares_of_two_processes_add_up_to_the_batch_also_where_one_has_no_row(loss: str, chosen: list[int]) -> None:
+    torch.manual_seed(0)
+    values = RatSettings(loss=loss, negatives=3, hidden_size=D, max_length=7, dropout=0, method="none")
+    model = Recommender(values, 12, ItemTable(12, D, torch.randn(12, D)))
+    train = ragged(ROWS)
+    rows, sampler = training_rows(train, "sasrec"), None if loss in ("ce", "sce") else NegativeSampler(train, 12)
+    found = []
+    for together in ([ALONE], [Peers(0, 2), Peers(1, 2)]):
+        model.zero_grad()
+        total = 0.0
+        for peers in together:
+            rng = np.random.default_rng(0)
+            batch = make_batch(rows, np.array(chosen), values, 12, sampler, rng, peers=peers)
+            share, embedded = batch_loss(model, values, batch)
+            assert torch.equal(embedded, model.embedding.rows(batch.items))
+            share.backward()
+            total += share.item()
+        found.append([torch.tensor(total), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) > 2
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
 def test_logit_adjustment_takes_popularity_out_of_the_scores() -> None:
     # Histories that say nothing: all there is to learn is how often each item comes.
     rng = np.random.default_rng(3)
@@ -326,3 +354,18 @@ def test_infonce_of_alignment_equals_the_plain_formula_and_its_gradient(
     (3 * fast).backward()
     (3 * plain).backward()
     torch.testing.assert_close(one.grad, two.grad)
+
+
+@pytest.mark.parametrize("kind", ["infonce", "paper", "soft"])
+def test_alignment_of_one_item_has_nothing_to_contrast_and_is_zero(kind: str) -> None:
+    chosen = RatSettings(method="llmemb", align_loss=kind, loss="ce", hidden_size=D, max_length=7, dropout=0)
+    model = Recommender(chosen, 12, ItemTable(12, D, torch.randn(12, D)))
+    rng = np.random.default_rng(0)
+    batch = make_batch(training_rows(ragged([[9, 9]]), "sasrec"), np.array([0]), chosen, 12, None, rng)
+    assert batch.items.tolist() == [9]
+    embedded = model.embedding.rows(batch.items)
+    loss = align.Align(chosen, torch.randn(12, D)).loss(model, Step(batch, embedded, 0, 0, 1, rng, ALONE))
+    loss.backward()
+    assert loss.item() == 0
+    assert isinstance(model.embedding, ItemTable) and model.embedding.weight.grad is not None
+    assert not model.embedding.weight.grad.any()

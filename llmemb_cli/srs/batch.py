@@ -39,8 +39,9 @@ class Batch:
     Attributes:
         users: (rows,) int64, whose sequences this process works on.
         all_users: whose sequences all processes work on.
-        groups: their sequences.
-        negatives: (targets, K) int64 for the targets in the order of the groups; None where the loss needs none.
+        groups: their sequences; none where the batch has fewer rows than there are processes.
+        negatives: (targets, K) int64 for the targets in the order of the groups; None where the loss needs none, or
+            there are no groups.
         shared: (K,) int64, distinct negatives of all targets alike, or None.
         items: (m,) int64, the distinct items of the whole batch, in order, also those of other processes.
         targets: number of targets of the whole batch; a loss is divided by it, so that the sum over processes is the

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from llmemb_cli.checkpoint import load_checkpoint, save_checkpoint
+from llmemb_cli.config.backbones import BACKBONES
+from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData
-from llmemb_cli.errors import InterruptedRunError, LlmembError
+from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.peers import Peers
 from llmemb_cli.progress import Reporter
@@ -36,13 +38,17 @@ LOG = "log.jsonl"
 
 @dataclass
 class State:
-    """Everything a resumed training needs besides the weights. `best` is None until something was validated."""
+    """Everything a resumed training needs besides the weights. `best` is None until something was validated.
+
+    `seconds` are those of the epoch under way, `epoch_seconds` those of all finished ones.
+    """
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
     targets: int = 0
     seconds: float = 0.0
+    epoch_seconds: float = 0.0
     best: float | None = None
     best_epoch: int = 0
     done: bool = False
@@ -77,9 +83,16 @@ def train(t: Training) -> tuple[State, float]:
     caller to remove once the weights are written.
 
     Returns:
-        the state, and the seconds of an epoch in this call.
+        the state, and the seconds of an epoch.
+
+    Raises:
+        BadDataError: no history is long enough to learn from.
+        InterruptedRunError: a signal came; the checkpoint is written.
     """
     model, rat, seed, data = t.model, t.settings.rat, t.settings.seed, t.data
+    rows = training_rows(data.train, rat.backbone)
+    if not len(rows):
+        raise _nothing_to_learn(rat)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(
         trained, lr=rat.learning_rate, betas=(0.9, 0.98), weight_decay=rat.weight_decay, fused=True
@@ -87,14 +100,12 @@ def train(t: Training) -> tuple[State, float]:
     sampler = None if loss_name(rat) in ("ce", "sce") else NegativeSampler(data.train, data.n_items)
     offset = popularity_offset(data.train, data.n_items, rat.logit_adjustment)
     offset = None if offset is None else offset.to(t.device)
-    rows = training_rows(data.train, rat.backbone)
     validated = validation_users(data, rat.validation_users, seed)
     state, best = _resume(t, optimizer)
     # Kept on the device, so that no step waits for it; Apple's GPUs have no float64.
     exact = torch.float32 if t.device.startswith("mps") else torch.float64
     loss_sum = torch.tensor(state.loss_sum, dtype=exact, device=t.device)
-    first, started = state.epoch, time.monotonic()
-    saved = clock = started
+    saved = clock = started = time.monotonic()
     with (
         StopRequest() as stop,
         t.report.task(f"rat {rat.backbone} {rat.method}", rat.epochs, "epochs", done=state.epoch) as task,
@@ -127,9 +138,7 @@ def train(t: Training) -> tuple[State, float]:
                     _save(t, optimizer, state, best)
                     saved = time.monotonic()
                 if stopping:
-                    if t.writes:
-                        keep_seconds(t.work, time.monotonic() - started)
-                    raise InterruptedRunError("interrupted", hint="run the same command again to go on")
+                    raise _interrupted(t, time.monotonic() - started)
             state.loss_sum = float(loss_sum)
             best, record = _end_epoch(t, validated, state, best, clock)
             clock = time.monotonic()
@@ -137,8 +146,29 @@ def train(t: Training) -> tuple[State, float]:
             figures = {} if state.best is None else {"best": state.best}
             task.row(_shown(record), best=state.best_epoch == state.epoch)
             task.advance(1, loss=state.losses[-1], **figures)
+    # A signal in the last validation: whoever trains several runs in a row must not begin the next one.
+    if t.peers.any(stop.requested):
+        if t.writes:
+            _save(t, optimizer, state, best)
+        raise _interrupted(t, time.monotonic() - started)
     model.load_state_dict(best)
-    return state, (time.monotonic() - started) / max(state.epoch - first, 1)
+    return state, state.epoch_seconds / max(state.epoch, 1)
+
+
+def _nothing_to_learn(rat: RatSettings) -> BadDataError:
+    if BACKBONES[rat.backbone].learns == "masked":
+        return BadDataError("no user has an item to train on", hint="take data with longer histories")
+    return BadDataError(
+        f"no user has two items to train on, and {rat.backbone} learns the next one",
+        hint="take data with longer histories (leave-one-out keeps a user's last two items for validation and test), "
+        "or --backbone bert4rec, which learns from one item too",
+    )
+
+
+def _interrupted(t: Training, seconds: float) -> InterruptedRunError:
+    if t.writes:
+        keep_seconds(t.work, seconds)
+    return InterruptedRunError("interrupted", hint="run the same command again to go on")
 
 
 def _maker(
@@ -178,6 +208,7 @@ def _end_epoch(
     ranks = validation_ranks(t.model, t.data, validated, t.device, t.peers)
     state.losses.append(mean_loss)
     seconds = state.seconds + time.monotonic() - clock
+    state.epoch_seconds += seconds
     state.epoch, state.step, state.loss_sum, state.targets, state.seconds = state.epoch + 1, 0, 0.0, 0, 0.0
     score = float(ndcg(ranks, 10).mean()) if len(ranks) else None
     record: dict[str, Any] = {"epoch": state.epoch, "loss": mean_loss, "NDCG@10": score}

@@ -33,8 +33,8 @@ def gbce(positive: torch.Tensor, negative: torch.Tensor, beta: float) -> torch.T
 
 
 def gbce_beta(negatives: int, n_items: int, calibration: float = GBCE_CALIBRATION) -> float:
-    """beta = a (t (1 - 1/a) + 1/a) with sampling rate a = K / (N - 1); t = 0 gives 1 (BCE)."""
-    rate = negatives / max(n_items - 1, 1)
+    """beta = a (t (1 - 1/a) + 1/a) with sampling rate a = K / (N - 1), at most 1; t = 0 gives 1 (BCE)."""
+    rate = min(negatives / max(n_items - 1, 1), 1.0)
     return rate * (calibration * (1 - 1 / rate) + 1 / rate)
 
 

@@ -91,10 +91,14 @@ def batch_loss(
     bias = _sum(model.bias, offset)
     if loss_name(settings) == "ce":
         table = model.embedding.items()
+        if not batch.groups:
+            return _nothing(model), table[batch.items - 1]
         states = model.scoring(_states(model, batch, table, None))
         loss = cross_entropy(states, _targets(batch) - 1, model.scored(table), None if bias is None else bias[1:])
         return loss / batch.targets, table[batch.items - 1]
     embedded = model.embedding.rows(batch.items)
+    if not batch.groups:
+        return _nothing(model), embedded
     states = model.scoring(_states(model, batch, embedded, batch.items))
     targets, scored = _targets(batch), model.scored(embedded)
     positive = (states * scored[torch.searchsorted(batch.items, targets)]).sum(dim=1)
@@ -116,6 +120,11 @@ def batch_loss(
     else:
         loss = losses.SAMPLED[name](positive, negative)
     return loss / batch.targets, embedded
+
+
+def _nothing(model: Recommender) -> torch.Tensor:
+    """The share of a process without rows, which must go through the backward pass as all others do."""
+    return next(p for p in model.parameters() if p.requires_grad).flatten()[:0].sum()
 
 
 def _sum(bias: torch.Tensor | None, offset: torch.Tensor | None) -> torch.Tensor | None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from llmemb_cli import pipeline
+from llmemb_cli.assets.architecture import read_architecture
+from llmemb_cli.assets.models import find_model
 from llmemb_cli.config.settings import Settings
+from llmemb_cli.errors import WrongUseError
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, read_manifest, stage_state
+from llmemb_cli.workspace.store import read_json
 
 
 def vectors_settings(settings: Settings, in_file: Settings | None) -> Settings:
@@ -21,7 +25,26 @@ def prepare_vectors(workspace: Workspace, settings: Settings, base: Settings, re
     """
     kind = pipeline.vectors_needed(settings)
     if kind is not None and kind != "scft":
+        if read_manifest(workspace.embeddings(kind)) is None:
+            check_width(settings)
         make_vectors(workspace, base, kind, report)
+
+
+def check_width(settings: Settings) -> None:
+    """Refuse a table that is wider than the LLM's vectors before these are made.
+
+    Raises:
+        WrongUseError: it would start from more principal components than there are.
+    """
+    folder = find_model(settings.scft.model)
+    if pipeline.method_of(settings).start != "pca" or folder is None or not (folder / "config.json").is_file():
+        return
+    width, wanted = read_architecture(read_json(folder / "config.json")).hidden, settings.rat.hidden_size
+    if width < wanted:
+        raise WrongUseError(
+            f"rat.hidden_size is {wanted}, but vectors of {settings.scft.model} have {width} numbers",
+            hint=f"--set rat.hidden_size={width}, or a larger model",
+        )
 
 
 def make_vectors(

@@ -13,7 +13,7 @@ from llmemb_cli.config.backbones import BackboneName
 from llmemb_cli.config.methods import METHODS
 from llmemb_cli.config.rat import RatSettings, settings_of_run
 from llmemb_cli.datasets.split import SplitData
-from llmemb_cli.errors import BadDataError
+from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.srs.backbones.bert4rec import BERT4Rec
 from llmemb_cli.srs.backbones.bsarec import BSARec
 from llmemb_cli.srs.backbones.caser import Caser
@@ -22,7 +22,7 @@ from llmemb_cli.srs.backbones.fmlprec import FMLPRec
 from llmemb_cli.srs.backbones.gru4rec import GRU4Rec
 from llmemb_cli.srs.backbones.interface import SequenceModel
 from llmemb_cli.srs.backbones.sasrec import SASRec
-from llmemb_cli.srs.item_embedding import FrozenTable, ItemEmbedding
+from llmemb_cli.srs.item_embedding import INIT_STD, FrozenTable, ItemEmbedding
 from llmemb_cli.srs.methods.branches import MeltBranches
 from llmemb_cli.srs.sequences import length_groups
 from llmemb_cli.workspace.stage import require_stage
@@ -41,7 +41,11 @@ class Recommender(nn.Module):
         self.embedding = embedding
         self.backbone = make_backbone(settings)
         self.bias = nn.Parameter(torch.zeros(n_items + 1)) if self.kind == "bert4rec" else None
-        self.branches = MeltBranches(embedding.width) if METHODS[settings.method].extra == "melt" else None
+        melt = METHODS[settings.method].extra == "melt"
+        self.branches = MeltBranches(embedding.width, settings.max_length) if melt else None
+        # CL4SRec masks items in training, also before backbones that know no [MASK].
+        lacking = settings.contrast == "cl4srec" and self.backbone.mask_vector is None
+        self.mask_vector = nn.Parameter(torch.randn(embedding.width) * INIT_STD) if lacking else None
 
     @property
     def mask_item(self) -> int:
@@ -69,7 +73,7 @@ class Recommender(nn.Module):
 
     def states(self, sequences: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
         """(batch, length, d) states; `embedded` (batch, length, d) may hold anything at [MASK] and padding."""
-        mask_vector = self.backbone.mask_vector
+        mask_vector = self.backbone.mask_vector if self.mask_vector is None else self.mask_vector
         if isinstance(mask_vector, torch.Tensor):
             masked = (sequences == self.mask_item)[:, :, None]
             embedded = torch.where(masked, mask_vector.to(embedded.dtype), embedded)
@@ -118,6 +122,8 @@ def _common(s: RatSettings) -> tuple[int, int, int, int, float]:
     return s.hidden_size, s.max_length, s.layers, s.heads, s.dropout
 
 
+ATTENDING: tuple[BackboneName, ...] = ("sasrec", "bert4rec", "bsarec")  # those with `heads`
+
 _MAKE: dict[BackboneName, Callable[[RatSettings], SequenceModel]] = {
     "sasrec": lambda s: SASRec(*_common(s), causal=s.compat != "official"),
     "gru4rec": lambda s: GRU4Rec(s.hidden_size, 1, s.dropout),
@@ -130,8 +136,24 @@ _MAKE: dict[BackboneName, Callable[[RatSettings], SequenceModel]] = {
 }
 
 
+def check_heads(settings: RatSettings) -> None:
+    """Raise WrongUseError where a backbone with attention cannot share its width out among its heads."""
+    width, heads = settings.hidden_size, settings.heads
+    if settings.backbone in ATTENDING and width % heads:
+        fitting = ", ".join(str(count) for count in range(1, width + 1) if width % count == 0)
+        raise WrongUseError(
+            f"rat.heads is {heads} and rat.hidden_size {width}: every head needs an equal share of the width",
+            hint=f"take one of {fitting} heads, or another width",
+        )
+
+
 def make_backbone(settings: RatSettings) -> nn.Module:
-    """The backbone that the settings name; for a dual embedding, shared by both views."""
+    """The backbone that the settings name; for a dual embedding, shared by both views.
+
+    Raises:
+        WrongUseError: heads and width do not fit.
+    """
+    check_heads(settings)
     backbone = _MAKE[settings.backbone](settings)
     dual = METHODS[settings.method].embedding == "dual"
     return DualView(backbone, settings.hidden_size) if dual else backbone
@@ -154,5 +176,9 @@ def load_recommender(run: Path, data: SplitData, device: str = "cpu") -> Recomme
     table = read_tensors(run / "item_embeddings.safetensors")["item_embeddings"]
     model = Recommender(settings, data.n_items, FrozenTable(table))
     weights = read_tensors(run / "model.safetensors")
-    model.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith("embedding.")})
+    # Nothing is masked after training, and older runs with the contrast have no vector for it.
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name == "mask_vector"}
+    model.load_state_dict(
+        kept | {name: tensor for name, tensor in weights.items() if not name.startswith("embedding.")}
+    )
     return model.to(device).train(False)

@@ -22,7 +22,7 @@ from llmemb_cli.srs.methods.extras import make_extra
 from llmemb_cli.srs.objective import loss_name
 from llmemb_cli.srs.precision import use_precision
 from llmemb_cli.srs.prepare import prepare_vectors, vectors_settings
-from llmemb_cli.srs.recommender import Recommender
+from llmemb_cli.srs.recommender import Recommender, check_heads
 from llmemb_cli.srs.vectors import make_embedding
 from llmemb_cli.tracking import open_trackers
 from llmemb_cli.workspace.locate import Workspace
@@ -55,6 +55,7 @@ def run_rat(
         raise WrongUseError(
             f"--method {rat.method} with --backbone {rat.backbone}: {reason}", hint="take another one"
         )
+    check_heads(rat)
     collaborative = pipeline.collaborative_settings(settings)
     if collaborative is not None:
         run_rat(workspace, collaborative, report, in_file=in_file, peers=peers)

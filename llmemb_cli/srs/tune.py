@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli import pipeline
+from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import Settings, known_keys, load_settings, parse_assignments, update_settings
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, MissingError, WrongUseError, near_match
 from llmemb_cli.progress import Reporter
@@ -175,7 +176,7 @@ def _open_study(folder: Path, workspace: Workspace, fixed: Settings, space: Spac
         "data": output_fingerprint(workspace.data),
     }
     if (folder / "study.json").is_file():
-        if read_json(folder / "study.json") != json.loads(json.dumps(study)):
+        if _searched(read_json(folder / "study.json")) != _searched(json.loads(json.dumps(study))):
             raise WrongUseError(
                 f"the search {folder.name} is over other settings or data",
                 where=str(folder),
@@ -185,7 +186,28 @@ def _open_study(folder: Path, workspace: Workspace, fixed: Settings, space: Spac
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "study.json", study)
     log = folder / "trials.jsonl"
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    done = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    _check_vectors(folder, workspace, fixed, done)
+    return done
+
+
+def _searched(study: dict[str, Any]) -> dict[str, Any]:
+    """What makes a search this one: not the device and the like, by which trials are the same."""
+    settings = {key: value for key, value in study["settings"].items() if key not in pipeline.HOW}
+    return study | {"settings": settings}
+
+
+def _check_vectors(folder: Path, workspace: Workspace, fixed: Settings, done: list[dict[str, Any]]) -> None:
+    """Refuse to compare trials with those made from LLM vectors that are no longer there."""
+    kind = pipeline.vectors_needed(fixed)
+    now = None if kind is None else output_fingerprint(workspace.embeddings(kind))
+    then = {record.get("vectors") for record in done} - {None}
+    if now is not None and then - {now}:
+        raise WrongUseError(
+            f"the trials of {folder.name} were made from other vectors than embeddings/{kind} has now",
+            where=str(folder),
+            hint="give this search another --name, or remove the directory",
+        )
 
 
 def suggest(space: Space, done: list[dict[str, Any]], seed: int) -> dict[str, Any]:
@@ -199,7 +221,7 @@ def suggest(space: Space, done: list[dict[str, Any]], seed: int) -> dict[str, An
     except ImportError:
         raise MissingError("`llmemb tune` needs Optuna", hint="pip install 'llmemb[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    spread = {key: _distribution(values) for key, values in space.items()}
+    spread = {key: _distribution(key, values) for key, values in space.items()}
     sampler = optuna.samplers.TPESampler(seed=stream_seed(seed, "tune", len(done)) % 2**32)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for record in done:
@@ -212,15 +234,15 @@ def suggest(space: Space, done: list[dict[str, Any]], seed: int) -> dict[str, An
     return dict(study.ask(spread).params)
 
 
-def _distribution(values: Range | list[Any]) -> Any:
+def _distribution(key: str, values: Range | list[Any]) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(values, list):
         return CategoricalDistribution(values)
     low, high = values
     wide = low > 0 and high / low >= LOG_FROM
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=wide)
+    if RatSettings.model_fields[key.removeprefix("rat.")].annotation is int:
+        return IntDistribution(int(low), int(high), log=wide)
     return FloatDistribution(float(low), float(high), log=wide)
 
 
@@ -249,6 +271,7 @@ def _trial(
         "NDCG@10": summary["best_validation"],
         "epochs": summary["best_epoch"],
         "seconds": result.manifest["seconds"],
+        "vectors": result.manifest["made_from"]["inputs"].get("embeddings"),
     }
 
 

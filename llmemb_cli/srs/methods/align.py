@@ -33,7 +33,9 @@ class Align:
     def loss(self, model: Recommender, step: Step) -> torch.Tensor:
         # Every process contrasts all items of the batch: their number is the number of negatives.
         known, gamma = self.collaborative[step.batch.items - 1], self.settings.gamma
-        if self.settings.align_loss == "infonce" and gamma >= SMALLEST_TEMPERATURE:
+        if len(known) == 1:
+            loss = step.embedded[:0].sum()  # nothing to contrast with: 0, also where a loss of `paper` has no value
+        elif self.settings.align_loss == "infonce" and gamma >= SMALLEST_TEMPERATURE:
             loss = infonce(step.embedded, known, gamma)
         else:
             loss = contrastive_loss(self.settings.align_loss, step.embedded, known, step.embedded.new_tensor(gamma))

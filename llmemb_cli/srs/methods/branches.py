@@ -9,8 +9,9 @@ from torch import nn
 class MeltBranches(nn.Module):
     """W_U and W_I, and the history length up to which a user counts as tail."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, max_length: int) -> None:
         super().__init__()
+        self.max_length = max_length
         self.user, self.item = nn.Linear(width, width), nn.Linear(width, width)
         for layer in (self.user, self.item):
             nn.init.xavier_normal_(layer.weight)
@@ -21,7 +22,8 @@ class MeltBranches(nn.Module):
         """f(S) + W_U f(S) for histories of at most `user_threshold` items, f(S) for longer ones.
 
         The authors split users by their training history. Here the history at hand decides, so that it also works
-        for users who were not there in training [choice].
+        for users who were not there in training [choice]. One that fills all `max_length` positions may have been
+        longer: it counts as long, whatever the threshold [choice].
         """
-        short = (lengths <= self.user_threshold)[:, None]
+        short = (lengths <= self.user_threshold.clamp(max=self.max_length - 1))[:, None]
         return torch.where(short, states + self.user(states), states)

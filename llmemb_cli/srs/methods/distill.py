@@ -26,20 +26,22 @@ def similar_users(train: Ragged, vectors: np.ndarray, count: int) -> np.ndarray:
         vectors: (n_items, width) float.
 
     Returns:
-        (users, at most count) int64, nearest first, never the user; users without items are nobody's neighbour.
+        (users, at most count) int64, nearest first, never the user; users without items are nobody's neighbour. As
+        many columns as there are such neighbours for all: none where one user alone has items.
     """
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     sums = np.zeros((len(train), vectors.shape[1]), dtype=np.float32)
     np.add.at(sums, np.repeat(np.arange(len(train)), train.lengths()), unit[train.values - 1])
     users = torch.nn.functional.normalize(torch.from_numpy(sums), dim=1)
     empty = torch.from_numpy(train.lengths() == 0)
+    count = min(count, max(int((~empty).sum()) - 1, 0))
     nearest = []
     for start in range(0, len(users), BLOCK):
         cosines = users[start : start + BLOCK] @ users.T
         cosines[:, empty] = -torch.inf
         own = torch.arange(len(cosines))
         cosines[own, own + start] = -torch.inf
-        nearest.append(cosines.topk(min(count, len(users) - 1), dim=1).indices)
+        nearest.append(cosines.topk(count, dim=1).indices)
     return torch.cat(nearest).numpy()
 
 
@@ -58,7 +60,7 @@ class Distill:
         views = contrastive_loss("infonce", semantic, collaborative, temperature)
         total = self.settings.esr_align_weight * views / step.peers.size
         users = step.batch.users
-        if len(users):
+        if len(users) and self.similar.shape[1]:
             gap = self._states(model, users) - self._teacher(model, users)
             share = len(users) / step.batch.rows
             total = total + self.settings.esr_distill_weight * gap.pow(2).mean() * share

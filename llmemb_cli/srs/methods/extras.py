@@ -54,7 +54,7 @@ def _of_method(
         return Melt(settings, data, model, device)
     if kind == "distill":
         assert isinstance(model.embedding, DualTable)
-        vectors = model.embedding.semantic.vectors.cpu().numpy()
+        vectors = model.embedding.semantic.vectors.float().cpu().numpy()  # NumPy has no bfloat16
         return Distill(rat, data.train, similar_users(data.train, vectors, rat.esr_similar_users), device)
     if kind == "align" and collaborative is not None:
         return Align(rat, collaborative.to(device))

@@ -68,9 +68,13 @@ def make_contexts(train: Ragged, n_items: int) -> Contexts:
 
 
 def user_weights(lengths: np.ndarray, threshold: int, max_length: int, progress: float) -> np.ndarray:
-    """|sin(pi/2 progress + pi/(2 (L - k - 1)) (length - k - 1))|: heads first, then those near the threshold."""
+    """|sin(pi/2 progress + pi/(2 (L - k - 1)) (length - k - 1))|: heads first, then those near the threshold.
+
+    The second part ends at pi/2, at L items, or one beyond k + 1 where k is L - 1 or more [choice]: further on, the
+    sine would put longer histories last again.
+    """
     span = max(max_length - threshold - 1, 1)
-    beyond = np.minimum(lengths, max_length) - threshold - 1
+    beyond = np.clip(lengths - threshold - 1, 0, span)
     return np.abs(np.sin(math.pi / 2 * progress + math.pi / (2 * span) * beyond))
 
 
