@@ -55,7 +55,7 @@ def chain(workspace: Workspace, settings: Settings) -> list[Step]:
         stage = pipeline.tslrec_stage(workspace, settings)
         steps.append(Step("tslrec", stage, _make_vectors(workspace, settings, "tslrec")))
     made = {step.stage.path for step in steps}
-    trained = [_rat_step(workspace, one, settings) for one in [*_fitting(recommenders, settings), *recommenders]]
+    trained = [_rat_step(workspace, one, settings) for one in [*_needed(recommenders), *recommenders]]
     steps += {step.stage.path: step for step in trained if step.stage.path not in made}.values()
     steps += [_eval_step(workspace, variant, settings) for variant in recommenders]
     return [*steps, _report_step(workspace, settings, steps)]
@@ -73,11 +73,9 @@ def variants(settings: Settings) -> list[Settings]:
     return made
 
 
-def _fitting(recommenders: list[Settings], settings: Settings) -> list[Settings]:
-    """Collaborative runs that cannot be the plain ones, because they must be as wide as a method with settings of its
-    own."""
-    found = [pipeline.collaborative_settings(variant) for variant in recommenders]
-    return [one for one in found if one and pipeline.run_name(one, settings) != pipeline.run_name(one)]
+def _needed(recommenders: list[Settings]) -> list[Settings]:
+    """The collaborative runs that others read, whether or not they are in the plan themselves."""
+    return [one for one in map(pipeline.collaborative_settings, recommenders) if one]
 
 
 def states(steps: list[Step]) -> list[StepState]:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PLAIN_EVERY_SECONDS = 10.0
+PIPE_WIDTH = 120
 ROWS_SHOWN = 8  # of a live table of epochs: the newest
 
 
@@ -45,10 +47,10 @@ class Output:
             return Reporter()
         return LiveReporter() if is_live(sys.stderr) else PlainReporter()
 
-    def message(self, text: str) -> None:
-        """A line for the person on stderr; not with --quiet or --json."""
+    def message(self, text: str, style: str = "") -> None:
+        """A line for the person on stderr, taken literally; not with --quiet or --json."""
         if not (self.quiet or self.json):
-            stderr().print(text, highlight=False, soft_wrap=True)
+            stderr().print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def error(self, error: LlmembError) -> None:
         """Show an error: JSON on stdout with --json, else text on stderr."""
@@ -81,7 +83,18 @@ def may_ask(output: Output) -> bool:
 def stdout() -> Console:
     from rich.console import Console
 
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+    return Console(file=sys.stdout, width=_width(sys.stdout), highlight=False)
+
+
+def _width(stream: TextIO) -> int | None:
+    """Columns for a pipe or file: those of the terminal beside it, where what is piped is often seen; else 120."""
+    if stream.isatty() or os.environ.get("COLUMNS", "").isdigit():
+        return None  # rich asks the terminal, or the variable
+    for other in (sys.stderr, sys.stdin):
+        if other.isatty():
+            with suppress(OSError):
+                return os.get_terminal_size(other.fileno()).columns or PIPE_WIDTH
+    return PIPE_WIDTH
 
 
 # The consoles of the live bars that are shown now: what else is said must stand above the bar, not in it.
@@ -93,7 +106,7 @@ def stderr() -> Console:
 
     if _live:
         return _live[-1]
-    return Console(file=sys.stderr, width=None if sys.stderr.isatty() else 120, highlight=False)
+    return Console(file=sys.stderr, width=_width(sys.stderr), highlight=False)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, left: int = 1) -> Table:
@@ -126,6 +139,11 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(number: int, thing: str) -> str:
+    """1 run, 12,345 runs."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def shortened(text: str, width: int) -> str:

@@ -28,7 +28,7 @@ def diagnose() -> dict[str, Any]:
     fits = [
         entry["name"]
         for entry in describe_all()
-        if entry["memory"] is not None and entry["memory"]["bf16"]["scft"] <= _room(machine, devices)
+        if entry["memory"] is not None and _needed(entry["memory"], machine, devices) <= _room(machine, devices)
     ]
     return {
         "llmemb": __version__,
@@ -83,9 +83,15 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _room(machine: dict[str, Any], gpus: list[dict[str, Any]]) -> int:
-    """Bytes a model may take on the device that `--device auto` picks."""
-    sizes = [gpu["memory"] for gpu in gpus if gpu["memory"] is not None]
-    return int(sizes[0] if sizes else machine["memory"])
+    """Bytes a model may take now on the device that `--device auto` picks."""
+    sizes = [gpu["memory_available"] for gpu in gpus if gpu["memory_available"] is not None]
+    return int(sizes[0] if sizes else machine["memory_available"])
+
+
+def _needed(memory: dict[str, Any], machine: dict[str, Any], gpus: list[dict[str, Any]]) -> int:
+    """Bytes that SCFT takes in the precision that `--precision auto` picks: twice as many in float32."""
+    bf16 = gpus[0]["bf16"] if gpus else machine["cpu_bf16"]
+    return int(memory["bf16"]["scft"] * (1 if bf16 else 2))
 
 
 def _packages() -> dict[str, str | None]:

@@ -6,6 +6,7 @@ Cheap to import: `llmemb status` asks these descriptions alone. What a stage doe
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from llmemb_cli.assets.identity import model_identity
@@ -20,8 +21,8 @@ from llmemb_cli.workspace.store import sha256_json
 # Settings that change how a result is reached, not what it is. Not embed.shard_items: finished shards of an
 # interrupted export must not be read with another size.
 _HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkpoint_steps", "batch_tokens"}
-# The same of `[rat]` alone.
-_HOW_RAT = {"precision", "track"}
+# The same of `[rat]`.
+HOW = _HOW | {"precision", "track"}
 # Settings of `[rat]` that a run does not depend on while they are off. Off where llmemb.toml has them on is a change.
 SWITCHES = ("contrast", "logit_adjustment")
 
@@ -41,7 +42,18 @@ def data_stage(workspace: Workspace, settings: Settings) -> Stage:
         for role in ("source", "interactions", "items")
         if getattr(data, role)
     }
-    return Stage("data", workspace.data, DATA_VERSION, _settings(data), settings.seed, files=files)
+    # The seed draws a sample, and nothing else of it.
+    seed = settings.seed if data.sample or data.max_users else None
+    return Stage(
+        "data",
+        workspace.data,
+        DATA_VERSION,
+        _settings(data),
+        seed,
+        files=files,
+        about=("stats.json", "card.md", "rejected.jsonl"),
+        told=("instruction", "attributes"),
+    )
 
 
 def prompt_stage(workspace: Workspace, settings: Settings) -> Stage:
@@ -158,7 +170,7 @@ def made_with(made: dict[str, Any], key: str, otherwise: Any = None) -> Any:
 
 def _rat_settings(settings: Settings) -> dict[str, Any]:
     """The settings of `[rat]` that a run depends on."""
-    unused = _unused(settings.rat) | _HOW_RAT
+    unused = _unused(settings.rat) | HOW
     return {key: value for key, value in _settings(settings.rat).items() if key not in unused}
 
 
@@ -183,9 +195,25 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
             for key, value in chosen.items()
             if key not in ("backbone", "method", "without") and value != filed[key]
         }
+        changed |= _changed_before(settings, in_file, changed)
         if changed:
             parts.append(sha256_json(changed)[:6])
     return "-".join(parts)
+
+
+def _changed_before(settings: Settings, in_file: Settings, changed: dict[str, Any]) -> dict[str, Any]:
+    """Where the collaborative run that a run reads is not the one that its own changed settings tell of.
+
+    Such are settings that count for the collaborative run alone, and those that were changed for the run alone.
+    """
+    rat = settings.rat
+    named = {"backbone": rat.backbone, "method": rat.method, "without": rat.without, "align_to": rat.align_to}
+    filed = collaborative_settings(in_file.model_copy(update={"rat": rat_for(in_file, **named)}))
+    needed = collaborative_settings(settings)
+    if filed is None or needed is None:
+        return {}
+    told = filed.rat.model_dump(mode="json") | changed
+    return {f"collaborative.{key}": value for key, value in _rat_settings(needed).items() if value != told[key]}
 
 
 def plain_settings(settings: Settings, backbone: str | None = None, same: Collection[str] = ()) -> Settings:
@@ -227,7 +255,9 @@ def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Sett
     if collaborative := collaborative_settings(settings):
         role = "start" if method_of(settings).start == "trained" else "align"
         inputs[role] = workspace.run(run_name(collaborative, in_file))
-    return Stage("rat", workspace.run(name), 2, _rat_settings(settings), settings.seed, inputs)
+    # Contrasted views of a backbone without a mask of its own had another item in its place.
+    version = 3 if settings.rat.contrast != "none" and settings.rat.backbone != "bert4rec" else 2
+    return Stage("rat", workspace.run(name), version, _rat_settings(settings), settings.seed, inputs)
 
 
 def protocol_name(settings: Settings) -> str:
@@ -267,15 +297,31 @@ def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
     return Stage("eval", workspace.evaluation(run, protocol_name(settings)), EVAL_VERSION, chosen, inputs=inputs)
 
 
+# The folders of a workspace that stages are in; whatever else is there is somebody's own.
+_STAGES = ("data", "prompts", "scft", "embeddings", "candidates", "runs", "reports")
+
+
+def made_stages(workspace: Workspace) -> list[Path]:
+    """The directories of all finished stages, in the order of their names."""
+    found = (path.parent for folder in _STAGES for path in (workspace.root / folder).rglob("manifest.json"))
+    return sorted(
+        path for path in found if not any(part.startswith(".") for part in path.relative_to(workspace.root).parts)
+    )
+
+
 def report_stage(workspace: Workspace, settings: Settings) -> Stage:
     """`reports/`: the HTML page, from whatever stages there are."""
-    found = sorted(path.parent for path in workspace.root.rglob("manifest.json"))
-    shown = ("data", "prompts", "scft", "embeddings", "candidates", "runs")
     inputs = {
         path.relative_to(workspace.root).as_posix(): path
-        for path in found
-        if path.relative_to(workspace.root).parts[0] in shown
-        and not any(part.startswith(".") for part in path.relative_to(workspace.root).parts)
+        for path in made_stages(workspace)
+        if workspace.reports not in (path, *path.parents)
     }
-    chosen = {"protocol": protocol_name(settings)}
-    return Stage("report", workspace.reports, 4, chosen, settings.seed, inputs)
+    chosen = {
+        "protocol": protocol_name(settings),
+        "tail": [settings.data.tail_share, settings.eval.tail_threshold],
+        "drop_ratio": settings.scft.drop_ratio,
+        # Changed settings stand beside the names of runs.
+        "rat": sha256_json([settings.rat.model_dump(mode="json"), settings.rat_tables]),
+    }
+    files = {"card": workspace.data / "card.md"}
+    return Stage("report", workspace.reports, 5, chosen, settings.seed, inputs, files)

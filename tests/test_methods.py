@@ -16,7 +16,7 @@ from llmemb_cli.app import app
 from llmemb_cli.chain import chain, states
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS, MethodName
-from llmemb_cli.config.settings import Settings, load_settings, make_settings
+from llmemb_cli.config.settings import Settings, load_settings, make_settings, update_settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.peers import ALONE
@@ -189,9 +189,12 @@ def test_melt_weights_worked_by_hand() -> None:
     # Threshold 5: an item of 6 interactions starts at 0, one of 55 or more at sin(49 pi / 100).
     got = item_weights(np.array([6, 55, 900]), 5, 0.0)
     assert got == pytest.approx([0.0, math.sin(math.pi * 0.49), math.sin(math.pi * 0.49)])
-    assert (
-        user_weights(np.array([60]), 49, 50, 0.3).max() <= 1
-    )  # no room between threshold and longest: no division by 0
+    # No room between threshold and longest: the user next to the threshold starts at 0, all longer ones at 1.
+    for threshold in (49, 50, 60, 61):
+        lengths = threshold + np.array([1, 2, 3, 40])
+        assert user_weights(lengths, threshold, 50, 0.0) == pytest.approx([0.0, 1.0, 1.0, 1.0])
+        assert user_weights(lengths, threshold, 50, 1.0) == pytest.approx([1.0, 0.0, 0.0, 0.0], abs=1e-9)
+        assert user_weights(lengths, threshold, 50, 0.5) == pytest.approx([math.sqrt(0.5)] * 4)
 
 
 def test_melt_contexts_are_prefixes_and_reversed_suffixes() -> None:
@@ -292,6 +295,12 @@ def test_melt_lifts_short_histories_alone_and_starts_from_the_trained_model(tmp_
         f = model.last_states(short)
         torch.testing.assert_close(model.encode(short), f + model.branches.user(f))
         torch.testing.assert_close(model.encode(long), model.last_states(long))
+        # Nobody knows how much longer than the 8 positions a history was that fills them all.
+        model.branches.user_threshold.fill_(20)
+        short, long = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]]), torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+        f = model.last_states(short)
+        torch.testing.assert_close(model.encode(short), f + model.branches.user(f))
+        torch.testing.assert_close(model.encode(long), model.last_states(long))
     workspace, settings = make_workspace(tmp_path / "two", **SMALL, rat__method="melt")
     summary = run_rat(workspace, settings, Reporter()).manifest["summary"]
     trained = read_tensors(workspace.run("sasrec-none-42") / "item_embeddings.safetensors")["item_embeddings"]
@@ -310,6 +319,31 @@ def test_similar_users_are_those_whose_mean_vectors_point_the_same_way() -> None
     assert got.shape == (5, 2)
     assert got[0].tolist() == [1, 4] and got[2].tolist() == [4, 1]
     assert got[1, 0] == 0 and not (got[[0, 1, 2, 4]] == 3).any()
+
+
+def test_with_few_users_a_user_has_fewer_similar_ones_and_is_never_one_itself() -> None:
+    vectors = np.eye(2, dtype=np.float32)
+    # Three users with items, two without: nobody has more than two others.
+    got = similar_users(ragged([[1, 1], [], [1, 2], [], [2]]), vectors, 10)
+    assert got[0].tolist() == [2, 4] and got[4].tolist() == [2, 0] and sorted(got[2].tolist()) == [0, 4]
+    assert got.shape == (5, 2) and not np.isin(got, [1, 3]).any()
+    assert similar_users(ragged([[], [1, 2], []]), vectors, 10).shape == (3, 0)
+    assert similar_users(ragged([[], []]), vectors, 10).shape == (2, 0)
+
+
+def test_distillation_without_similar_users_is_the_contrast_of_views_alone() -> None:
+    torch.manual_seed(0)
+    values = {"rat.method": "llmesr", "rat.hidden_size": 8, "rat.max_length": 6, "rat.dropout": 0.0}
+    chosen = make_settings(values).rat
+    model = Recommender(chosen, 9, DualTable(torch.randn(9, 8), torch.randn(9, 12)))
+    train = ragged([[], [3, 4, 5]])
+    batch = make_batch(training_rows(train, "sasrec"), np.array([0]), chosen, 9, None, np.random.default_rng(0))
+    step = Step(batch, model.embedding.rows(batch.items), 0, 0, 1, np.random.default_rng(0), ALONE)
+    got = Distill(chosen, train, similar_users(train, np.ones((9, 2), dtype=np.float32), 10), "cpu").loss(model, step)
+    left, right = (torch.nn.functional.normalize(part, dim=1) for part in step.embedded.chunk(2, dim=1))
+    labels = torch.arange(3)
+    cross = torch.nn.functional.cross_entropy
+    torch.testing.assert_close(got, 0.1 * (cross(left @ right.T, labels) + cross(right @ left.T, labels)) / 2)
 
 
 def test_distillation_equals_a_loop_and_gives_the_teacher_no_gradient() -> None:
@@ -384,3 +418,20 @@ def test_a_plan_whose_methods_differ_in_width_stays_up_to_date(tmp_path: Path) -
     made = {step.name: read_manifest(step.stage.path) or {} for step in steps}
     assert made["rat sasrec-none-42"]["made_from"]["settings"]["hidden_size"] == 16
     assert made["rat sasrec-llmemb-42"]["summary"]["aligned_to"] == fitting.removeprefix("rat ")
+
+
+def test_the_plan_shows_the_runs_that_others_read(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **SMALL | {"rat__epochs": 1, "run__methods": ["melt"]})
+    settings = load_settings(workspace.settings_file)
+    steps = chain(workspace, settings)
+    assert [step.name for step in steps if step.name.startswith("rat")] == [
+        "rat sasrec-none-42",
+        "rat sasrec-melt-42",
+    ]
+    for step in steps:
+        if step.name.startswith("rat"):
+            step.make(Reporter(), False)
+    update_settings(workspace.settings_file, {"rat.none.dropout": 0.3})
+    changed = load_settings(workspace.settings_file)
+    found = {entry.step.name: entry.state for entry in states(chain(workspace, changed))}
+    assert found["rat sasrec-none-42"].state == "stale" and found["rat sasrec-melt-42"].reason.startswith("follows")

@@ -20,7 +20,7 @@ from llmemb_cli.embeddings.table import read_table
 from llmemb_cli.errors import BadDataError, InterruptedRunError
 from llmemb_cli.llm.load import load_model
 from llmemb_cli.llm.said import ItemVectors, Writer, output_matrix
-from llmemb_cli.llm.tslrec import item_groups, taste
+from llmemb_cli.llm.tslrec import identity_rows, item_groups, taste
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.srs.train import run_rat
@@ -125,8 +125,28 @@ def test_said_says_when_a_model_cannot_write(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "headless", tie_word_embeddings=False)
     settings = ready(tmp_path)[1]
     scft = settings.scft.model_copy(update={"model": str(folder)})
+    headless = load_model(scft, Reporter())
     with pytest.raises(BadDataError, match="no language-model head"):
-        output_matrix(load_model(scft, Reporter()))
+        output_matrix(headless)
+    headless.model.config.model_type = "bert"
+    headless.model.config.tie_word_embeddings = True
+    with pytest.raises(BadDataError, match="encoder"):
+        output_matrix(headless)
+
+
+def test_identities_have_the_scale_of_what_the_llm_reads_for_a_token(tmp_path: Path) -> None:
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = Gemma3TextModel(Gemma3TextConfig(**sizes, num_key_value_heads=1, head_dim=32, vocab_size=300))
+    loaded = load_model(ready(tmp_path)[1].scft, Reporter())
+    loaded.model = model
+    table = np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32)
+    read = model.get_input_embeddings()(torch.arange(300))
+    assert read.std() > 5 * model.get_input_embeddings().weight.std(), "Gemma scales what it reads"
+    assert identity_rows(table, loaded, 1).std().item() == pytest.approx(read.std().item(), rel=1e-3)
+    assert item_groups(table, 4, 2**40).max() == 3, "any seed will do"
 
 
 def test_tslrec_targets_are_shares_of_groups_worked_by_hand() -> None:

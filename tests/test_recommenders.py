@@ -15,17 +15,21 @@ from typer.testing import CliRunner
 
 from llmemb_cli.app import app
 from llmemb_cli.config.backbones import BACKBONES as TABLE
+from llmemb_cli.config.methods import METHODS
+from llmemb_cli.config.settings import load_settings, update_settings
+from llmemb_cli.datasets.prepare import prepare
 from llmemb_cli.datasets.split import load_split
-from llmemb_cli.errors import InterruptedRunError
+from llmemb_cli.errors import BadDataError, InterruptedRunError, WrongUseError
 from llmemb_cli.pipeline import rat_stage, run_name
 from llmemb_cli.progress import Reporter, Task
+from llmemb_cli.srs import loop
 from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.srs.sequences import training_rows
 from llmemb_cli.srs.train import run_rat
-from llmemb_cli.srs.validate import validation_users
-from llmemb_cli.workspace.stage import output_fingerprint, stage_state
-from llmemb_cli.workspace.store import read_tensors
+from llmemb_cli.srs.validate import validation_ranks, validation_users
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, stage_state
+from llmemb_cli.workspace.store import read_tensors, write_tensors
 from tests.make_workspace import make_workspace
 
 BACKBONES = tuple(TABLE)
@@ -161,6 +165,75 @@ def test_interrupted_and_resumed_training_equals_an_uninterrupted_one(
     assert logs[0] == logs[1]
 
 
+def test_a_signal_in_the_last_validation_stops_and_the_same_call_goes_on_behind_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = SMALL | {"rat__epochs": 3, "rat__method": "none"}
+    one, settings = make_workspace(tmp_path / "one", **values)
+    run_rat(one, settings, Reporter())
+    two, settings = make_workspace(tmp_path / "two", **values)
+    validations: list[int] = []
+
+    def signalled(*args: Any) -> np.ndarray:
+        validations.append(len(validations) + 1)
+        if len(validations) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return validation_ranks(*args)
+
+    monkeypatch.setattr(loop, "validation_ranks", signalled)
+    with pytest.raises(InterruptedRunError):
+        run_rat(two, settings, Reporter())
+    assert not two.run("sasrec-none-42").exists()
+    summary = run_rat(two, settings, Reporter()).manifest["summary"]
+    assert validations == [1, 2, 3], "nothing is trained or validated again"
+    runs = [workspace.run("sasrec-none-42") for workspace in (one, two)]
+    for file in ("model.safetensors", "item_embeddings.safetensors"):
+        assert (runs[0] / file).read_bytes() == (runs[1] / file).read_bytes()
+    logged = [json.loads(line) for line in (runs[1] / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in logged] == [1, 2, 3]
+    mean = sum(record["seconds"] for record in logged) / 3
+    assert summary["seconds_per_epoch"] == pytest.approx(mean, abs=0.002)
+
+
+def test_data_with_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
+    # Three items a user, the last two held out.
+    workspace, settings = make_workspace(tmp_path / "ws", length=3, **(SMALL | {"rat__method": "none"}))
+    with pytest.raises(BadDataError, match="no user has two items to train on") as error:
+        run_rat(workspace, settings, Reporter())
+    assert error.value.hint is not None and "--backbone bert4rec" in error.value.hint
+    rat = settings.rat.model_copy(update={"backbone": "bert4rec", "epochs": 1})
+    assert run_rat(workspace, settings.model_copy(update={"rat": rat}), Reporter()).built
+
+
+@pytest.mark.parametrize("method", ["none", "llmemb", "llmesr"])
+def test_heads_that_do_not_share_the_width_are_refused_before_anything_is_made(tmp_path: Path, method: str) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", **(SMALL | {"rat__method": method, "rat__heads": 3}))
+    with pytest.raises(WrongUseError, match=r"rat\.heads is 3 and rat\.hidden_size 16") as error:
+        run_rat(workspace, settings, Reporter())
+    assert error.value.hint is not None and "one of 1, 2, 4, 8, 16 heads" in error.value.hint
+    assert not (workspace.root / "runs").exists()
+
+
+def test_a_backbone_without_attention_takes_any_number_of_heads(tmp_path: Path) -> None:
+    values = SMALL | {"rat__method": "none", "rat__heads": 3, "rat__backbone": "gru4rec", "rat__epochs": 1}
+    assert run_rat(*make_workspace(tmp_path / "ws", **values), Reporter()).built
+
+
+def test_a_run_with_the_contrast_is_loaded_with_and_without_its_mask_vector(tmp_path: Path) -> None:
+    values = SMALL | {"rat__method": "none", "rat__contrast": "cl4srec", "rat__epochs": 1}
+    workspace, settings = make_workspace(tmp_path / "ws", **values)
+    run_rat(workspace, settings, Reporter())
+    data, run = load_split(workspace.data), workspace.run(run_name(settings))
+    weights = read_tensors(run / "model.safetensors")
+    model = load_recommender(run, data)
+    assert model.mask_vector is not None and torch.equal(model.mask_vector.detach(), weights["mask_vector"])
+    history = torch.tensor([[1, 2, 3]])
+    before = model.encode(history)
+    # As runs were before backbones without [MASK] got a vector for it.
+    write_tensors(run / "model.safetensors", {name: t for name, t in weights.items() if name != "mask_vector"})
+    assert torch.equal(load_recommender(run, data).encode(history), before)
+
+
 def test_a_disk_that_is_full_at_the_end_does_not_lose_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,3 +296,43 @@ def test_set_holds_also_for_settings_that_have_a_flag_of_their_own(tmp_path: Pat
     assert run["epochs"] == 2 and run["run"].startswith("sasrec-none-42-")
     (run,) = json.loads(CliRunner().invoke(app, [*call, "--epochs", "1"]).stdout)["runs"]
     assert run["epochs"] == 1
+
+
+def test_what_the_data_do_not_depend_on_leaves_runs_up_to_date(tmp_path: Path) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", **SMALL | {"rat__epochs": 1, "rat__method": "none"})
+    run_rat(workspace, settings, Reporter())
+    for key, value in (("seed", 43), ("data.tail_share", 0.7)):
+        update_settings(workspace.settings_file, {key: value})
+        changed = load_settings(workspace.settings_file)
+        prepare(workspace, changed, Reporter())
+        run = changed.model_copy(update={"seed": 42})
+        assert stage_state(rat_stage(workspace, run, "sasrec-none-42", changed)).state == "up-to-date"
+        load_recommender(workspace.run("sasrec-none-42"), load_split(workspace.data))
+    assert (read_manifest(workspace.data) or {})["summary"]["tail"]["share_of_items"] == 0.7, "the card follows"
+    update_settings(workspace.settings_file, {"data.max_users": 140})
+    prepare(workspace, load_settings(workspace.settings_file), Reporter())
+    assert stage_state(rat_stage(workspace, run, "sasrec-none-42", changed)).state == "stale"
+
+
+def test_runs_that_start_from_other_runs_have_other_names(tmp_path: Path) -> None:
+    path = tmp_path / "llmemb.toml"
+    path.write_text(
+        "[rat]\nhidden_size = 64\n[rat.llmemb]\nhidden_size = 32\n[rat.bert4rec]\nsimilarity = 'cosine'\n"
+    )
+    filed = load_settings(path)
+
+    def name(method: str, backbone: str = "sasrec", **flags: Any) -> str:
+        chosen = {"rat.method": method, "rat.backbone": backbone} | {
+            f"rat.{k.replace('__', '.')}": v for k, v in flags.items()
+        }
+        return run_name(load_settings(path, chosen), filed)
+
+    for method in METHODS:
+        for backbone in BACKBONES:
+            assert name(method, backbone) == f"{backbone}-{method}-42"
+    # init_std counts for the collaborative run alone: melt starts from its table, llmemb aligns to it.
+    assert len({name(method, init_std=std) for method in ("melt", "llmemb") for std in (0.02, 0.05, 0.08)}) == 6
+    assert name("llmemb", without=["align"], init_std=0.05) == "sasrec-llmemb-no-align-42"
+    # The same setting of llmemb, with a collaborative run that has it too, and with one that has not.
+    assert len({name("llmemb"), name("llmemb", dropout=0.1), name("llmemb", llmemb__dropout=0.1)}) == 3
+    assert name("none", llmemb__dropout=0.1) == "sasrec-none-42"

@@ -71,6 +71,10 @@ def test_wrong_value_names_line_and_what_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(WrongUseError, match=r"infonce.*paper.*soft") as caught:
         load_settings(path)
     assert "line 2" in (caught.value.where or "")
+    path.write_text("\n[eval]\nk = [5, 0]\n")
+    with pytest.raises(WrongUseError, match=r"eval\.k.*greater than or equal to 1") as caught:
+        load_settings(path)
+    assert "line 3" in (caught.value.where or "")
 
 
 def test_flags_win_over_the_file_for_one_call(tmp_path: Path) -> None:
@@ -201,3 +205,27 @@ def test_a_table_of_a_backbone_can_be_written_and_updated(tmp_path: Path) -> Non
     with pytest.raises(WrongUseError):
         update_settings(path, {"rat.gru4rec-none.dropout": -1})
     assert path.read_text() == text
+
+
+def test_a_flag_counts_for_every_method_also_where_it_says_what_one_table_says(tmp_path: Path) -> None:
+    path = tmp_path / "llmemb.toml"
+    path.write_text("[rat]\ndropout = 0.6\n[rat.llmemb]\ndropout = 0.1\n")
+    for value in (0.1, 0.3, 0.6):
+        for method in ("llmemb", "none"):
+            flagged = load_settings(path, {"rat.method": method, "rat.dropout": value})
+            assert flagged.rat.dropout == value
+            assert [rat_for(flagged, method=other).dropout for other in ("none", "llmemb", "melt")] == [value] * 3
+
+
+@pytest.mark.parametrize(
+    ("loss", "own"), [("auto", 1), ("bce", 1), ("sce", 500), ("gbce", 256), ("sampled-softmax", 256), ("infonce", 64)]
+)
+def test_negatives_are_those_of_the_loss_unless_told(tmp_path: Path, loss: str, own: int) -> None:
+    path = tmp_path / "llmemb.toml"
+    path.write_text("")
+    assert load_settings(path, {"rat.loss": loss}).rat.negatives == own
+    assert load_settings(path, {"rat.loss": loss, "rat.negatives": 7}).rat.negatives == 7
+    path.write_text(f"[rat]\nloss = '{loss}'\n[rat.bert4rec]\nloss = 'gbce'\n[rat.melt]\nnegatives = 9\n")
+    filed = load_settings(path)
+    assert filed.rat.negatives == own
+    assert rat_for(filed, backbone="bert4rec").negatives == 256 and rat_for(filed, method="melt").negatives == 9

@@ -15,14 +15,16 @@ from typer.testing import CliRunner
 from llmemb_cli.app import app
 from llmemb_cli.config.settings import load_settings, parse_assignments
 from llmemb_cli.datasets.split import SplitData
+from llmemb_cli.embeddings.pca import fit_pca, write_pca
+from llmemb_cli.embeddings.table import EmbeddingTable, read_table, write_table
 from llmemb_cli.errors import InterruptedRunError, WrongUseError
-from llmemb_cli.pipeline import run_name
+from llmemb_cli.pipeline import embed_stage, run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs import loop
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.srs.tune import parse_space, run_tune, suggest
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import read_manifest
+from llmemb_cli.workspace.stage import read_manifest, run_stage
 from tests.make_workspace import make_workspace
 from tests.test_recommenders import SMALL, StopAfter
 
@@ -209,3 +211,30 @@ def test_command_prints_one_document_and_a_table(tmp_path: Path) -> None:
     assert again.exit_code == 0 and "best: llmemb rat" in again.stdout
     wrong = CliRunner().invoke(app, ["tune", "rat.dropout=2.5,0.1", "-w", str(workspace.root)])
     assert wrong.exit_code == 2 and "dropout" in wrong.stderr
+
+
+def test_only_whole_numbers_are_searched_as_such() -> None:
+    for setting, whole in (("alpha", False), ("logit_adjustment", False), ("hidden_size", True)):
+        space = parse_space([f"rat.{setting}=1..9"])
+        found = [suggest(space, [], seed)[f"rat.{setting}"] for seed in range(8)]
+        assert all(1 <= value <= 9 for value in found)
+        assert all(float(value).is_integer() for value in found) == whole
+        assert all(isinstance(value, int) for value in found) == whole
+
+
+def test_a_search_does_not_mix_trials_from_different_vectors_but_goes_on_on_another_device(tmp_path: Path) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", **FEW | {"rat__method": "llm2x", "rat__epochs": 1})
+    space = parse_space(["rat.dropout=0.1,0.2"])
+    run_tune(workspace, space, {}, Reporter(), trials=1)
+    found = run_tune(workspace, space, {"rat.device": "cpu"}, Reporter(), trials=2)
+    assert [one["trial"] for one in found["trials"]] == [1, 2]
+
+    def other(work: Path) -> dict[str, Any]:
+        table = read_table(workspace.embeddings("base"))
+        write_table(work, EmbeddingTable(table.item_ids, table.vectors * 2))
+        write_pca(work, fit_pca(table.vectors * 2, 1536))
+        return {}
+
+    run_stage(embed_stage(workspace, settings, tuned=False), other, force=True)
+    with pytest.raises(WrongUseError, match="other vectors than embeddings/base"):
+        run_tune(workspace, space, {}, Reporter(), trials=3)

@@ -217,3 +217,85 @@ def test_second_writer_is_told_who_holds_the_workspace(tmp_path: Path) -> None:
         process.join(30)
     with write_lock(Workspace(tmp_path)), write_lock(Workspace(tmp_path)):
         assert (tmp_path / ".llmemb.lock.json").exists()
+
+
+def test_what_only_describes_a_stage_makes_nothing_stale(tmp_path: Path) -> None:
+    def first(**changes: Any) -> Stage:
+        return Stage("one", tmp_path / "one", 1, changes, about=("card.md",), told=("words",))
+
+    def make_first(card: str, content: str, words: str, **changes: Any) -> None:
+        def build(work: Path) -> dict[str, Any]:
+            (work / "card.md").write_text(card)
+            (work / "rows.txt").write_text(content)
+            return {"words": words, "seconds": card}
+
+        run_stage(first(**changes), build)
+
+    second = Stage("two", tmp_path / "two", 1, {}, inputs={"one": tmp_path / "one"})
+    make_first("a", "rows", "words", x=1)
+    run_stage(second, builder())
+    make_first("b", "rows", "words", x=2)
+    assert (tmp_path / "one" / "card.md").read_text() == "b" and stage_state(second).state == "up-to-date"
+    make_first("b", "rows", "other words", x=3)
+    assert stage_state(second).reason == "input one changed"
+    make_first("b", "rows", "words", x=1)
+    assert stage_state(second).state == "up-to-date", "what is the same is the same whatever was between"
+    make_first("b", "other rows", "words", x=4)
+    assert stage_state(second).state == "stale"
+
+
+@pytest.mark.parametrize("when", ["manifest", "marker", "set aside", "in place"])
+def test_finished_work_is_never_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """A full disk or a kill at any moment behind the building: the next call finds what was built."""
+    import llmemb_cli.workspace.stage as module
+
+    earlier = Stage("one", tmp_path / "one", 1, {"x": 1})
+    run_stage(earlier, builder("earlier"))
+    stage = Stage("one", tmp_path / "one", 1, {"x": 2})
+    real_replace, real_json, real_unlink, moves = Path.replace, write_json, Path.unlink, []
+
+    def stopping_json(path: Path, value: Any) -> None:
+        real_json(path, value)
+        if when == "manifest" and path.name == "manifest.json":
+            raise OSError("disk full")
+
+    def stopping_unlink(self: Path, missing_ok: bool = False) -> None:
+        real_unlink(self, missing_ok)
+        if when == "marker" and self.name == "partial.json":
+            raise KeyboardInterrupt
+
+    def stopping_replace(self: Path, target: Any) -> Path:
+        moved = real_replace(self, target)
+        if self.is_relative_to(tmp_path) and Path(target).is_dir():
+            moves.append(self)
+            if (when, len(moves)) in (("set aside", 1), ("in place", 2)):
+                raise KeyboardInterrupt
+        return moved
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_json", stopping_json)
+        patched.setattr(Path, "unlink", stopping_unlink)
+        patched.setattr(Path, "replace", stopping_replace)
+        with pytest.raises((OSError, KeyboardInterrupt)):
+            run_stage(stage, builder("built"))
+
+    def never(work: Path) -> dict[str, Any]:
+        raise AssertionError("built again")
+
+    assert run_stage(stage, never).manifest["summary"] == {"length": 5}
+    assert (tmp_path / "one" / "file.txt").read_text() == "built"
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["file.txt", "manifest.json"]
+    run_stage(Stage("one", tmp_path / "one", 1, {"x": 3}), builder("later"))
+    assert sorted(path.name for path in tmp_path.iterdir() if "one" in path.name) == ["one"]
+
+
+def test_a_folder_that_is_read_is_known_by_its_files(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "below").mkdir(parents=True)
+    (source / "below" / "log.csv").write_text("a,b")
+    stage = Stage("one", tmp_path / "one", 1, {}, files={"source": source})
+    run_stage(stage, builder())
+    (source / ".DS_Store").write_text("what a file browser leaves")
+    assert stage_state(stage).state == "up-to-date"
+    (source / "below" / "log.csv").write_text("a,b,c")
+    assert stage_state(stage).reason == "file source changed"

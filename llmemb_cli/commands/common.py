@@ -130,7 +130,7 @@ def open_workspace(
         if len(found) > 1:
             workspace = _choose(found)
     located = find_workspace(workspace)
-    output.message(f"[dim]workspace {_short(located.root)}[/dim]")
+    output.message(f"workspace {short_path(located.root)}", style="dim")
     # A flag that was not given must not hide a --set of the same setting.
     flags = {key: value for key, value in (overrides or {}).items() if value is not None}
     settings = load_settings(located.settings_file, parse_assignments(sets or []) | flags)
@@ -146,7 +146,8 @@ def _choose(found: list[Path]) -> Path:
     return next(path for path in found if path.name == name)
 
 
-def _short(path: Path) -> str:
+def short_path(path: Path) -> str:
+    """From the current directory where it is below it."""
     try:
         return str(path.relative_to(Path.cwd())) if path != Path.cwd() else "."
     except ValueError:
@@ -162,5 +163,6 @@ __all__ = [
     "open_workspace",
     "option",
     "run_guarded",
+    "short_path",
     "split_names",
 ]

@@ -10,6 +10,7 @@ import typer
 from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace
 from llmemb_cli.config.settings import SECTIONS, Settings, known_keys, own_tables, parse_assignments
 from llmemb_cli.console import Output, table
+from llmemb_cli.errors import WrongUseError, near_match
 
 
 def config(
@@ -27,7 +28,10 @@ def config(
     """
     located, settings = open_workspace(output, workspace, sets=set)
     if section is not None and section not in SECTIONS:
-        raise typer.BadParameter(f"no such table; one of {', '.join(SECTIONS)}")
+        close = near_match(section, list(SECTIONS))
+        raise WrongUseError(
+            f"no table {section}; there are {', '.join(SECTIONS)}", hint=f"did you mean {close}?" if close else None
+        )
     in_file = tomllib.loads(located.settings_file.read_text(encoding="utf-8"))
     flags = parse_assignments(set or [])
     entries = []
@@ -43,13 +47,20 @@ def config(
         lambda console: console.print(
             table(
                 ["setting", "value", "from"],
-                [
-                    [str(e["key"]), "not set" if e["value"] is None else str(e["value"]), str(e["origin"])]
-                    for e in entries
-                ],
+                [[str(e["key"]), _shown(e["value"]), str(e["origin"])] for e in entries],
+                left=3,
             )
         ),
     )
+
+
+def _shown(value: Any) -> str:
+    """A value as llmemb.toml has it; a text without its quotes."""
+    if value is None or isinstance(value, str):
+        return "not set" if value is None else value
+    import tomlkit
+
+    return str(tomlkit.item(value).as_string()).strip() or "{}"
 
 
 def _origin(in_file: dict[str, Any], flags: dict[str, Any], section: list[str], name: str, settings: Settings) -> str:

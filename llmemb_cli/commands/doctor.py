@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmemb_cli.commands.common import command
-from llmemb_cli.console import Output, table
+from llmemb_cli.console import Output, counted, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,14 +29,14 @@ def _show(console: Console, found: dict[str, Any]) -> None:
     packages = ", ".join(f"{name} {version or 'missing'}" for name, version in found["packages"].items())
     rows = [
         ["llmemb", f"{found['llmemb']}, Python {machine['python']}, {machine['system']}"],
-        ["processor", f"{machine['cores']} cores, {machine['threads']} threads"],
+        ["processor", f"{counted(machine['cores'], 'core')}, {counted(machine['threads'], 'thread')}"],
         ["memory", f"{_gb(machine['memory'])} GB, {_gb(machine['memory_available'])} GB available"],
         *([gpu["device"], f"{gpu['name']}, {_gb(gpu['memory'])} GB"] for gpu in found["gpus"]),
         ["packages", packages],
         ["cache", f"{cache['path']}: {_gb(cache['used'])} GB used, {_gb(cache['free'])} GB free"],
         *([name, value] for name, value in found["variables"].items()),
         ["models here", ", ".join(found["models_here"]) or "none"],
-        ["fit for scft in bf16", ", ".join(found["models_that_fit_for_scft"]) or "none"],
+        ["fit for scft now", ", ".join(found["models_that_fit_for_scft"]) or "none"],
     ]
     console.print(table(["", ""], rows, left=2))
     checks = [[c["what"], "works" if c["works"] else "no", c["otherwise"]] for c in found["checks"]]

@@ -78,8 +78,11 @@ def embed(
         _embed_shard(output, located, settings, _parse_shard(shard), tuned, force)
     else:
         from llmemb_cli.llm.encode import run_embed
+        from llmemb_cli.prompts.stage import make_prompts
 
         with write_lock(located):
+            if not tuned:  # else the LLM was tuned on prompts that are there
+                make_prompts(located, settings, output.reporter())
             result = run_embed(located, settings, output.reporter(), force=force, tuned=tuned)
         _show(output, located, result, tuned)
 

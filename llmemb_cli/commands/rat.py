@@ -76,7 +76,7 @@ def rat(
     if without and settings.rat.method != "llmemb":
         raise WrongUseError("--without leaves out parts of llmemb", hint="add --method llmemb, or leave it out")
     if settings.rat.compat == "official" and settings.rat.backbone == "sasrec":
-        output.message("[yellow]compat official: positions of SASRec see their future[/yellow]")
+        output.message("compat official: positions of SASRec see their future", style="yellow")
     chosen = _seeds(seeds) or [settings.seed]
     if process_rank():
         _train_along(located, settings, chosen, force, name, in_file)

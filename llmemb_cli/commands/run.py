@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmemb_cli.chain import chain, states
-from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace
+from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, short_path
 from llmemb_cli.commands.status import describe
 from llmemb_cli.console import Output, duration, table
 from llmemb_cli.workspace.lock import write_lock
@@ -51,7 +51,13 @@ def run(
     made = sum(1 for entry in done if entry["built"])
     output.result(
         {"workspace": str(located.root), "stages": done},
-        lambda console: console.print(f"{made} of {len(done)} stages run" if made else "all is up to date"),
+        lambda console: console.print(
+            f"{made} of {len(done)} stages run" if made else "all is up to date",
+            f"the report: {short_path(located.reports / 'report.html')}; the figures: llmemb compare",
+            sep="\n",
+            markup=False,
+            soft_wrap=True,
+        ),
     )
 
 

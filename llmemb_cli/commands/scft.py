@@ -8,7 +8,7 @@ import typer
 
 from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
 from llmemb_cli.console import Output, duration
-from llmemb_cli.peers import process_rank
+from llmemb_cli.peers import process_rank, world_size
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.lock import write_lock
 
@@ -84,11 +84,14 @@ def scft(
         _dry_run(output, located, settings)
         return
     from llmemb_cli.llm.scft import run_scft
+    from llmemb_cli.prompts.stage import make_prompts
 
     if process_rank():
         run_scft(located, settings, Reporter(), force=force)
         return
     with write_lock(located):
+        if world_size() == 1:  # the others would not wait for it
+            make_prompts(located, settings, output.reporter())
         result = run_scft(located, settings, output.reporter(), force=force)
     summary = result.manifest["summary"]
     document = {"path": str(located.scft()), "built": result.built, "seconds": result.manifest["seconds"]} | summary

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from llmemb_cli.config.fields import Section, setting
 
@@ -14,7 +16,7 @@ class EvalSettings(Section):
     negatives: int = setting(100, "sampled: items drawn per test user", ge=1, source="LLMEmb section 4.1")
     candidates: Literal["uniform", "popularity"] = setting("uniform", "sampled: how items are drawn")
     candidate_seed: int = setting(42, "sampled: seed of the draw, the same for all runs")
-    k: list[int] = setting([10], "cut-offs of the metrics; 10 is always among them")
+    k: list[Annotated[int, Field(ge=1)]] = setting([10], "cut-offs of the metrics; 10 is always among them")
     history: Literal["exclude", "keep"] = setting(
         "exclude", "full: leave the items a user has had out of the ranking, or keep them"
     )

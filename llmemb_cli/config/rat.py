@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from llmemb_cli.config.backbones import BackboneName
 from llmemb_cli.config.fields import Section, setting
 from llmemb_cli.config.methods import MethodName
@@ -11,9 +13,13 @@ from llmemb_cli.config.methods import MethodName
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
+# What the papers of the losses draw; with one negative, as bce and bpr have it, these learn next to nothing.
+OWN_NEGATIVES = {"sce": 500, "gbce": 256, "sampled-softmax": 256, "infonce": 64}
+
+
 class RatSettings(Section):
-    backbone: BackboneName = setting("sasrec", "sequence model; see the list above")
-    method: MethodName = setting("llmemb", "where item embeddings come from; see the list above")
+    backbone: BackboneName = setting("sasrec", "sequence model; `llmemb rat --help` has a line on each")
+    method: MethodName = setting("llmemb", "where item embeddings come from; `llmemb rat --help` has a line on each")
     without: list[Literal["scft", "adapter", "freeze", "align"]] = setting(
         [], "parts left out", source="LLMEmb Table 2"
     )
@@ -28,7 +34,12 @@ class RatSettings(Section):
         "dot", "what a score is: the inner product of state and item, or their cosine over rat.temperature (infonce)"
     )
     temperature: float = setting(0.07, "what cosines are divided by", gt=0, source="AlphaFuse")
-    negatives: int = setting(1, "negatives per position, where the loss samples them; sce: per batch", ge=1)
+    negatives: int = setting(
+        0,
+        "negatives per position, where the loss samples them (sce: per batch); 0: the loss's own (1; sce: 500; gbce, "
+        "sampled-softmax: 256; infonce: 64)",
+        ge=0,
+    )
     negative_weight: float = setting(
         0.0, "sce: weight of a negative; 0: items / negatives, as if all were there", ge=0, source="Xu et al.: 100"
     )
@@ -95,6 +106,13 @@ class RatSettings(Section):
     track: list[TrackerName] = setting([], "tools that get the curves too (extras)")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     checkpoint_minutes: float = setting(2.0, "time between checkpoints", unit="minutes", gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_negatives(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("negatives", 0) == 0:
+            return values | {"negatives": OWN_NEGATIVES.get(str(values.get("loss")), 1)}
+        return values
 
     @property
     def scores_cosines(self) -> bool:

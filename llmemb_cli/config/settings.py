@@ -45,9 +45,13 @@ class Settings(Section):
     rat: RatSettings = RatSettings()
     eval: EvalSettings = EvalSettings()
     run: PlanSettings = PlanSettings()
-    # What llmemb.toml says of `[rat]` ("") and, over it, of one backbone, one method or both ("bert4rec-llmemb").
+    # What llmemb.toml says of `[rat]` ("") and, over it, of one backbone, one method or both ("bert4rec-llmemb");
+    # and over all of these what flags say (FLAGS).
     rat_tables: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
+
+WHICH = ("backbone", "method", "without")  # settings of `[rat]` that say which run it is
+FLAGS = "--set"  # no table of llmemb.toml can be called so
 
 SECTIONS: dict[str, type[Section]] = {
     "data": DataSettings,
@@ -113,6 +117,8 @@ def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settin
         default = RatSettings()
         own = _own(tables, rat.get("backbone", default.backbone), rat.get("method", default.method))
         rat |= {key: value for key, value in own.items() if f"rat.{key}" not in given}
+        said = {key[4:]: value for key, value in given.items() if key.startswith("rat.") and key.count(".") == 1}
+        tables[FLAGS] = {key: value for key, value in said.items() if key not in WHICH}
         values["rat_tables"] = tables
     return _check(values, source="command line", text="")
 
@@ -146,7 +152,7 @@ def _check_table(name: str, table: dict[str, Any], source: str, text: str) -> No
             where=where,
             hint=f"did you mean [rat.{close}]?" if close else None,
         )
-    for key in ("backbone", "method", "without"):
+    for key in WHICH:
         if key in table:
             raise WrongUseError(f"[rat.{name}] cannot set {key}", where=where, hint="it belongs under [rat]")
     _check({"rat": table}, source=source, text=text, table=f"rat.{name}")
@@ -168,12 +174,13 @@ def rat_for(settings: Settings, **changes: Any) -> RatSettings:
     """`[rat]` as it is with `changes`, such as another backbone or method.
 
     What llmemb.toml says of the new backbone and method alone (`[rat.bert4rec]`) takes the place of what it says of
-    the old ones. Settings that differ from llmemb.toml, by flags, stay as they are.
+    the old ones. Settings that flags changed stay as they are, also those that were changed to what they were.
     """
 
     def filed(backbone: str, method: str) -> dict[str, Any]:
-        own = _own(settings.rat_tables, backbone, method)
-        return RatSettings.model_validate(settings.rat_tables.get("", {}) | own).model_dump()
+        tables = settings.rat_tables
+        own = _own(tables, backbone, method) | tables.get(FLAGS, {})
+        return RatSettings.model_validate(tables.get("", {}) | own).model_dump()
 
     now = settings.rat.model_dump()
     before = filed(now["backbone"], now["method"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 VECTORS = "embeddings.safetensors"
 IDS = "ids.parquet"
 NAME = "embeddings"
-# How many parts of a table are on the disk, while it is being filled.
+# How many shards of a table are on the disk, while it is being filled.
 DONE = "done.json"
 
 
@@ -76,39 +76,44 @@ def fill_table(
     directory: Path,
     item_ids: pl.Series,
     width: int,
-    parts: Sequence[np.ndarray],
+    shards: Sequence[np.ndarray],
     compute: Callable[[np.ndarray, StopRequest], np.ndarray],
     label: str,
     report: Reporter,
 ) -> np.ndarray:
-    """Write a table part by part, so that a crash costs one part; returns the vectors, mapped.
+    """Write a table shard by shard, so that a crash costs one; returns the vectors, mapped.
+
+    `forget_progress` is called when all that follows from the vectors is written too.
 
     Args:
-        parts: rows that are computed together, each (k,) int64; the same at every call that goes on.
-        compute: the (k, width) float32 vectors of a part; may raise InterruptedRunError itself, between its batches.
+        shards: rows that are computed together, each (k,) int64; the same at every call that goes on.
+        compute: the (k, width) float32 vectors of a shard; may raise InterruptedRunError itself, between its batches.
         label: what the progress bar says.
 
     Raises:
-        InterruptedRunError: a signal came; finished parts are in `directory` and the same call goes on.
+        InterruptedRunError: a signal came; finished shards are in `directory` and the same call goes on.
         BadDataError: as `check_vectors`.
     """
     kept = directory / DONE
-    done = read_json(kept)["parts"] if kept.is_file() and (directory / VECTORS).is_file() else 0
+    done = read_json(kept)["shards"] if kept.is_file() and (directory / VECTORS).is_file() else 0
     with (
         StopRequest(report) as stop,
         open_rows(directory, len(item_ids), width) as file,
-        report.task(label, len(item_ids), "items", done=sum(map(len, parts[:done]))) as task,
+        report.task(label, len(item_ids), "items", done=sum(map(len, shards[:done]))) as task,
     ):
-        for number, rows in enumerate(parts[done:], start=done + 1):
+        for number, rows in enumerate(shards[done:], start=done + 1):
             file.write(rows, compute(rows, stop))
             file.sync()
-            write_json(kept, {"parts": number})
+            write_json(kept, {"shards": number})
             task.advance(len(rows))
             if stop.requested:
                 raise InterruptedRunError("interrupted", hint="run the same command again to go on")
-    vectors = finish_table(directory, item_ids)
-    kept.unlink()
-    return vectors
+    return finish_table(directory, item_ids)
+
+
+def forget_progress(directory: Path) -> None:
+    """The table is finished, and what follows from it written."""
+    (directory / DONE).unlink(missing_ok=True)
 
 
 def write_table(directory: Path, table: EmbeddingTable) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.evaluation.document import known_runs
+from llmemb_cli.pipeline import made_stages
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, require_stage
 
@@ -55,12 +56,11 @@ def needed_by(workspace: Workspace, name: str, besides: list[str] | None = None)
     """
     fingerprint = output_fingerprint(workspace.run(name))
     uses = []
-    for path in sorted(workspace.root.rglob("manifest.json")):
-        place = path.parent.relative_to(workspace.root)
-        own = place.parts[:2] == ("runs", name) or (place.parts[0] == "runs" and place.parts[1] in (besides or []))
-        if own or any(part.startswith(".") for part in place.parts):
+    for path in made_stages(workspace):
+        place = path.relative_to(workspace.root)
+        if place.parts[0] == "runs" and place.parts[1] in (name, *(besides or [])):
             continue
-        inputs = (read_manifest(path.parent) or {})["made_from"]["inputs"]
+        inputs = (read_manifest(path) or {})["made_from"]["inputs"]
         for role, value in inputs.items():
             if value == fingerprint:
                 uses.append(_use(place, role))

@@ -16,7 +16,7 @@ from llmemb_cli.assets.models import local_model
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
-from llmemb_cli.embeddings.table import finish_table, open_rows, read_table
+from llmemb_cli.embeddings.table import finish_table, forget_progress, open_rows, read_table
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import LoadedModel, load_model
@@ -147,6 +147,7 @@ def note_cut(work: Path, cut: list[str], settings: Settings, report: Reporter) -
 def _with_pca(work: Path, vectors: np.ndarray, settings: Settings, report: Reporter) -> dict[str, Any]:
     pca = fit_pca(vectors, settings.embed.pca, report, settings.seed)
     write_pca(work, pca)
+    forget_progress(work)
     explained = float(pca.explained_variance.sum() / max(pca.total_variance, 1e-30))
     return {"pca": len(pca.components), "explained": min(explained, 1.0)}
 
@@ -180,7 +181,9 @@ def run_part(
         frame = read_prompts(workspace, READ)[0].gather_every(of, number - 1)
         if frame.is_empty():
             raise BadDataError(f"there are fewer items than {of} parts")
-        return _embed(workspace, frame, settings, adapter, device, work, report)[1]
+        _, summary = _embed(workspace, frame, settings, adapter, device, work, report)
+        forget_progress(work)
+        return summary
 
     stage = part_stage(workspace, settings, tuned, number, of)
     return run_stage(stage, build, force=force, report=report, device=device)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from llmemb_cli.assets.architecture import ENCODERS
+from llmemb_cli.assets.models import local_model
 from llmemb_cli.checkpoint import forget_checkpoint
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.cross_entropy import cross_entropy
@@ -44,6 +46,7 @@ def run_said(workspace: Workspace, settings: Settings, report: Reporter, force: 
         InterruptedRunError: a signal came; a checkpoint is kept and the same call goes on.
     """
     device = pick_device(settings.scft.device)
+    local_model(settings.scft.model, report)  # the manifest says which weights it was made from
 
     def build(work: Path) -> dict[str, Any]:
         frame, prompts = read_prompts(workspace)
@@ -179,10 +182,16 @@ def output_matrix(loaded: LoadedModel) -> torch.Tensor:
     """(vocabulary, d_t) float32: what states are multiplied with to score tokens.
 
     Raises:
-        BadDataError: the folder has none, as of a model that only makes embeddings.
+        BadDataError: the folder has none, as of a model that only makes embeddings; or the model is an encoder.
     """
     from safetensors import safe_open
 
+    if loaded.model.config.model_type in ENCODERS:
+        raise BadDataError(
+            "the model is an encoder, which reads a text as a whole and cannot write it",
+            where=str(loaded.folder),
+            hint="choose a causal language model with --set scft.model=...",
+        )
     if loaded.model.config.get_text_config().tie_word_embeddings:
         return loaded.model.get_input_embeddings().weight.detach().float()
     for file in sorted(loaded.folder.glob("*.safetensors")):

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from llmemb_cli.assets.models import local_model
 from llmemb_cli.checkpoint import forget_checkpoint
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
-from llmemb_cli.embeddings.table import fill_table
+from llmemb_cli.embeddings.table import fill_table, forget_progress
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.llm.adapter import with_lora
 from llmemb_cli.llm.attention import use_short_attention
@@ -49,6 +50,7 @@ def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force
         InterruptedRunError: a signal came; a checkpoint is kept and the same call goes on.
     """
     device = pick_device(settings.scft.device)
+    local_model(settings.scft.model, report)  # the manifest says which weights it was made from
     source = run_name(tslrec_source(settings), settings)
 
     def build(work: Path) -> dict[str, Any]:
@@ -87,6 +89,7 @@ def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force
         )
         vectors = reader.items(data.item_ids, work, report)
         write_pca(work, fit_pca(vectors, settings.embed.pca, report, settings.seed))
+        forget_progress(work)
         forget_checkpoint(work)
         return {
             "items": data.n_items,
@@ -105,7 +108,7 @@ def item_groups(table: np.ndarray, count: int, seed: int) -> np.ndarray:
     from sklearn.cluster import KMeans
 
     possible = max(min(count, len(table) // ITEMS_PER_GROUP), 2)
-    return KMeans(possible, random_state=seed, n_init=4).fit_predict(table).astype(np.int64)
+    return KMeans(possible, random_state=seed % 2**32, n_init=4).fit_predict(table).astype(np.int64)
 
 
 def taste(train: Ragged, groups: np.ndarray) -> np.ndarray:
@@ -122,7 +125,9 @@ def identity_rows(table: np.ndarray, loaded: LoadedModel, seed: int) -> torch.Te
     An item is a token of its own. Its row is a random projection of the collaborative embedding, which keeps the
     distances of items, and is not trained [choice].
     """
-    tokens = loaded.model.get_input_embeddings().weight.detach().float()
+    words = loaded.model.get_input_embeddings()
+    with torch.no_grad():  # not its weights: some models scale what they read of them
+        tokens = words(torch.arange(len(words.weight), device=loaded.device)).float()
     generator = torch.Generator().manual_seed(stream_seed(seed, "tslrec-rows"))
     rows = torch.from_numpy(table - table.mean(axis=0)) @ torch.randn(
         table.shape[1], tokens.shape[1], generator=generator

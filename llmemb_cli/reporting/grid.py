@@ -135,7 +135,9 @@ def _before(steps: list[Step], run: str) -> list[Step]:
     adapter they came from.
     """
     own = [step for step in steps if step.stage.name == "rat" and step.stage.path.name == run]
-    wanted = {path for step in own for path in step.stage.inputs.values()}
+    # The run that it starts from or aligns to has the settings of the cell, and comes with the training.
+    roles = [item for step in own for item in step.stage.inputs.items()]
+    wanted = {path for role, path in roles if role not in ("align", "start")}
     earlier: list[Step] = []
     fine: set[Path] = set()
     for step in reversed([step for step in steps if step.stage.name not in ("eval", "report")]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -41,7 +42,8 @@ def write_lock(workspace: Workspace, part: str = "", wait: float = 0) -> Iterato
         try:
             text = owner.read_text(encoding="utf-8")
             who = json.loads(text)
-            holder = f"process {who['pid']} on {who['host']} since {who['since']}"
+            began = datetime.fromisoformat(who["since"]).astimezone()
+            holder = f"{who['command']}, process {who['pid']} on {who['host']}, since {began:%Y-%m-%d %H:%M:%S}"
         except (OSError, ValueError, KeyError):
             holder = "another process"
         raise LlmembError(
@@ -54,9 +56,16 @@ def write_lock(workspace: Workspace, part: str = "", wait: float = 0) -> Iterato
     _held.add(str(path))
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        write_text(owner, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        who = {"command": _command(), "pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        write_text(owner, json.dumps(who))
         yield
     finally:
         _held.discard(str(path))
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def _command() -> str:
+    """What this process was started as, without its options: `llmemb scft`."""
+    words = [word for word in sys.argv[1:2] if not word.startswith("-")]
+    return " ".join(["llmemb", *words])

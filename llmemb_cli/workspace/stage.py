@@ -23,6 +23,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.store import read_json, sha256_file, sha256_json, write_json
 
 MANIFEST = "manifest.json"
+MARKER = "partial.json"  # in unfinished work: what it is made from
 SCHEMA_VERSION = 1
 State = Literal["missing", "stale", "up-to-date"]
 PACKAGES = ("torch", "transformers", "peft", "polars", "numpy", "scikit-learn", "bitsandbytes")
@@ -41,6 +42,8 @@ class Stage:
         inputs: other stage directories it reads, by role.
         files: what it reads from outside the workspace, by role: a file, or an identity that the caller worked out
             ({"missing": True} while it is not here).
+        about: names of its files that only describe the others: no stage that reads it depends on them.
+        told: keys of its summary that a stage that reads it depends on.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Stage:
     seed: int | None = None
     inputs: Mapping[str, Path] = field(default_factory=dict)
     files: Mapping[str, Path | dict[str, Any]] = field(default_factory=dict)
+    about: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,10 +107,20 @@ def _file_identity(path: Path | dict[str, Any]) -> dict[str, Any]:
         return path
     # Size and time are enough to see a change without reading gigabytes; the content's hash is in the data card.
     try:
+        if path.is_dir():
+            return {"path": str(path), "files": sha256_json(_files_in(path))}
         stat = path.stat()
     except OSError:
         return {"path": str(path), "missing": True}
     return {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _files_in(folder: Path) -> list[list[Any]]:
+    """Name, size and time of the files in a folder and below it, those that systems hide there aside."""
+    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    shown = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
+    stats = [(folder / path).stat() for path in shown]
+    return [[path.as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in zip(shown, stats, strict=True)]
 
 
 def wanted(stage: Stage) -> dict[str, Any]:
@@ -123,7 +138,8 @@ def stage_state(stage: Stage) -> StageState:
     """Compare the directory with what it should hold; the reason names the first difference."""
     manifest = read_manifest(stage.path)
     if manifest is None:
-        return StageState("missing", "never made")
+        begun = partial_path(stage).exists()
+        return StageState("missing", "begun and not finished; goes on where it stopped" if begun else "never made")
     if manifest.get("schema") != SCHEMA_VERSION:
         return StageState("stale", "made by an incompatible version of llmemb")
     return _difference(stage, manifest["made_from"], wanted(stage)) or StageState("up-to-date", "nothing changed")
@@ -132,7 +148,7 @@ def stage_state(stage: Stage) -> StageState:
 def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> StageState | None:
     if had["version"] != want["version"]:
         return StageState("stale", f"llmemb makes {stage.name} differently now")
-    if had["seed"] != want["seed"]:
+    if want["seed"] is not None and had["seed"] != want["seed"]:
         return StageState("stale", f"seed changed: {had['seed']} -> {want['seed']}")
     for key in sorted(set(had["settings"]) | set(want["settings"])):
         before, now = had["settings"].get(key), want["settings"].get(key)
@@ -171,6 +187,7 @@ def run_stage(
     afresh when settings or inputs have changed meanwhile.
     """
     report = report or Reporter()
+    _finish_earlier(stage)
     if not force and stage_state(stage).state == "up-to-date":
         manifest = read_manifest(stage.path)
         assert manifest is not None
@@ -188,15 +205,15 @@ def run_stage(
             hint="run the same command again",
         )
     manifest = _manifest(stage, made_from, work, summary, seconds, device)
-    (work / "partial.json").unlink()
+    # From here on the work is whole: whatever ends this call, the next one only puts it in its place.
     write_json(work / MANIFEST, manifest)
-    _replace(work, stage.path)
+    _publish(work, stage.path)
     return StageResult(True, seconds, manifest)
 
 
 def _work_directory(stage: Stage, made_from: dict[str, Any], report: Reporter) -> Path:
     work = partial_path(stage)
-    marker = work / "partial.json"
+    marker = work / MARKER
     if work.exists():
         try:
             unfinished = read_json(marker)["made_from"] if marker.is_file() else None
@@ -218,15 +235,15 @@ def _work_directory(stage: Stage, made_from: dict[str, Any], report: Reporter) -
 
 def _earlier_seconds(work: Path) -> float:
     """Seconds spent by interrupted calls, if the builder kept count with `keep_seconds`."""
-    marker = read_json(work / "partial.json")
+    marker = read_json(work / MARKER)
     return float(marker.get("seconds", 0.0))
 
 
 def keep_seconds(work: Path, seconds: float) -> None:
     """Note in the work directory that `seconds` were spent before an interruption."""
-    marker = read_json(work / "partial.json")
+    marker = read_json(work / MARKER)
     marker["seconds"] = float(marker.get("seconds", 0.0)) + seconds
-    write_json(work / "partial.json", marker)
+    write_json(work / MARKER, marker)
 
 
 def _manifest(
@@ -240,7 +257,7 @@ def _manifest(
     outputs = {
         str(file.relative_to(work).as_posix()): {"size": file.stat().st_size, "sha256": sha256_file(file)}
         for file in sorted(work.rglob("*"))
-        if file.is_file() and file.name not in (MANIFEST, "partial.json")
+        if file.is_file() and file.name not in (MANIFEST, MARKER)
     }
     return {
         "schema": SCHEMA_VERSION,
@@ -248,7 +265,7 @@ def _manifest(
         "llmemb": __version__,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "made_from": made_from,
-        "fingerprint": sha256_json([outputs, made_from["version"]]),
+        "fingerprint": _fingerprint(stage, made_from["version"], outputs, summary),
         "outputs": outputs,
         "summary": summary,
         "seconds": round(seconds, 3),
@@ -256,6 +273,20 @@ def _manifest(
         "device": device,
         "packages": _package_versions(),
     }
+
+
+def _fingerprint(stage: Stage, version: int, outputs: dict[str, Any], summary: dict[str, Any]) -> str:
+    """What stages that read this one compare; the former one where nothing that they read has changed."""
+
+    def read(outputs: dict[str, Any], summary: dict[str, Any]) -> list[Any]:
+        files = {name: output for name, output in outputs.items() if name not in stage.about}
+        return [files, {key: summary.get(key) for key in stage.told}]
+
+    content, former = read(outputs, summary), read_manifest(stage.path) or {}
+    comparable = former.get("made_from", {}).get("version") == version
+    if comparable and read(former["outputs"], former["summary"]) == content:
+        return str(former["fingerprint"])
+    return sha256_json([*content, version] if stage.about else [outputs, version])
 
 
 def _package_versions() -> dict[str, str]:
@@ -295,11 +326,30 @@ def _peak_of_process() -> int:
     return int(peak / (1024 * 1024 if sys.platform == "darwin" else 1024))
 
 
-def _replace(work: Path, target: Path) -> None:
+def _finish_earlier(stage: Stage) -> None:
+    """Put in its place what an earlier call completed, but was kept from putting there."""
+    work = partial_path(stage)
+    old = _aside(stage.path)
+    if old.exists() and not stage.path.exists():
+        old.replace(stage.path)
+    try:
+        manifest = read_manifest(work)
+    except BadDataError:
+        return
+    if manifest is not None and _difference(stage, manifest["made_from"], wanted(stage)) is None:
+        _publish(work, stage.path)
+
+
+def _publish(work: Path, target: Path) -> None:
     """Put the complete `work` directory in the place of `target`."""
-    old = target.parent / f".{target.name}.old"
+    (work / MARKER).unlink(missing_ok=True)
+    old = _aside(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.replace(old)
     work.replace(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    return target.parent / f".{target.name}.old"
