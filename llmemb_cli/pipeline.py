@@ -268,9 +268,17 @@ def protocol_name(settings: Settings) -> str:
     return f"sampled-{chosen.negatives}-{chosen.candidates}-{chosen.candidate_seed}"
 
 
+def _known_histories(settings: Settings) -> dict[str, Any]:
+    """With a split by time a user has had more than was trained on; evaluations did not always leave that out."""
+    return {"left_out": "all a user has had"} if settings.data.split == "time" else {}
+
+
 def candidates_stage(workspace: Workspace, settings: Settings) -> Stage:
     """`candidates/<protocol>/`: the sampled items of every test user, shared by all runs."""
-    chosen = {key: getattr(settings.eval, key) for key in ("negatives", "candidates", "candidate_seed")}
+    chosen: dict[str, Any] = {
+        key: getattr(settings.eval, key) for key in ("negatives", "candidates", "candidate_seed")
+    }
+    chosen |= _known_histories(settings)
     return Stage(
         "candidates",
         workspace.candidates(protocol_name(settings)),
@@ -289,6 +297,7 @@ def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
     """`runs/<run>/eval/<protocol>/`: ranks and metrics."""
     chosen = {key: v for key, v in _settings(settings.eval).items() if key not in ("batch_users", "groups")}
     chosen["tail_share"] = settings.data.tail_share
+    chosen |= _known_histories(settings)
     inputs = {"run": workspace.run(run), "data": workspace.data}
     if settings.eval.protocol == "sampled":
         inputs["candidates"] = workspace.candidates(protocol_name(settings))

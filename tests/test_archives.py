@@ -8,6 +8,7 @@ import io
 import lzma
 import os
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -217,6 +218,86 @@ def test_a_sparse_member_does_not_become_its_zeros(tmp_path: Path) -> None:
         assert archive.getmembers()[0].issparse() and archive.getmembers()[0].size == 1 << 32
     with pytest.raises(WrongUseError, match="no file with the first"):
         look(tmp_path / "in.tar")
+
+
+def test_sparse_members_with_a_long_map_are_passed_over(tmp_path: Path) -> None:
+    # GNU's old form, with two more blocks of the map before the content; and that of PAX, with it in the content.
+    old = bytearray(sparse_tar(1 << 32))
+    old[482] = 1
+    old[148:156] = b" " * 8
+    old[148:156] = b"%06o\x00 " % sum(old[:512])
+    blocks = (b"%011o\x00" % 512 * 42).ljust(504, b"\x00")[:504]
+    more = blocks + b"\x01" + bytes(7) + blocks + bytes(8)
+    new = io.BytesIO()
+    with tarfile.open(fileobj=new, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("first.txt")
+        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "4294967296"}
+        content = b"9999999999\n" + b"1\n" * 2000
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+        members = new.getvalue()  # without the blocks that end an archive
+    for raw in (bytes(old[:512]) + more + bytes(old[512:]), members):
+        (tmp_path / "in.tar").write_bytes(raw + tar_of({"second.txt": b"two"}))
+        with pytest.raises(WrongUseError, match=r"no file with the first there \(second.txt\)"):
+            look(tmp_path / "in.tar")
+
+
+def header(kind: bytes, size: int, name: str = "x") -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax_record(size: int) -> bytes:
+    """One record of `size` bytes."""
+    start = b"%d k=" % size
+    return start + b"v" * (size - len(start) - 1) + b"\n"
+
+
+LONG = 20 << 20
+HEADERS = {
+    "one": header(tarfile.XHDTYPE, LONG) + pax_record(LONG),
+    "of all": header(tarfile.XGLTYPE, LONG) + pax_record(LONG),
+    "name": header(tarfile.GNUTYPE_LONGNAME, LONG) + b"n" * LONG,
+    "link": header(tarfile.GNUTYPE_LONGLINK, LONG) + b"n" * LONG,
+    "in a row": (header(tarfile.XHDTYPE, 1 << 19) + pax_record(1 << 19)) * 40,
+    "small ones in a row": (header(tarfile.XHDTYPE, 512) + pax_record(512)) * 2000,
+    "of all, between members": (header(tarfile.XGLTYPE, 1 << 19) + pax_record(1 << 19) + header(b"0", 0)) * 40,
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize("member_first", [False, True])
+def test_headers_take_no_more_memory_than_a_header_needs(tmp_path: Path, name: str, member_first: bool) -> None:
+    before = header(b"0", 0, "first.txt") if member_first else b""
+    source = tmp_path / "in.tgz"
+    source.write_bytes(gzip.compress(before + HEADERS[name] + tar_of({"second.txt": b"two"}), 6))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadDataError, match="headers of more than 1 MiB") as caught:
+            look(source)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert caught.value.where == str(source) and peak < 16 << 20
+
+
+def test_members_with_long_headers_are_read_and_not_kept(tmp_path: Path) -> None:
+    long = "d" * 300
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in [f"{long}/{n}.bin" for n in range(40)] + [f"{long}/first.txt", "second.txt"]:
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = 3, {"SCHILY.xattr.user.x": "v" * 500_000}
+            archive.addfile(member, io.BytesIO(b"two"))
+    (tmp_path / "in.tar").write_bytes(target.getvalue())
+    tracemalloc.start()
+    try:
+        found = look(tmp_path / "in.tar")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found["first"].open().read() == b"two" and peak < 12 << 20
 
 
 def bomb(megabytes: int) -> bytes:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -156,6 +157,84 @@ def test_a_key_first_seen_in_the_last_line_is_an_attribute(tmp_path: Path) -> No
     assert data.prompts()["last"].endswith("title is Last; late is here")
     data = custom(tmp_path / "b", json_lines(log), json_lines(items), "jsonl", rating_column="rating", min_rating=1)
     assert data.rows() == [("u", "last", 2)] and data.stats["left_out"] == {"no rating": 11_000}
+
+
+# Names that the program has used itself for one thing or another.
+TAKEN = ["line", "reason", "item_id", "user_id", "timestamp", "rating", "title", "seconds", "stars", "split", "item"]
+
+
+@given(
+    roles=st.permutations(TAKEN).map(lambda names: names[:4]),
+    key_name=st.sampled_from(TAKEN),
+    suffix=st.sampled_from(["csv", "jsonl", "parquet"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_columns_of_own_files_may_be_called_anything(
+    tmp_path_factory: pytest.TempPathFactory, roles: list[str], key_name: str, suffix: str
+) -> None:
+    folder = tmp_path_factory.mktemp("names")
+    user, item, time, stars = roles
+    log = pl.DataFrame({time: ["30", "20", "10"], stars: ["5", "4", "3"], item: ["i1", "i2", "i1"], user: ["u"] * 3})
+    # The items' file has every other name as an attribute, whatever the log calls its columns.
+    names = [name for name in TAKEN if name not in (item, "title")]
+    items = pl.DataFrame({item: ["i1", "i2"]} | {name: [f"{name} 1", f"{name} 2"] for name in names})
+    for name, frame in (("log", log), ("items", items)):
+        write = {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[suffix]
+        write(folder / f"{name}.{suffix}")
+    files = {"interactions": str(folder / f"log.{suffix}"), "items": str(folder / f"items.{suffix}")}
+    columns = {"user_column": user, "item_column": item, "time_column": time, "rating_column": stars}
+    asked = [key_name] if key_name in names else []
+    data = prepare(folder / "ws", "custom", **files, **columns, attributes=asked)
+    assert data.log.select("user_id", "item_id", "timestamp", "rating").rows() == [
+        *(("u", "i1", 10, 3.0), ("u", "i2", 20, 4.0), ("u", "i1", 30, 5.0)),
+    ]
+    here = {name: "item_id_2" if name == "item_id" else name for name in names}
+    assert data.items["item_id"].to_list() == ["i1", "i2"]
+    for name in names:
+        assert data.items[here[name]].to_list() == [f"{name} 1", f"{name} 2"]
+    assert not asked or data.stats["attributes"] == [here[key_name]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "flags"),
+    [
+        ({"user_column": "item_id", "item_column": "item_id"}, "--user-column and --item-column"),
+        ({"time_column": "item_id", "item_column": "item_id"}, "--item-column and --time-column"),
+        ({"rating_column": "rating", "time_column": "rating"}, "--time-column and --rating-column"),
+        ({"title_column": "item_id"}, "--item-column and --title-column"),
+    ],
+)
+def test_one_column_cannot_be_two_things(tmp_path: Path, columns: dict[str, str], flags: str) -> None:
+    with pytest.raises(WrongUseError, match=f"cannot be two things: {flags}"):
+        custom(tmp_path, **columns)
+
+
+def test_a_column_that_is_named_for_one_thing_is_not_guessed_for_another(tmp_path: Path) -> None:
+    data = custom(tmp_path, time_column="rating")  # there is no column of ratings left
+    assert data.rows() == [("u1", "i2", 4), ("u1", "i1", 5), ("u2", "i1", 3)]
+    assert data.log["rating"].null_count() == 3
+    log = LOG.replace(b"item_id", b"title")
+    data = custom(tmp_path / "b", log, b"title,brand\ni1,A\ni2,B\n", item_column="title")
+    assert data.items.rows() == [("i1", None, "A"), ("i2", None, "B")]
+
+
+def test_a_column_that_only_ours_could_be_called_is_refused(tmp_path: Path) -> None:
+    log = json_lines([{"user_id": "u", "item_id": "i1", "timestamp": 1}])
+    items = json_lines([{"item_id": "i1", "title": "One", "\x00line": "7"}])
+    with pytest.raises(BadDataError, match="holds a NUL byte"):
+        custom(tmp_path, log, items, "jsonl")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_column_without_a_name_stays_out_of_prompts(tmp_path: Path, suffix: str) -> None:
+    # pandas' to_csv writes its row numbers so.
+    frame = pl.DataFrame({"": ["0", "1"], "item_id": ["i1", "i2"], "title": ["One", "Two"]})
+    items = tmp_path / f"items.{suffix}"
+    getattr(frame, f"write_{suffix}")(items)
+    (tmp_path / "log.csv").write_bytes(LOG)
+    data = prepare(tmp_path / "ws", "custom", interactions=str(tmp_path / "log.csv"), items=str(items))
+    assert data.items.columns == ["item_id", "title"]
+    assert data.prompts()["i1"].endswith("title is One")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

@@ -67,6 +67,24 @@ def test_t_and_wilcoxon_are_those_of_scipy() -> None:
     assert paired_test(ours, theirs, "wilcoxon").p == pytest.approx(stats.wilcoxon(gaps[10:]).pvalue)
 
 
+def test_means_over_seeds_that_are_equal_count_as_equal() -> None:
+    rng = np.random.default_rng(3)
+    # Hits of three seeds: differences of their means are multiples of a third, which floats hold only nearly.
+    hits = (rng.random((2, 2000, 3)) < np.array([0.55, 0.5])[:, None, None]).astype(float)
+    thirds = (hits[0].sum(axis=1) - hits[1].sum(axis=1)).astype(int)
+    ours, theirs = (np.mean([one[:, seed] for seed in range(3)], axis=0) for one in hits)
+    assert len(np.unique(np.abs(ours - theirs)[thirds != 0])) > 3, "the plain differences are no ties"
+    got = paired_test(ours, theirs, "wilcoxon")
+    assert got.p == pytest.approx(stats.wilcoxon(thirds[thirds != 0]).pvalue)
+    # The same values in another order: a mean that differs in its last bit at most.
+    values = rng.choice([0.0, 1 / np.log2(3), 0.5, 1 / np.log2(5)], (500, 3))
+    first, second = (np.mean([values[:, seed] for seed in order], axis=0) for order in ((0, 1, 2), (2, 0, 1)))
+    assert (first != second).any()
+    for test in ("t", "wilcoxon", "permutation", "bootstrap"):
+        same = paired_test(first, second, test)  # type: ignore[arg-type]
+        assert (same.p, same.wins, same.losses, same.difference) == (1.0, 0, 0, 0.0)
+
+
 def test_permutation_counts_all_flips_of_few_pairs() -> None:
     gaps = np.array([0.4, -0.1, 0.3, 0.6, 0.0, -0.2, 0.5])
     used = gaps[gaps != 0]
@@ -249,12 +267,15 @@ def test_variants_and_methods_are_names_too(measured: tuple[Workspace, Settings]
     assert [entry["baseline"] for entry in turned["variants"]] == ["sasrec-llmemb", None]
     # The same settings and seed under another name are no third seed.
     shutil.copytree(workspace.run("sasrec-none-1"), workspace.run("again"))
-    found = {entry["variant"]: entry["seeds"] for entry in compare_runs(workspace, settings, [])["variants"]}
-    assert found == {"sasrec-none": [1, 2], "again": [1], "sasrec-llmemb": [1, 2]} or found == {
-        "again": [1, 2],
-        "sasrec-none": [1],
-        "sasrec-llmemb": [1, 2],
-    }
+    # Whichever comes first: a name of one's own takes no run's place among the seeds.
+    for names in ([], ["again", "none", "llmemb"], ["llmemb", "sasrec-none-2", "again", "sasrec-none-1"]):
+        entries = compare_runs(workspace, settings, names)["variants"]
+        found = {entry["variant"]: (entry["runs"], entry["seeds"]) for entry in entries}
+        assert found == {
+            "sasrec-none": (["sasrec-none-1", "sasrec-none-2"], [1, 2]),
+            "again": (["again"], [1]),
+            "sasrec-llmemb": (["sasrec-llmemb-1", "sasrec-llmemb-2"], [1, 2]),
+        }, names
 
 
 def test_variants_say_in_what_they_differ_and_stand_in_the_order_of_their_numbers(
@@ -299,6 +320,40 @@ def test_of_several_plain_models_the_plainest_is_the_baseline(
         ("sasrec-none epochs=1", None),
         ("sasrec-llmemb", "sasrec-none epochs=1"),
     ]
+
+
+def test_workspaces_and_runs_of_one_name_are_told_apart(
+    measured: tuple[Workspace, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, settings = measured
+    other = Workspace(Path(shutil.copytree(workspace.root, tmp_path / "other" / "ws")).resolve())
+    entries = compare_runs(workspace, settings, ["none", str(other.run("sasrec-none-1"))])["variants"]
+    above = workspace.root.parent.name
+    assert [(entry["variant"], entry["baseline"]) for entry in entries] == [
+        (f"{above}/ws/sasrec-none", None),
+        ("other/ws/sasrec-none", f"{above}/ws/sasrec-none"),
+    ]
+    # A copy of one of two seeds: what it is compared with is the mean of both.
+    ranks = [
+        pl.read_parquet(workspace.evaluation(f"sasrec-none-{seed}", "full") / "ranks.parquet") for seed in (1, 2)
+    ]
+    hits = [(one["rank"] <= 10).cast(pl.Float64).to_numpy() for one in ranks]
+    cell = entries[1]["parts"]["overall"]["HR@10"]
+    assert cell["wins"] == (hits[0] > hits[1]).sum() and cell["losses"] == (hits[0] < hits[1]).sum()
+    assert cell["p"] == pytest.approx(stats.ttest_rel(hits[0], (hits[0] + hits[1]) / 2).pvalue)
+    # Two runs of settings of their own, with names that only their seeds tell apart.
+    for seed, name in ((1, "mine-1"), (2, "mine-2")):
+        run = shutil.copytree(other.run(f"sasrec-none-{seed}"), other.run(name))
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["made_from"]["settings"]["dropout"] = 0.1 * seed
+        (run / "manifest.json").write_text(json.dumps(manifest))
+    names = [str(other.run("mine-1")), str(other.run("mine-2")), "llmemb"]
+    labels = [entry["variant"] for entry in compare_runs(workspace, settings, names)["variants"]]
+    assert labels == ["other/ws/mine-1", "other/ws/mine-2", f"{above}/ws/sasrec-llmemb"]
+    # A path to a run of the workspace itself is that run.
+    monkeypatch.chdir(workspace.root)
+    by_path = compare_runs(workspace, settings, ["runs/sasrec-none-1", "./runs/../runs/sasrec-none-2", "llmemb"])
+    assert by_path["variants"] == compare_runs(workspace, settings, ["none", "llmemb"])["variants"]
 
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)

@@ -21,7 +21,7 @@ from llmemb_cli.datasets.split import load_split
 from llmemb_cli.evaluation.stage import run_eval
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
-from llmemb_cli.reporting.parts.data import data_part
+from llmemb_cli.reporting.parts.data import data_part, page_tail
 from llmemb_cli.reporting.parts.results import result_parts
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
@@ -135,8 +135,10 @@ def test_figures_are_what_their_ending_says_and_hold_the_bins(
 
 def test_the_report_draws_the_same_bins(trained: tuple[Workspace, Settings]) -> None:
     workspace, settings = trained
+    split = load_split(workspace.data)
+    tail = page_tail(split, settings, [])
     (part,) = [one for one in result_parts(workspace, settings) if one["kind"] == "full"]
-    columns = data_part(workspace, load_split(workspace.data), [part])["bins"].columns
+    columns = data_part(workspace, split, tail, [part])["bins"].columns
     first, second = (
         json.loads(data(workspace, "--run", f"sasrec-none-{seed}", "--protocol", "full", "--json").stdout)["curve"]
         for seed in (1, 2)
@@ -148,7 +150,7 @@ def test_the_report_draws_the_same_bins(trained: tuple[Workspace, Settings]) -> 
         }
         mean = None if one["HR@10"] is None else (one["HR@10"] + other["HR@10"]) / 2
         assert rates[place] == (None if mean is None else pytest.approx(mean)), "the mean over seeds"
-    bare = data_part(workspace, load_split(workspace.data), [])["bins"]
+    bare = data_part(workspace, split, tail, [])["bins"]
     assert not [name for name in bare.columns if name.startswith("HR@10")], "without results the items alone"
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter, defaultdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 from llmemb_cli.config.data import DataSettings
 from llmemb_cli.datasets.create import create_workspace
 from llmemb_cli.datasets.popularity import tail_items
+from llmemb_cli.datasets.raw import Tally
+from llmemb_cli.datasets.readers.chunks import LINE
 from llmemb_cli.datasets.readers.tabular import read_table
-from llmemb_cli.datasets.rules import apply_rules, split_column
+from llmemb_cli.datasets.rules import SECOND, apply_rules, check_interactions, split_column
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
 from llmemb_cli.progress import Reporter
@@ -215,6 +218,82 @@ def test_milliseconds_and_dates_are_seconds(tmp_path: Path) -> None:
     root = build(tmp_path, log, items)
     times = pl.read_parquet(root / "data" / "interactions.parquet")["timestamp"]
     assert times.min() == 1_400_000_020 and times.max() == 1_401_000_005
+
+
+MOMENTS = st.integers(1_600_000_000_000_000, 1_600_000_003_000_000)  # microseconds: many in one second
+
+
+def milliseconds(moment: int) -> str:
+    return str(moment // 1000)
+
+
+def iso(moment: int) -> str:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=moment)).isoformat()
+
+
+@given(
+    moments=st.lists(MOMENTS, min_size=1, max_size=12),
+    form=st.sampled_from([milliseconds, iso, lambda moment: f"{moment // SECOND}.{moment % SECOND:06d}"]),
+    block=st.integers(1, 12),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_order_within_a_second_is_kept_and_whole_seconds_are_stored(
+    moments: list[int], form: Any, block: int
+) -> None:
+    rows = [("u", f"i{n}", form(moment), n) for n, moment in enumerate(moments)]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", LINE], orient="row")
+    parts = [check_interactions(log[at : at + block], None, "x", Tally()) for at in range(0, len(log), block)]
+    got = apply_rules(pl.concat(parts, how="diagonal"), DataSettings(filter="none"), 1, Counter())
+    known = [moment // 1000 if form is milliseconds else moment for moment in moments]
+    expected = sorted(range(len(moments)), key=lambda n: (known[n], n))
+    assert got["item_id"].to_list() == [f"i{n}" for n in expected]
+    assert got["timestamp"].to_list() == [moments[n] // SECOND for n in expected]
+
+
+def test_the_order_within_a_second_of_a_parquet_table_is_kept(tmp_path: Path) -> None:
+    start = datetime(2020, 9, 13, 12, 26, 40)
+    times = [start + timedelta(milliseconds=part) for part in (900, 500, 100)]
+    pl.DataFrame({"user_id": ["u"] * 3, "item_id": list("cba"), "timestamp": times}).write_parquet(
+        tmp_path / "log.parquet"
+    )
+    root = build(tmp_path, tmp_path / "log.parquet", None, filter="none", allow_small=True)
+    log = pl.read_parquet(root / "data" / "interactions.parquet")
+    assert log["item_id"].to_list() == list("abc") and log["timestamp"].to_list() == [1_600_000_000] * 3
+    assert log.columns == ["user_id", "item_id", "timestamp", "rating", "split"]
+
+
+def test_days_written_without_hyphens_are_days_and_a_mixture_is_told(tmp_path: Path) -> None:
+    class Warned(Reporter):
+        lines: list[str]
+
+        def warn(self, message: str) -> None:
+            self.lines.append(message)
+
+    def days(name: str, times: list[str]) -> tuple[list[int], list[str]]:
+        report = Warned()
+        report.lines = []
+        (tmp_path / f"{name}.csv").write_text("user_id,item_id,date\n" + "".join(f"u,i,{time}\n" for time in times))
+        overrides = {"data.interactions": str(tmp_path / f"{name}.csv"), "data.filter": "none"}
+        workspace, _ = create_workspace(tmp_path / name, overrides | {"data.allow_small": True}, report)
+        return pl.read_parquet(workspace.data / "interactions.parquet")["timestamp"].to_list(), report.lines
+
+    may, june = 1_399_939_200, 1_401_580_800
+    assert days("all", ["20140513", "20140601.0", "2014-06-01", "soon"]) == (
+        [may, june, june],
+        ["1 lines were not used: see data/rejected.jsonl"],
+    )
+    times, said = days("mixed", ["20140513", "20140601", "20141345"])
+    assert times == [20140513, 20140601, 20141345] and "look like days" in said[0]
+    assert days("seconds", ["1400000000", "20140513", "20140513000"])[1] == []
+
+
+def test_a_sample_of_nobody_is_told_as_an_empty_set(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("user_id,item_id,timestamp,rating\nu,i,1,5\n")
+    with pytest.raises(BadDataError, match="only 0 users and 0 items are left"):
+        build(tmp_path, log, None, min_rating=9, sample=0.5)
+    with pytest.raises(BadDataError, match="only 0 users and 0 items are left"):
+        build(tmp_path, log, None, min_rating=9, max_users=3)
 
 
 @given(

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from llmemb_cli.datasets.split import load_split
+from llmemb_cli.datasets.split import SplitData, load_split
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.evaluation import rank
 from llmemb_cli.evaluation.beyond import beyond_accuracy
@@ -22,10 +22,12 @@ from llmemb_cli.evaluation.candidates import draw_candidates, test_users
 from llmemb_cli.evaluation.document import eval_document
 from llmemb_cli.evaluation.groups import make_groupings
 from llmemb_cli.evaluation.rank import full_ranking, sampled_ranks
+from llmemb_cli.evaluation.recommend import known_history, top_items
 from llmemb_cli.evaluation.stage import figures, run_eval
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.train import run_rat
+from tests.dataset_fixtures import prepare
 from tests.make_workspace import make_workspace
 
 test_users.__test__ = False  # type: ignore[attr-defined]  # a function of ours, not a test
@@ -88,6 +90,76 @@ def test_sampled_ranking_equals_brute_force_and_candidates_are_strangers(
         assert got[place] == 1 + sum(scores[i] >= scores[data.test[user]] for i in drawn[place])
     with pytest.raises(BadDataError, match="items left to rank among"):
         draw_candidates(data, 29, "uniform", 1)
+
+
+DAY = 86_400
+
+
+def split_by_time(folder: Path) -> tuple[SplitData, dict[str, list[str]]]:
+    """90 users over 30 days, with validation from the 11th and test from the 21st; and all that each has had."""
+    rng = np.random.default_rng(8)
+    rows = [
+        (f"u{user}", f"i{item}", DAY * int(day))
+        for user in range(90)
+        for item, day in zip(rng.integers(40, size=9), rng.permutation(30)[:9], strict=True)
+    ]
+    text = "user_id,item_id,timestamp\n" + "".join(f"{user},{item},{time}\n" for user, item, time in rows)
+    (folder / "log.csv").write_text(text)
+    data = prepare(
+        folder / "ws",
+        "custom",
+        interactions=str(folder / "log.csv"),
+        **{"split": "time", "valid_from": "1970-01-11", "test_from": "1970-01-21"},
+    )
+    assert data.stats["split_rows"]["later"] > 100
+    had: dict[str, list[str]] = {}
+    for user, item, _ in sorted(rows, key=lambda row: row[2]):
+        had.setdefault(user, []).append(item)
+    return load_split(data.workspace.data), had
+
+
+def test_what_a_split_by_time_passes_over_is_no_stranger(tmp_path: Path) -> None:
+    data, had = split_by_time(tmp_path)
+    number = {item: place for place, item in enumerate(data.item_ids, start=1)}
+    own = [{number[item] for item in had[user]} for user in data.user_ids]
+    users = test_users(data)
+    for how in ("uniform", "popularity"):
+        for row, user in zip(draw_candidates(data, 15, how, 1).tolist(), users, strict=True):
+            assert len(set(row)) == 15 and not set(row) & own[user]
+    model = Fixed(torch.randn(data.n_items + 1, 3, generator=torch.Generator().manual_seed(0)).round())
+    ranks, top = full_ranking(model, data, users, top=10, batch_users=7)
+    history = data.test_history()
+    for got, row, user in zip(ranks.tolist(), top.tolist(), users, strict=True):
+        scores = (model.item_table @ model.item_table[history.row(user)[-1]]).tolist()
+        target = int(data.test[user])
+        others = set(range(1, data.n_items + 1)) - own[user]
+        assert got == 1 + sum(scores[item] >= scores[target] for item in others)
+        assert set(row) <= others | {target}
+
+
+def test_recommend_knows_all_that_a_user_of_a_split_by_time_has_had(tmp_path: Path) -> None:
+    data, had = split_by_time(tmp_path)
+    users = np.arange(data.n_users)
+    ids = data.item_ids.to_list()
+    full, seen, train = (known_history(data, users, how) for how in ("full", "eval", "train"))
+    for user in users:
+        assert [ids[item - 1] for item in full.row(user)] == had[data.user_ids[int(user)]]
+        before = [*train.row(user), *([data.valid[user]] if data.valid[user] else [])]
+        assert train.row(user).tolist() == data.train.row(user).tolist() and seen.row(user).tolist() == before
+    model = Fixed(torch.randn(data.n_items + 1, 3, generator=torch.Generator().manual_seed(0)))
+    items, _ = top_items(model, full, 10)
+    assert not any(set(row) & set(full.row(user)) for user, row in zip(users, items.tolist(), strict=True))
+
+
+def test_leave_one_out_knows_nothing_but_its_three_parts(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws")
+    data = load_split(workspace.data)
+    assert data.timeline is None
+    full = data.full_history()
+    log = pl.read_parquet(workspace.data / "interactions.parquet")
+    ids = data.item_ids.to_list()
+    assert [ids[item - 1] for item in full.values] == log["item_id"].to_list()
+    assert full.lengths().tolist() == log["user_id"].rle().struct.field("len").to_list()
 
 
 def test_crowded_rows_are_filled_with_the_items_that_are_left(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from llmemb_cli.embeddings.export import ItemTable, _word2vec, _words, make_expo
 from llmemb_cli.errors import BadDataError, MissingError, WrongUseError
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.train import run_rat
+from llmemb_cli.workspace import stage as stage_module
 from llmemb_cli.workspace.locate import Workspace
 from tests.make_workspace import make_workspace
 
@@ -178,3 +179,83 @@ def test_command_exports_the_best_run_or_llm_embeddings(trained: Workspace) -> N
     assert np.load(Path(document["export"]) / "item_embeddings.npy").shape == (30, 24)
     done = runner.invoke(app, ["export", "rum", "-w", str(trained.root)])
     assert done.exit_code == 2 and "did you mean run?" in done.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_lies_beside_an_export_is_kept(tmp_path: Path, trained: Workspace) -> None:
+    run, out = trained.run("run"), tmp_path / "out"
+    make_export(trained, run, "npy", Reporter(), output=out)
+    mine = {"notes.txt": b"years of work", "more/plot.svg": b"<svg/>"}
+    (out / "more").mkdir()
+    for name, content in mine.items():
+        (out / name).write_bytes(content)
+    before = contents(out)
+    # Nothing is to be written, so nothing is in the way.
+    assert not make_export(trained, run, "npy", Reporter(), output=out).built
+    for source, format in ((run, "parquet"), (trained.embeddings("base"), "npy")):
+        with pytest.raises(WrongUseError, match="export of run as npy") as refused:
+            make_export(trained, source, format, Reporter(), output=out)  # type: ignore[arg-type]
+        assert refused.value.hint and "--force" in refused.value.hint and contents(out) == before
+    manifest = out / "manifest.json"
+    stale = json.loads(manifest.read_text())
+    stale["made_from"]["inputs"]["source"] = "0" * 64
+    manifest.write_text(json.dumps(stale))
+    with pytest.raises(WrongUseError, match=r"more than the export, for example more"):
+        make_export(trained, run, "npy", Reporter(), output=out)
+    # Twice: what was kept once is not taken for a part of the export the second time.
+    for format in ("npy", "parquet"):
+        make_export(trained, run, format, Reporter(), output=out, force=True)  # type: ignore[arg-type]
+        found = contents(out)
+        assert {name: found[name] for name in mine} == mine
+        listed = {entry["name"] for entry in json.loads((out / "card.json").read_text())["files"]}
+        assert found.keys() - mine.keys() == listed | {"card.md", "card.json", "manifest.json"}
+    assert not list(tmp_path.glob(".out.*"))
+
+
+def test_a_file_in_the_place_of_a_new_one_stops_the_export(tmp_path: Path, trained: Workspace) -> None:
+    run, out = trained.run("run"), tmp_path / "out"
+    make_export(trained, run, "parquet", Reporter(), output=out)
+    (out / "ids.parquet").write_text("mine")
+    before = contents(out)
+    with pytest.raises(WrongUseError, match=r"ids\.parquet is there"):
+        make_export(trained, run, "npy", Reporter(), output=out, force=True)
+    assert contents(out) == before
+
+
+def test_files_set_aside_come_back_after_a_crash(tmp_path: Path, trained: Workspace) -> None:
+    run, out = trained.run("run"), tmp_path / "out"
+    make_export(trained, run, "npy", Reporter(), output=out)
+    (tmp_path / ".out.kept").mkdir()
+    (tmp_path / ".out.kept" / "notes.txt").write_text("years of work")
+    make_export(trained, run, "npy", Reporter(), output=out)
+    assert (out / "notes.txt").read_text() == "years of work" and not (tmp_path / ".out.kept").exists()
+
+
+def test_an_export_ended_before_it_was_put_in_its_place_keeps_what_lies_beside_it(
+    tmp_path: Path, trained: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = trained.run("run"), tmp_path / "out"
+    make_export(trained, run, "npy", Reporter(), output=out)
+    (out / "notes.txt").write_text("years of work")
+
+    def killed(work: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_module, "_publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_export(trained, run, "parquet", Reporter(), output=out, force=True)
+    make_export(trained, run, "parquet", Reporter(), output=out, force=True)
+    assert (out / "notes.txt").read_text() == "years of work" and (out / "item_embeddings.parquet").is_file()
+
+
+@pytest.mark.parametrize("text", ['{"name": "a web app"}', "[1, 2]"])
+def test_a_manifest_of_something_else_is_no_export(tmp_path: Path, trained: Workspace, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    for force in (False, True):
+        with pytest.raises(WrongUseError, match="no export"):
+            make_export(trained, trained.run("run"), "npy", Reporter(), output=tmp_path, force=force)
+    assert contents(tmp_path) == {"manifest.json": text.encode()}

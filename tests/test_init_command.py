@@ -257,10 +257,71 @@ def test_what_a_killed_init_left_is_no_obstacle_but_settings_made_by_hand_are(fo
     assert (folder / "hand" / "llmemb.toml").read_text() == "[data]\nmin_user = 9\n"
 
 
+@pytest.mark.parametrize("other", [(), ("--min-user", "4")])
+def test_a_second_init_leaves_alone_what_the_first_is_making(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, other: tuple[str, ...]
+) -> None:
+    from llmemb_cli.datasets.readers import custom
+
+    scan, seen = custom.scan_table, []
+    words = ["init", "custom", "--name", "w", "--interactions", LOG, "--items", "items.csv", *other]
+
+    def beside_another(*args: Any, **named: Any) -> Iterator[Any]:
+        before = sorted(path.name for path in (folder / "w").iterdir())
+        done = subprocess.run([sys.executable, "-m", "llmemb_cli", *words], capture_output=True, text=True)
+        seen.append((done, before, sorted(path.name for path in (folder / "w").iterdir())))
+        yield from scan(*args, **named)
+
+    monkeypatch.setattr(custom, "scan_table", beside_another)
+    assert own().exit_code == 0
+    [(second, before, after)] = seen
+    assert second.returncode == 1 and "the workspace is in use by" in second.stderr
+    assert before == after and {"llmemb.toml", ".data.partial", ".llmemb.lock.json"} <= set(after)
+    assert "min_user" not in settings_in(folder / "w" / "llmemb.toml")
+
+
+def test_a_workspace_that_is_finished_while_another_init_waits_is_not_overwritten(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmemb_cli.datasets import create
+
+    real = create.write_lock
+
+    def after_another(*args: Any) -> Any:
+        monkeypatch.setattr(create, "write_lock", real)
+        assert own("--min-user", "4").exit_code == 0
+        return real(*args)
+
+    monkeypatch.setattr(create, "write_lock", after_another)
+    done = own()
+    assert done.exit_code == 2 and "min_user is 4 there" in done.stderr
+    assert settings_in(folder / "w" / "llmemb.toml")["min_user"] == 4
+    assert (folder / "w" / "data" / "manifest.json").is_file()
+
+
+def test_what_others_keep_in_a_directory_is_never_cleared_away(folder: Path) -> None:
+    for name in ("w", "v"):
+        (folder / name / ".git").mkdir(parents=True)
+    (folder / "w" / ".data.partial").mkdir()
+    (folder / "w" / "llmemb.toml").write_text("[data]\nmin_user = 9\n")
+    assert own().exit_code == 2  # other settings: not ours to overwrite
+    assert own(name="v").exit_code == 2  # in the way
+    for name in ("w", "v"):
+        assert (folder / name / ".git").is_dir()
+    assert (folder / "w" / "llmemb.toml").read_text() == "[data]\nmin_user = 9\n"
+    assert sorted(path.name for path in (folder / "v").iterdir()) == [".git"]
+
+
 def test_names_come_from_the_file_and_paths_are_made(folder: Path) -> None:
     done = llmemb("--interactions", LOG, "--items", "items.csv", "--path", "deep/er")
     assert done.exit_code == 0 and (folder / "deep" / "er" / "log" / "data" / "card.md").is_file()
     assert "cd deep/er/log && llmemb run" in done.stdout
+
+
+def test_names_are_shown_as_they_are_with_brackets_too(folder: Path) -> None:
+    done = own(name="x[b]")
+    assert "llmemb data -w x[b], or x[b]/data/card.md" in done.stdout
+    assert "workspace x[b] made" in done.stdout and "cd x[b] && llmemb run" in done.stdout
 
 
 def test_a_missing_time_column_is_told(folder: Path) -> None:
@@ -377,3 +438,45 @@ def test_amounts_and_names_are_short_enough_to_read() -> None:
     short = shortened(name, 24)
     assert len(short) == 24 and short.startswith("reading yelp") and short.endswith("review.json")
     assert shortened("short", 24) == "short"
+
+
+@pytest.mark.parametrize("name", ["purchased_at", "order_date", "orderDate", "event.time", "Bought At"])
+def test_a_column_that_is_called_as_times_are_is_taken_for_the_time(folder: Path, name: str) -> None:
+    lines = (folder / LOG).read_text().replace("timestamp", name).splitlines()
+    (folder / LOG).write_text("\n".join([lines[0], *sorted(lines[1:], key=lambda line: line[::-1])]) + "\n")
+    done = own()
+    assert done.exit_code == 0 and "--time-column" not in done.stderr
+    log = pl.read_parquet(folder / "w" / "data" / "interactions.parquet")
+    assert log["timestamp"].min() >= 1_600_000_000  # type: ignore[operator]
+    assert all(
+        times.is_sorted()
+        for times in log.partition_by("user_id", as_dict=True).values()
+        for times in [times["timestamp"]]
+    )
+
+
+def test_attributes_that_count_interest_stay_out_of_prompts(folder: Path) -> None:
+    counts = ["units_sold", "viewsLastMonth", "clicks", "Sales Rank 2020", "review_count"]
+    kept = ["title", "brand", "sea_view", "soldering_iron", "platform"]
+    rows = [",".join([f"i{n}", *("x" for _ in (*kept, *counts))]) for n in range(120)]
+    (folder / "items.csv").write_text("\n".join([",".join(["item_id", *kept, *counts]), *rows]))
+    assert own().exit_code == 0
+    stats = json.loads((folder / "w" / "data" / "stats.json").read_text())
+    assert stats["attributes"] == kept and stats["leaking"] == counts
+
+
+def test_a_split_without_anybody_to_test_is_refused_with_the_span_of_the_data(folder: Path) -> None:
+    split = ("--split", "time", "--valid-from", "2030-01-01", "--test-from", "2031-01-01")
+    done = own(*split)
+    assert done.exit_code == 4 and "no user is left with an item to test on" in done.stderr
+    assert "2020-09" in done.stderr and "2021-09" in done.stderr and not (folder / "w").exists()
+    assert own(*split, "--force").exit_code == 0
+
+
+def test_a_column_that_orders_nothing_is_warned_of(folder: Path) -> None:
+    assert "time of the one before" not in own().stderr
+    (folder / LOG).write_text(
+        "user_id,item_id,quantity\n" + "".join(f"u{n % 130},i{n % 119},{n % 2}\n" for n in range(900))
+    )
+    done = own("--time-column", "quantity", name="v")
+    assert done.exit_code == 0 and "100% of users' interactions have the time of the one before" in done.stderr

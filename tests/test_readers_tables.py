@@ -23,7 +23,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmemb_cli.datasets.readers import chunks, delimited, jsonl, rows, sequences
-from llmemb_cli.datasets.readers.chunks import Batch
+from llmemb_cli.datasets.readers.chunks import LINE, Batch
 from llmemb_cli.datasets.readers.delimited import Layout, scan_delimited, sniff
 from llmemb_cli.datasets.readers.jsonl import as_text, scan_jsonl
 from llmemb_cli.datasets.readers.streams import RawFile
@@ -152,7 +152,7 @@ def test_a_key_first_seen_in_the_last_line_is_read(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n' * 20_000 + '{"a": 2, "late": "here"}\n')
     table = read_table(path, ["a", "late"])
     assert table.frame["late"].to_list() == [None] * 20_000 + ["here"] and table.frame["a"][-1] == "2"
-    assert read_table(path).frame.columns == ["a", "late", "line"]
+    assert read_table(path).frame.columns == ["a", "late", LINE]
     with pytest.raises(WrongUseError, match="no column lte; there are: a, late") as caught:
         read_table(path, ["lte"])
     assert caught.value.hint == "did you mean late?"
@@ -174,7 +174,7 @@ def test_rows_keep_the_order_of_the_file(tmp_path: Path, suffix: str) -> None:
         table = read_table(path, ["n", "id"])
     first = 1 if suffix in ("jsonl", "parquet") else 2
     assert table.frame["n"].to_list() == [str(n) for n in numbers]
-    assert table.frame["line"].to_list() == list(range(first, first + len(numbers)))
+    assert table.frame[LINE].to_list() == list(range(first, first + len(numbers)))
 
 
 def test_clean_blocks_go_through_polars_alone(tmp_path: Path) -> None:

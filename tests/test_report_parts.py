@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.split import load_split
+from llmemb_cli.embeddings.table import EmbeddingTable, read_table, write_table
+from llmemb_cli.evaluation import evaluated
+from llmemb_cli.evaluation.evaluated import read_evaluated
 from llmemb_cli.evaluation.spaces import unit_vectors
 from llmemb_cli.evaluation.stage import run_eval
 from llmemb_cli.pipeline import run_name
@@ -24,9 +29,11 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import make_prompts
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.page import make_report
+from llmemb_cli.reporting.parts.data import page_tail
+from llmemb_cli.reporting.parts.items import item_spaces, neighbour_part
 from llmemb_cli.reporting.parts.results import result_parts
-from llmemb_cli.reporting.parts.training import series_of, uniformity
-from llmemb_cli.reporting.variants import Variant, ablations, main_variants, read_variants, sweeps
+from llmemb_cli.reporting.parts.training import series_of, similarity_part, uniformity
+from llmemb_cli.reporting.variants import Variant, ablations, main_variants, sweeps, variants_of
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage, run_stage
@@ -183,7 +190,7 @@ def test_downloads_hold_the_numbers_of_their_figures(made: tuple[Workspace, Sett
 def test_variants_are_sorted_into_methods_ablations_and_sweeps(made: tuple[Workspace, Settings, Page]) -> None:
     workspace, settings, _ = made
     runs = [path.name for path in sorted((workspace.root / "runs").iterdir())]
-    variants = read_variants(workspace, settings, runs)
+    variants = variants_of(read_evaluated(workspace, settings, runs), workspace, settings)
     assert [one.label for one in main_variants(variants)] == ["sasrec-none", "sasrec-llmemb"]
     assert [[one.label for one in family] for family in ablations(variants)] == [
         ["sasrec-llmemb", "sasrec-llmemb-no-align"]
@@ -215,8 +222,6 @@ def test_a_setting_that_is_off_is_a_point_of_its_curve() -> None:
 def test_runs_measured_on_other_data_are_named_and_left_out(
     made: tuple[Workspace, Settings, Page], tmp_path: Path
 ) -> None:
-    import shutil
-
     workspace = Workspace(Path(shutil.copytree(made[0].root, tmp_path / "copy")))
     manifest = workspace.evaluation("sasrec-llmemb-42", "full") / "manifest.json"
     changed = json.loads(manifest.read_text())
@@ -225,6 +230,94 @@ def test_runs_measured_on_other_data_are_named_and_left_out(
     make_report(workspace, made[1], Reporter(), force=True)
     text = (workspace.reports / "report.html").read_text(encoding="utf-8")
     assert re.search(r"Left out[^.]*sasrec-llmemb-42\.", text)
+
+
+def test_diversity_in_different_spaces_is_not_put_side_by_side(
+    made: tuple[Workspace, Settings, Page], tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(made[0].root, tmp_path / "copy")))
+    (full, _) = result_parts(workspace, made[1])
+    place = full["beyond"]["columns"].index("diversity")
+    shown = [float(row["cells"][place]) for row in full["beyond"]["rows"]]
+    measured = [
+        json.loads((workspace.evaluation(f"sasrec-none-{seed}", "full") / "metrics.json").read_text())["beyond"]
+        for seed in (42, 43)
+    ]
+    assert shown[0] == pytest.approx(np.mean([one["diversity"] for one in measured]), abs=5e-4)
+    manifest = workspace.evaluation("sasrec-llmemb-43", "full") / "manifest.json"
+    changed = json.loads(manifest.read_text())
+    changed["made_from"]["inputs"]["diversity"] = "0" * 64
+    manifest.write_text(json.dumps(changed))
+    (full, _) = result_parts(workspace, made[1])
+    assert [row["cells"][place] for row in full["beyond"]["rows"]] == ["–", "–"]
+    assert all("–" not in row["cells"][:place] for row in full["beyond"]["rows"])
+    make_report(workspace, made[1], Reporter(), force=True)
+    assert "No diversity" in (workspace.reports / "report.html").read_text(encoding="utf-8")
+    assert "No diversity" not in made[2].text
+
+
+def test_every_evaluation_is_read_once(
+    made: tuple[Workspace, Settings, Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, read = evaluated._read, []
+
+    def counted(run: Path, protocol: str) -> Any:
+        read.append((run.name, protocol))
+        return real(run, protocol)
+
+    monkeypatch.setattr(evaluated, "_read", counted)
+    result_parts(made[0], made[1])
+    there = {(path.parent.parent.name, path.name) for path in (made[0].root / "runs").glob("*/eval/[!.]*")}
+    assert len(read) == len(there) == 8 and set(read) == there
+
+
+def test_vectors_made_before_the_data_changed_are_put_in_order_or_left_out(tmp_path: Path) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws")
+    data = load_split(workspace.data)
+    tail = page_tail(data, settings, [])
+    spaces, left_out = item_spaces(workspace, data, [])
+    before = neighbour_part(workspace, data, spaces, tail, settings)
+    alike = similarity_part(workspace, data, settings)
+    assert list(spaces) == ["LLM, untouched", "LLM, fine-tuned"] and not left_out
+    tuned, plain = workspace.embeddings("scft"), workspace.embeddings("base")
+    order = np.random.default_rng(1).permutation(30)
+    for folder, rows in ((tuned, order), (plain, order[:-1])):
+        table = read_table(folder)
+        ids, vectors = table.item_ids.gather(rows), np.array(table.vectors)[rows]
+        (folder / "embeddings.safetensors").unlink()
+        write_table(folder, EmbeddingTable(ids, vectors))
+    spaces, left_out = item_spaces(workspace, data, [])
+    assert list(spaces) == ["LLM, fine-tuned"] and left_out == ["LLM, untouched"]
+    for then, now in zip(before, neighbour_part(workspace, data, spaces, tail, settings), strict=True):
+        assert now == then | {"lists": [one for one in then["lists"] if one["space"] == "LLM, fine-tuned"]}
+    now_alike = similarity_part(workspace, data, settings)
+    assert alike and now_alike
+    assert now_alike["rows"] == [row for row in alike["rows"] if row["space"] == "after"]
+    make_report(workspace, settings, Reporter(), force=True)
+    text = (workspace.reports / "report.html").read_text(encoding="utf-8")
+    assert "a vector for every item of the data: LLM, untouched." in text
+
+
+def test_the_tail_of_the_page_is_that_of_its_results(tmp_path: Path) -> None:
+    workspace, settings = make_workspace(
+        tmp_path / "ws", rat__hidden_size=8, rat__epochs=1, rat__method="none", data__tail_share=0.1
+    )
+    counts = load_split(workspace.data).train_counts[1:]
+    threshold = int(np.median(counts))
+    with_threshold = settings.model_copy(
+        update={"eval": settings.eval.model_copy(update={"tail_threshold": threshold})}
+    )
+    run_rat(workspace, settings, Reporter())
+    run_eval(workspace, with_threshold, run_name(settings), Reporter())
+    make_report(workspace, settings, Reporter())
+    made = json.loads((workspace.reports / "figures.json").read_text())
+    assert f"fewer than {threshold} training" in made["results"][0]["definition"]
+    assert made["data"]["tail"]["items"] == (counts < threshold).sum() > 3
+    kinds = [(one["kind"], one["count"] < threshold) for one in made["neighbours"]]
+    assert kinds == [("head", False)] * 2 + [("tail", True)] * 3
+    assert [one["target"]["count"] < threshold for one in made["users"]] == [True] * 3 + [False] * 2
+    page = (workspace.reports / "report.html").read_text(encoding="utf-8")
+    assert f"The tail: {(counts < threshold).sum()} items with at most {counts[counts < threshold].max()}" in page
 
 
 def test_logs_become_curves_by_whatever_keys_they_have() -> None:

@@ -378,3 +378,94 @@ def test_settings_of_a_backbone_in_the_file_are_those_of_its_runs_and_of_runs_th
         update={"run": filed.run.model_copy(update={"backbones": ["gru4rec"], "methods": ["none", "llmemb"]})}
     )
     assert [one.rat.dropout for one in variants(plan)] == [0.5, 0.3]
+
+
+def test_workspaces_of_one_name_and_other_protocols_are_told_apart_and_corrected_together(tmp_path: Path) -> None:
+    spaces = [
+        make_workspace(tmp_path / name / "ws", users=60, **{**TINY, "eval__negatives": negatives})[0]
+        for name, negatives in (("a", 10), ("b", 5))
+    ]
+    cells = grid_of("table1", spaces, [42], backbones=["sasrec"], methods=["none", "llm2x", "llmemb"])
+    for cell in cells:
+        cell.settings = cell.settings.model_copy(
+            update={"eval": cell.settings.eval.model_copy(update={"protocol": "sampled"})}
+        )
+    run_grid(cells, Reporter())
+    document = json.loads(json.dumps(reproduce_document("table1", cells)))
+    ranked = {"a/ws": "ranked among 10 sampled", "b/ws": "ranked among 5 sampled"}
+    assert {name: text[: len(ranked[name])] for name, text in document["protocols"].items()} == ranked
+    text = markdown(document)
+    for name, said in ranked.items():
+        title = next(line for line in text.splitlines() if line.startswith(f"## {name}, SASRec"))
+        assert said in title and f"{said} items" in document["protocol"]
+        rows = [row for row in document["figures"] if row["workspace"] == name]
+        assert len(rows) == 3 * 3 * 2
+    # Every p that was computed, once, and Holm's correction over them by its definition.
+    raw = []
+    for cell in cells:
+        if cell.settings.rat.method == "llmemb":
+            continue
+        folder = f"sampled-{cell.settings.eval.negatives}-uniform-42"
+        theirs, ours = (
+            pl.read_parquet(cell.workspace.evaluation(run, folder) / "ranks.parquet")
+            for run in (cell.run, "sasrec-llmemb-42")
+        )
+        for part in ("overall", "tail", "head"):
+            inside = pl.lit(True) if part == "overall" else pl.col("popularity") == part
+            for metric in ("HR@10", "NDCG@10"):
+                gaps = theirs.filter(inside)[metric].to_numpy() - ours.filter(inside)[metric].to_numpy()
+                p = float(stats.ttest_1samp(gaps, 0).pvalue) if gaps.any() else 1.0
+                where = "a/ws" if "/a/" in cell.workspace.root.as_posix() else "b/ws"
+                raw.append(((where, cell.settings.rat.method, part, metric), p))
+    assert document["tests"] == len(raw) == 2 * 2 * 3 * 2
+    raw.sort(key=lambda one: one[1])
+    expected: dict[Any, float] = {}
+    worst = 0.0
+    for place, (key, p) in enumerate(raw):
+        worst = max(worst, min(1.0, (len(raw) - place) * p))
+        expected[key] = worst
+    found = {
+        (row["workspace"], row["method"], row["part"], row["metric"]): row["p_corrected"]
+        for row in document["figures"]
+        if row["p"] is not None
+    }
+    assert found == pytest.approx(expected)
+
+
+def test_nothing_is_said_of_embeddings_where_every_run_failed(workspace: Workspace) -> None:
+    cells = grid_of("table1", [workspace], [42], backbones=["sasrec"], methods=["none"])
+    for cell in cells:
+        cell.status = "failed"
+    text = markdown(reproduce_document("table1", cells))
+    assert "Ours: no figures, as no run was finished." in text and "embeddings are looked at" not in text
+
+
+def test_a_group_of_everybody_is_no_further_test_of_a_reproduction(workspace: Workspace) -> None:
+    """Where all test users are in the tail, its figures are the overall ones, and so is its test."""
+    changes = SAMPLED | {"eval.tail_threshold": 10_000}
+    cells = grid_of("table1", [workspace], [42], backbones=["sasrec"], methods=["none", "llmemb"], overrides=changes)
+    run_grid(cells, Reporter())
+    document = reproduce_document("table1", cells)
+    assert document["tests"] == 2
+    by = {(row["method"], row["part"], row["metric"]): row["p_corrected"] for row in document["figures"]}
+    for metric in ("HR@10", "NDCG@10"):
+        assert by["none", "tail", metric] == by["none", "overall", metric] is not None
+
+
+def test_protocol_may_be_set_and_methods_of_no_use_are_refused(workspace: Workspace) -> None:
+    def call(*args: str) -> Any:
+        return CliRunner().invoke(app, ["reproduce", *args, "-w", str(workspace.root)])
+
+    args = ["table1", "--backbone", "sasrec", "--method", "none", "--seeds", "42"]
+    for more, folder in (
+        (["--set", "eval.protocol=full"], "full"),
+        (["--set", "eval.protocol=full", "--protocol", "sampled"], "sampled-10-uniform-42"),
+        ([], "sampled-10-uniform-42"),
+    ):
+        shutil.rmtree(workspace.run("sasrec-none-42") / "eval", ignore_errors=True)
+        assert call(*args, *more).exit_code == 0
+        assert [path.name for path in (workspace.run("sasrec-none-42") / "eval").iterdir()] == [folder]
+    for target in ("table2", "fig4"):
+        refused = call(target, "--method", "none", "--method", "llmemb", "--seeds", "42")
+        assert refused.exit_code == 2 and "about llmemb alone" in refused.stderr
+        assert call(target, "--method", "llmemb", "--seeds", "42", "--dry-run").exit_code == 0

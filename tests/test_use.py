@@ -216,3 +216,15 @@ def test_runs_have_names_that_stay_in_their_place(trained: tuple[Workspace, Sett
     with pytest.raises(WrongUseError, match="no name for a run"):
         trained[0].run(name)
     assert trained[0].run("sasrec-größer_2.1+b=3").parent == trained[0].root / "runs"
+
+
+def test_ids_that_look_like_formulas_are_warned_of_whosever_they_are(
+    trained: tuple[Workspace, Settings], tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(trained[0].root, tmp_path / "copy")))
+    log = workspace.data / "interactions.parquet"
+    renamed = pl.col("user_id").cast(pl.String).replace({"u3": "=1+1", "u4": "@SUM(A1)"})
+    pl.read_parquet(log).with_columns(renamed).write_parquet(log)
+    for out, said in (("lists.csv", True), ("lists.parquet", False)):
+        done = call(workspace, "recommend", "=1+1", "@SUM(A1)", "u5", "-k", "3", "-o", str(tmp_path / out))
+        assert done.exit_code == 0 and ("2 ids look like formulas" in done.stderr) == said

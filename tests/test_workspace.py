@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from llmemb_cli.workspace.locate import Workspace, find_workspace
 from llmemb_cli.workspace.lock import write_lock
 from llmemb_cli.workspace.stage import Stage, read_manifest, require_stage, run_stage, stage_state
 from llmemb_cli.workspace.store import atomic_path, read_json, write_json, write_text
+from tests.test_init_disk import as_nobody
 
 
 def make(path: Path) -> Path:
@@ -44,6 +48,27 @@ def test_the_only_workspace_below_is_used_and_several_are_listed(tmp_path: Path)
     make(tmp_path / "beauty")
     with pytest.raises(WrongUseError, match="beauty, yelp"):
         find_workspace(start=tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as of POSIX")
+def test_a_folder_that_may_not_be_looked_into_hides_no_workspace() -> None:
+    root = Path(tempfile.mkdtemp())  # pytest's own folders are for one user
+    closed, inner = root / "closed", root / "closed" / "inner"
+    try:
+        root.chmod(0o755)
+        make(root / "yelp")
+        make(inner)
+        (inner / "below").mkdir()
+        closed.chmod(0)
+        with as_nobody():
+            assert find_workspace(start=root).root == root / "yelp"
+        make(root)
+        with as_nobody():
+            # Upwards too: past the folder that is closed to us, and what is in it.
+            assert find_workspace(start=inner / "below").root == root
+    finally:
+        closed.chmod(0o700)
+        shutil.rmtree(root)
 
 
 def test_flag_wins_over_variable_wins_over_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

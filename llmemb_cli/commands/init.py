@@ -116,7 +116,8 @@ def init(
         show_account(console, summary)
         console.print()
         show_attributes(console, summary)
-        console.print(f"\nThe whole card: llmemb data -w {root}, or {root / 'data' / 'card.md'}", soft_wrap=True)
+        card = f"llmemb data -w {root}, or {root / 'data' / 'card.md'}"
+        console.print(f"\nThe whole card: {card}", markup=False, soft_wrap=True)
         console.print(f"Next: cd {root} && llmemb run", markup=False, soft_wrap=True)
 
     output.result({"workspace": str(workspace.root), "built": result.built} | summary, show)

@@ -70,14 +70,17 @@ def recommend(
         raise WrongUseError(f"--output {out}: its ending says no format", hint=".parquet, .csv or .json")
     chosen = check_runs(located, [run])[0] if run else best_run(located)
     if run is None:
-        output.message(f"[dim]run {chosen} (best validation NDCG@10)[/dim]")
+        output.message(f"run {chosen} (best validation NDCG@10)", style="dim")
     names = read_users(users_file) if users_file else users
     # Lists as text are made for those who will be seen alone: a million of them would fill the memory.
     seen = None if output.json or (out and out.suffix == ".json") else 0 if out else USERS_SHOWN
     document, frame = _lists(located, settings, chosen, names, all_users, items, history, top, keep, seen, output)
     if out is not None:
         _write(out, document, frame)
-        formulas = 0 if out.suffix != ".csv" else sum(safe_cell(one) != one for one in frame["item_id"].unique())
+        names_out = (
+            [one for key in ("user_id", "item_id") for one in frame[key].unique()] if out.suffix == ".csv" else []
+        )
+        formulas = sum(safe_cell(one) != one for one in names_out)
         if formulas:
             # Programs read this file by its ids, so they stand as they are.
             output.reporter().warn(f"{formulas} ids look like formulas to a spreadsheet: import the file as text")

@@ -34,11 +34,13 @@ def reproduce(
     method: Annotated[Names, typer.Option(help="Method; repeatable [default: all].")] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas.")] = "42,43,44",
     protocol: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--protocol", metavar="sampled|full", help="Rank among sampled items, as the paper, or among all."
+            "--protocol",
+            metavar="sampled|full",
+            help="Rank among sampled items, as the paper, or among all [default: sampled].",
         ),
-    ] = "sampled",
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs trained at once, a process each.")] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the runs and how long they may take; times a few steps.")
@@ -61,7 +63,8 @@ def reproduce(
     from llmemb_cli.config.settings import parse_assignments
     from llmemb_cli.workspace.locate import Workspace
 
-    overrides: dict[str, Any] = {**parse_assignments(set or []), "eval.protocol": protocol}
+    overrides: dict[str, Any] = {"eval.protocol": "sampled"} | parse_assignments(set or [])
+    overrides |= {} if protocol is None else {"eval.protocol": protocol}
     _check_overrides(overrides)
     located: list[Workspace] = []
     paths: list[Path | None] = [*workspaces] if workspaces else [None]
@@ -165,9 +168,12 @@ def _plan(target: str, cells: list[Cell], jobs: int) -> dict[str, Any]:
 
 def show_plan(console: Console, document: dict[str, Any]) -> None:
     """The runs and what they may cost."""
+    from llmemb_cli.evaluation.evaluated import home_names
+
+    names = home_names(Path(entry["workspace"]) for entry in document["runs"])
     rows = [
         [
-            Path(entry["workspace"]).name,
+            names[Path(entry["workspace"])],
             entry["run"],
             entry["status"],
             _guess(entry),
@@ -188,8 +194,8 @@ def show_plan(console: Console, document: dict[str, Any]) -> None:
             "at most: a few steps were timed, times all epochs; training that stops early takes a part of that",
             soft_wrap=True,
         )
-    for root, names in document["first"].items():
-        console.print(f"before them, not in the estimate: {', '.join(names)} in {Path(root).name}", soft_wrap=True)
+    for root, steps in document["first"].items():
+        console.print(f"before them, not in the estimate: {', '.join(steps)} in {names[Path(root)]}", soft_wrap=True)
 
 
 def _guess(entry: dict[str, Any]) -> str:

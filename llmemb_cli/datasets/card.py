@@ -12,7 +12,7 @@ import polars as pl
 
 from llmemb_cli.config.data import PREPARATIONS, DataSettings
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.datasets.columns import LEAKING
+from llmemb_cli.datasets.columns import leaks
 from llmemb_cli.datasets.hashes import FileHashes
 from llmemb_cli.datasets.popularity import bin_places, count_bins, tail_items
 from llmemb_cli.datasets.presets import DatasetPreset, Published, find_preset
@@ -145,7 +145,7 @@ def _attributes(raw: RawData, items: pl.DataFrame, data: DataSettings) -> dict[s
         "instruction": raw.instruction,
         "attributes": [name for name in raw.attributes if name in there],
         "attribute_share": {name: round(1 - items[name].null_count() / max(len(items), 1), 4) for name in there},
-        "leaking": [name for name in there if name.lower() in LEAKING],
+        "leaking": [name for name in there if leaks(name)],
     }
 
 

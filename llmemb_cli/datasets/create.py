@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from llmemb_cli.config.data import DataSettings, check_rules
 from llmemb_cli.config.settings import Settings, load_settings, make_settings, write_settings
@@ -23,6 +26,10 @@ WHERE = {
     *("source", "edition", "interactions", "items", "encoding"),
     *("user_column", "item_column", "time_column", "rating_column", "title_column"),
 }
+
+# What a call has in the directory before the data are whole: a directory with nothing else is an unfinished one.
+LOCK = ".llmemb.lock"
+UNFINISHED = {SETTINGS_FILE, ".data.partial", LOCK, f"{LOCK}.json"}
 
 
 def create_workspace(
@@ -46,33 +53,49 @@ def create_workspace(
     _refuse_unused(find_preset(settings.data.dataset), settings.data)
     check_rules(settings.data)
     workspace = Workspace(root.resolve())
-    if is_workspace(root) and not _is_unfinished(workspace):
+    if _is_finished(workspace):
         _refuse_other(workspace, settings)
-        with write_lock(workspace), terminate_as_interrupt():
+    with _locked_directory(workspace), terminate_as_interrupt():
+        # Whoever held the lock a moment ago may have finished meanwhile.
+        if _is_finished(workspace):
+            _refuse_other(workspace, settings)
             return workspace, prepare(workspace, load_settings(workspace.settings_file), report)
-    return workspace, _create(workspace, settings, report, written)
+        return workspace, _create(workspace, settings, report, written)
 
 
 def _create(workspace: Workspace, settings: Settings, report: Reporter, written: Collection[str]) -> StageResult:
+    """Fill a directory that this call has locked, or leave it as if this call had never been."""
+    _refuse_filled(workspace.root)
+    try:
+        write_settings(workspace.settings_file, settings, keep=set(written))
+        return prepare(workspace, settings, report)
+    except KeyboardInterrupt:
+        _remove_unfinished(workspace.root)
+        raise InterruptedRunError("interrupted; no workspace was made", hint="run the same command again") from None
+    except BaseException:
+        _remove_unfinished(workspace.root)
+        raise
+
+
+@contextmanager
+def _locked_directory(workspace: Workspace) -> Iterator[None]:
+    """Hold the lock of the workspace's directory; one made for this goes again when nothing came into it."""
     root = workspace.root
-    made_directory = not root.exists()
-    if not (made_directory or is_workspace(root)) and (not root.is_dir() or any(root.iterdir())):
-        raise WrongUseError(
-            "this is in the way: not an empty directory", where=str(root), hint="choose another --name or --path"
-        )
+    made = not root.exists()
+    if not is_workspace(root):
+        _refuse_filled(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LlmembError(f"cannot make the workspace: {error.strerror}", where=str(root)) from error
     try:
-        with write_lock(workspace), terminate_as_interrupt():
-            write_settings(workspace.settings_file, settings, keep=set(written))
-            return prepare(workspace, settings, report)
-    except KeyboardInterrupt:
-        _remove(root, made_directory)
-        raise InterruptedRunError("interrupted; no workspace was made", hint="run the same command again") from None
+        with write_lock(workspace):
+            yield
     except BaseException:
-        _remove(root, made_directory)
+        _remove_lock(root)
+        if made:
+            with suppress(OSError):
+                root.rmdir()
         raise
 
 
@@ -89,11 +112,23 @@ def _refuse_unused(preset: DatasetPreset, data: DataSettings) -> None:
             )
 
 
-def _is_unfinished(workspace: Workspace) -> bool:
-    """Whether an earlier call was killed while it made the data, before there was anything else."""
+def _refuse_filled(root: Path) -> None:
+    """Refuse a path that holds something else than an unfinished workspace."""
+    if root.exists() and (not root.is_dir() or {child.name for child in root.iterdir()} - UNFINISHED):
+        raise WrongUseError(
+            "this is in the way: not an empty directory", where=str(root), hint="choose another --name or --path"
+        )
+
+
+def _is_finished(workspace: Workspace) -> bool:
+    """Whether there is a workspace, and not one whose making was cut off or is going on.
+
+    What holds anything of somebody else's, a `.git` say, is theirs: it is never cleared away.
+    """
+    if not is_workspace(workspace.root):
+        return False
     names = {child.name for child in workspace.root.iterdir()}
-    made = {name for name in names if not name.startswith(".")} - {SETTINGS_FILE}
-    return not made and f".{workspace.data.name}.partial" in names
+    return f".{workspace.data.name}.partial" not in names or bool(names - UNFINISHED)
 
 
 def _refuse_other(workspace: Workspace, settings: Settings) -> None:
@@ -112,11 +147,18 @@ def _refuse_other(workspace: Workspace, settings: Settings) -> None:
         )
 
 
-def _remove(root: Path, made_directory: bool) -> None:
-    for child in list(root.iterdir()):
+def _remove_unfinished(root: Path) -> None:
+    """Remove what a call that holds the lock has made; the lock itself stays while it is held."""
+    for name in (SETTINGS_FILE, ".data.partial", "data"):
+        child = root / name
         if child.is_dir():
             shutil.rmtree(child)
         else:
-            child.unlink()
-    if made_directory:
-        root.rmdir()
+            child.unlink(missing_ok=True)
+
+
+def _remove_lock(root: Path) -> None:
+    """Remove the lock file of a directory that has nothing else, unless another process holds it by now."""
+    with suppress(OSError, Timeout), FileLock(root / LOCK, timeout=0):
+        if {child.name for child in root.iterdir()} <= {LOCK}:
+            (root / LOCK).unlink()

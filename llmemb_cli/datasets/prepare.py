@@ -13,7 +13,7 @@ from llmemb_cli.config.data import DataSettings, check_rules
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.card import describe_data
 from llmemb_cli.datasets.card_text import card_text
-from llmemb_cli.datasets.columns import LEAKING
+from llmemb_cli.datasets.columns import leaks
 from llmemb_cli.datasets.hashes import FileHashes
 from llmemb_cli.datasets.presets import find_preset
 from llmemb_cli.datasets.raw import RawData, Tally
@@ -24,7 +24,9 @@ from llmemb_cli.datasets.rules import (
     check_items,
     item_lookup,
     keep_rows,
+    look_like_days,
     split_column,
+    written_as_days,
 )
 from llmemb_cli.errors import BadDataError, WrongUseError, near_match
 from llmemb_cli.pipeline import data_stage
@@ -61,20 +63,27 @@ def _write(work: Path, raw: RawData, settings: Settings, report: Reporter) -> di
         raw.items = check_items(raw.items, raw.items_name, tally)
     among_known = item_lookup(None if raw.items is None else raw.items["item_id"])
     parts = []
+    days: bool | None = None  # decided once for the whole file, by its first times
     for batch in raw.log:
         tally.rows_read[raw.log_name] += batch.rows_read
         tally.add(batch.rejects)
-        usable = check_interactions(batch.frame, among_known, raw.log_name, tally)
+        days = written_as_days(batch.frame) if days is None else days
+        usable = check_interactions(batch.frame, among_known, raw.log_name, tally, days=bool(days))
         parts.append(keep_rows(usable, settings.data, left_out))
     if not tally.rows_read[raw.log_name]:
         raise BadDataError("the file has no rows", where=raw.log_name)
-    log = apply_rules(pl.concat(parts), settings.data, settings.seed, left_out)
+    log = apply_rules(pl.concat(parts, how="diagonal"), settings.data, settings.seed, left_out)
     parts.clear()
+    if look_like_days(log):
+        report.warn("most times look like days (20140513) but not all are: they were read as seconds, so as 1970")
     log = split_column(log, settings.data)
     items = _items_of(log, raw, settings.data)
     _write_rejects(work / "rejected.jsonl", tally)
     summary = describe_data(log, items, raw, settings, left_out, report)
     _refuse_tiny(summary, settings)
+    _refuse_untested(summary, settings)
+    if settings.data.time_column:
+        _warn_of_ties(log, report)
     write_parquet(work / "items.parquet", items)
     write_parquet(work / "interactions.parquet", log.with_columns(pl.col("user_id", "item_id").cast(pl.String)))
     write_json(work / "stats.json", summary)
@@ -84,6 +93,34 @@ def _write(work: Path, raw: RawData, settings: Settings, report: Reporter) -> di
             f"{tally.total():,} lines were not used: see data/rejected.jsonl" + _encoding_hint(tally, settings)
         )
     return summary
+
+
+def _refuse_untested(summary: dict[str, Any], settings: Settings) -> None:
+    """Nothing could be measured: more often the wrong days than what was meant."""
+    if summary["test_users"] or settings.data.allow_small:
+        return
+    if settings.data.split == "time":
+        raise BadDataError(
+            "no user is left with an item to test on",
+            hint=f"interactions are from {summary['first']} to {summary['last']}: other days for --valid-from and "
+            "--test-from, or --force",
+        )
+    raise BadDataError(
+        "no user is left with an item to test on",
+        hint="a user needs three interactions; look at the rules, or --force",
+    )
+
+
+def _warn_of_ties(log: pl.DataFrame, report: Reporter) -> None:
+    """A column that is no time (a quantity, a price) orders nothing, and no line of it is wrong by itself."""
+    users, times = log["user_id"].to_physical(), log["timestamp"]
+    same_user = users == users.shift(1)
+    pairs, ties = int(same_user.sum()), int((same_user & (times == times.shift(1))).sum())
+    if pairs and ties > pairs / 2:
+        report.warn(
+            f"{ties / pairs:.0%} of users' interactions have the time of the one before, and the order of the lines "
+            "decides: is it the right column (--time-column)?"
+        )
 
 
 def _encoding_hint(tally: Tally, settings: Settings) -> str:
@@ -102,9 +139,10 @@ def _prompt_attributes(raw: RawData, settings: DataSettings) -> list[str]:
     assert raw.items is not None
     there = [name for name in raw.items.columns if name not in ("item_id", LINE)]
     if not settings.attributes:
-        usable = [name for name in raw.attributes if settings.leaking or name.lower() not in LEAKING]
+        usable = [name for name in raw.attributes if settings.leaking or not leaks(name)]
         return [name for name in usable if raw.items[name].null_count() < len(raw.items)]
-    wanted = ["title" if name == settings.title_column else name for name in settings.attributes]
+    names = raw.renamed | {settings.title_column: "title"}
+    wanted = [names.get(name, name) for name in settings.attributes]
     for name in wanted:
         if name not in there:
             close = near_match(name, there)

@@ -14,6 +14,7 @@ from llmemb_cli.datasets.readers.chunks import LINE, Batch, Reject
 if TYPE_CHECKING:
     import polars as pl
 
+REASON = "\x00reason"  # the column that marks rows as rejects; no file has one of that name
 REJECTS_KEPT = 100  # of each reason
 TEXT_KEPT = 500  # characters
 
@@ -35,18 +36,18 @@ class Tally:
                 self.kept.append(reject)
 
     def take(self, marked: pl.DataFrame, file: str, shown: list[str]) -> pl.DataFrame:
-        """The rows of `marked` without a `reason`; the others are counted, with their columns `shown` as text."""
+        """The rows of `marked` without a `REASON`; the others are counted, with their columns `shown` as text."""
         import polars as pl
 
-        bad = marked.filter(pl.col("reason").is_not_null())
-        for reason, rows in bad.select("reason", LINE, *shown).group_by("reason", maintain_order=True):
+        bad = marked.filter(pl.col(REASON).is_not_null())
+        for reason, rows in bad.select(REASON, LINE, *shown).group_by(REASON, maintain_order=True):
             name = str(reason[0])
             room = REJECTS_KEPT - self.counts[file, name]
             self.counts[file, name] += len(rows)
             for row in rows.head(max(room, 0)).iter_rows(named=True):
                 text = ", ".join(str(row[key]) for key in shown if row[key] is not None)
                 self.kept.append(Reject(file, row[LINE], name, text[:TEXT_KEPT]))
-        return marked.filter(pl.col("reason").is_null()).drop("reason")
+        return marked.filter(pl.col(REASON).is_null()).drop(REASON)
 
     def total(self) -> int:
         """All rejects."""
@@ -66,11 +67,12 @@ class RawData:
 
     Attributes:
         log: the interactions in blocks, in source order: `user_id`, `item_id`, optionally `timestamp` and
-            `rating` (String, nullable) and `line` (Int64). Without `timestamp` the lines are in time order.
+            `rating` (String, nullable) and `LINE` (Int64). Without `timestamp` the lines are in time order.
         log_file: the file they come from.
-        items: `item_id`, then attributes (String, nullable), and `line`; None where there is no catalogue.
+        items: `item_id`, then attributes (String, nullable), and `LINE`; None where there is no catalogue.
         items_name: the catalogue's file name.
         attributes: the attributes that go into prompts, in order.
+        renamed: column of the items' file -> its name here, where that is another.
         tally: rows read and rejected so far; reading `log` goes on counting.
         files: the files on disk that were read.
         hashes: of `files`, where the reader had them begun; else `prepare` has.
@@ -88,5 +90,6 @@ class RawData:
     files: list[Path]
     edition: str
     instruction: str
+    renamed: dict[str, str] = field(default_factory=dict)
     unreadable: Counter[str] = field(default_factory=Counter)
     hashes: FileHashes | None = None

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 
 from llmemb_cli.config.data import DataSettings, day_seconds, time_cuts
-from llmemb_cli.datasets.raw import Tally
+from llmemb_cli.datasets.raw import REASON, Tally
 from llmemb_cli.datasets.readers.chunks import LINE
 from llmemb_cli.seeds import numpy_rng
 
 MILLISECONDS_FROM = 100_000_000_000  # 1e11 s is the year 5138: larger numbers are milliseconds
 LATEST_SECOND = 253_402_300_800  # the year 10000
+SECOND = 1_000_000  # microseconds
+FRACTION = "\x00fraction"  # the column with the microseconds after a whole second, where there are any
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAYS_FROM, DAYS_TO = 1900_01_01, 2100_01_01  # whole numbers between may be days written so; as seconds they are 1970
 SPLITS = ("train", "valid", "test", "later")
 DATE_FORMS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d")
 
@@ -30,7 +34,7 @@ def check_items(items: pl.DataFrame, name: str, tally: Tally) -> pl.DataFrame:
         .then(pl.lit("duplicate item id"))
         .when(pl.all_horizontal(pl.col(attributes).is_null()) if attributes else pl.lit(True))
         .then(pl.lit("item without any attribute"))
-        .alias("reason")
+        .alias(REASON)
     )
     return tally.take(marked, name, ["item_id"])
 
@@ -57,25 +61,32 @@ def item_lookup(known: pl.Series | None) -> Callable[[pl.Series], pl.Series] | N
 
 
 def check_interactions(
-    log: pl.DataFrame, among_known: Callable[[pl.Series], pl.Series] | None, name: str, tally: Tally
+    log: pl.DataFrame,
+    among_known: Callable[[pl.Series], pl.Series] | None,
+    name: str,
+    tally: Tally,
+    *,
+    days: bool = False,
 ) -> pl.DataFrame:
     """Usable interactions in a compact form; the rest is counted in `tally`.
 
     Args:
-        log: `user_id`, `item_id`, `line`, optionally `timestamp` and `rating`, as text.
+        log: `user_id`, `item_id`, `LINE`, optionally `timestamp` and `rating`, as text.
         among_known: of `item_lookup`.
         name: of the file, for rejects.
         tally: counts rejects.
+        days: whether numbers are days such as 20140513 (`written_as_days`), and no others are times.
 
     Returns:
-        `user_id`, `item_id` (Categorical), `timestamp` (Int64, seconds), `rating` (Float32, null where unknown).
+        `user_id`, `item_id` (Categorical), `timestamp` (Int64, seconds), `rating` (Float32, null where unknown); and
+        `FRACTION` (Int32, microseconds) where times are not whole seconds.
     """
     if "timestamp" not in log.columns:
         log = log.with_columns(pl.col(LINE).cast(pl.String).alias("timestamp"))
     if "rating" not in log.columns:
         log = log.with_columns(pl.lit(None, pl.String).alias("rating"))
     log = log.with_columns(
-        _seconds(log["timestamp"]).alias("seconds"),
+        _moments(log["timestamp"], days).alias("moment"),
         pl.col("rating").cast(pl.Float32, strict=False).alias("stars"),
         pl.col("user_id", "item_id").cast(pl.Categorical),
     )
@@ -86,49 +97,85 @@ def check_interactions(
         "no item id": pl.col("item_id").is_null(),
         "unknown item": ~known,
         "no timestamp": pl.col("timestamp").is_null(),
-        "timestamp is not a number or date": pl.col("seconds").is_null(),
+        "timestamp is not a number or date": pl.col("moment").is_null(),
         "rating is not a number": pl.col("rating").is_not_null() & ~pl.col("stars").is_finite().fill_null(False),
     }
     if log.select(pl.any_horizontal(faults.values()).any()).item():
         reasons = [pl.when(fault).then(pl.lit(reason)) for reason, fault in faults.items()]
         log = tally.take(
-            log.with_columns(pl.coalesce(reasons).alias("reason")),
+            log.with_columns(pl.coalesce(reasons).alias(REASON)),
             name,
             ["user_id", "item_id", "timestamp", "rating"],
         )
-    return log.select("user_id", "item_id", pl.col("seconds").alias("timestamp"), pl.col("stars").alias("rating"))
+    # What is kept, shown and compared with days are whole seconds; only the order knows more.
+    usable = log.select(
+        "user_id",
+        "item_id",
+        (pl.col("moment") // SECOND).alias("timestamp"),
+        pl.col("stars").alias("rating"),
+        (pl.col("moment") % SECOND).cast(pl.Int32).alias(FRACTION),
+    )
+    return usable if (usable[FRACTION] != 0).any() else usable.drop(FRACTION)
 
 
-def _seconds(texts: pl.Series) -> pl.Series:
-    """Times as whole seconds since 1970: numbers (of milliseconds where they are that large) and dates; else null."""
-    seconds = _number_seconds(texts.cast(pl.Float64, strict=False))
+def written_as_days(log: pl.DataFrame) -> bool | None:
+    """Whether all times that are numbers are days written as 20140513; None where no time is a number."""
+    if "timestamp" not in log.columns:
+        return False
+    numbers = log["timestamp"].cast(pl.Float64, strict=False).drop_nulls()
+    if numbers.is_empty():
+        return None
+    return _day_moments(numbers).null_count() == 0
+
+
+def look_like_days(log: pl.DataFrame) -> bool:
+    """Whether most of the times that were taken for seconds would be days: not all, or they had been read so."""
+    return len(log) > 0 and log["timestamp"].is_between(DAYS_FROM, DAYS_TO, closed="left").sum() > len(log) / 2
+
+
+def _moments(texts: pl.Series, days: bool) -> pl.Series:
+    """Times as microseconds since 1970: numbers (of milliseconds where they are that large) and dates; else null."""
+    numbers = texts.cast(pl.Float64, strict=False)
+    moments = _day_moments(numbers) if days else _number_moments(numbers)
+    # With `days`, a number that is no day is a time in no other form either.
+    unread = moments.is_null() & texts.is_not_null() & (numbers.is_null() if days else True)
     for form in DATE_FORMS:
-        left = (seconds.is_null() & texts.is_not_null()).arg_true()
+        left = unread.arg_true()
         if len(left) == 0:
-            return seconds
+            return moments
         rest = texts if len(left) == len(texts) else texts.gather(left)
-        dates = rest.str.to_datetime(form, strict=False, exact=True, time_unit="us").dt.epoch("s")
-        seconds = dates if rest is texts else seconds.scatter(left, dates)
-    left = (seconds.is_null() & texts.is_not_null()).arg_true()
-    table = {text: _iso_seconds(text) for text in texts.gather(left).unique()}
-    return seconds.scatter(left, [table[text] for text in texts.gather(left)])
+        dates = rest.str.to_datetime(form, strict=False, exact=True, time_unit="us").dt.epoch("us")
+        moments = dates if rest is texts else moments.scatter(left, dates)
+        unread = unread & moments.is_null()
+    left = unread.arg_true()
+    table = {text: _iso_moment(text) for text in texts.gather(left).unique()}
+    return moments.scatter(left, [table[text] for text in texts.gather(left)])
 
 
-def _number_seconds(numbers: pl.Series) -> pl.Series:
+def _number_moments(numbers: pl.Series) -> pl.Series:
     if numbers.null_count() == len(numbers):
         return numbers.cast(pl.Int64)
     number = pl.col(numbers.name)
     value: pl.Expr = pl.when(number.is_finite()).then(number)
     value = pl.when(value.abs() >= MILLISECONDS_FROM).then(value / 1000).otherwise(value)
-    return (
-        numbers.to_frame().select(pl.when(value.abs() < LATEST_SECOND).then(value.floor()).cast(pl.Int64)).to_series()
-    )
+    value = pl.when(value.abs() < LATEST_SECOND).then(value)
+    # Apart, as a product would round: the whole seconds stay what they are.
+    after = ((value - value.floor()) * SECOND).round().clip(0, SECOND - 1).cast(pl.Int64)
+    return numbers.to_frame().select(value.floor().cast(pl.Int64) * SECOND + after).to_series()
 
 
-def _iso_seconds(text: str) -> int | None:
+def _day_moments(numbers: pl.Series) -> pl.Series:
+    number = pl.col(numbers.name)
+    day = pl.when(number.is_between(DAYS_FROM, DAYS_TO, closed="left") & (number == number.floor())).then(number)
+    written = day.cast(pl.Int64).cast(pl.String)
+    moment = written.str.to_datetime("%Y%m%d", strict=False, exact=True, time_unit="us").dt.epoch("us")
+    return numbers.to_frame().select(moment).to_series()
+
+
+def _iso_moment(text: str) -> int | None:
     try:
         moment = datetime.fromisoformat(text)
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() // 1)
+        return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - EPOCH) // timedelta(microseconds=1)
     except (ValueError, OverflowError):
         return None
 
@@ -158,11 +205,12 @@ def _keep(log: pl.DataFrame, condition: pl.Expr, rule: str, left_out: Counter[st
 def apply_rules(log: pl.DataFrame, settings: DataSettings, seed: int, left_out: Counter[str]) -> pl.DataFrame:
     """Order and filter the whole log; counts in `left_out` how many rows each rule left out.
 
-    Users stand in the order of their first row in the source; ties in time keep the source's order.
+    Users stand in the order of their first row in the source; ties in time, to the microsecond, keep the source's
+    order.
     """
     # Rules work on whole numbers in numpy: the log itself is copied once, and no order is left to a library's whim.
     user, item = _first_seen(log["user_id"]), _first_seen(log["item_id"])
-    rows = time_order(user, log["timestamp"].to_numpy())
+    rows = time_order(user, _order_in_time(log))
     if settings.repeats != "keep":
         pairs = pl.Series(user[rows].astype(np.int64) << 32 | item[rows])
         once = pairs.is_first_distinct() if settings.repeats == "first" else pairs.is_last_distinct()
@@ -171,6 +219,15 @@ def apply_rules(log: pl.DataFrame, settings: DataSettings, seed: int, left_out: 
         rows = _pick(rows, _sample(user, settings, seed)[user[rows]], "user not sampled", left_out)
     rows = _filter_rare(rows, user, item, settings, left_out)
     return log.select("user_id", "item_id", "timestamp", "rating")[rows]
+
+
+def _order_in_time(log: pl.DataFrame) -> np.ndarray:
+    """(rows,) int64: times to sort by, seconds where all are whole."""
+    times = log["timestamp"].to_numpy()
+    if FRACTION not in log.columns:
+        return times
+    # LATEST_SECOND in microseconds is far from what an int64 holds.
+    return times * SECOND + log[FRACTION].fill_null(0).to_numpy()
 
 
 def _first_seen(ids: pl.Series) -> np.ndarray:
@@ -203,6 +260,8 @@ def _pick(rows: np.ndarray, wanted: np.ndarray, rule: str, left_out: Counter[str
 def _sample(user: np.ndarray, settings: DataSettings, seed: int) -> np.ndarray:
     """(users,) bool: whether a user is kept."""
     users = int(user.max(initial=-1)) + 1
+    if users == 0:
+        return np.zeros(0, dtype=bool)  # a generator refuses to choose among none
     count = users if settings.sample is None else max(1, round(users * settings.sample))
     count = min(count, settings.max_users or count)
     chosen = np.zeros(users, dtype=bool)

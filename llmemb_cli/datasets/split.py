@@ -1,7 +1,8 @@
 """The prepared data as arrays: user sequences, targets, counts. What recommenders and evaluation read.
 
 `data/interactions.parquet` holds one row per kept interaction, all rows of a user together and in time order,
-with a `split` column: `train`, `valid` (at most one row a user), `test` (at most one) or `later` (not used).
+with a `split` column: `train`, `valid` (at most one row a user), `test` (at most one) or `later` (nothing is trained
+or measured on it; it is known that the user has had it).
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class SplitData:
         test: (n_users,) int32, the test target, 0 where the user has none.
         train_counts: (n_items + 1,) int64, training interactions of every item; index 0 is the padding.
         fingerprint: of the data stage.
+        timeline: everything that every user has had, in time order, where that is more than the three above: a split
+            by time passes over what follows a target, before the test item too.
     """
 
     item_ids: pl.Series
@@ -60,6 +63,7 @@ class SplitData:
     test: np.ndarray
     train_counts: np.ndarray
     fingerprint: str
+    timeline: Ragged | None = None
 
     @property
     def n_items(self) -> int:
@@ -70,15 +74,12 @@ class SplitData:
         return len(self.user_ids)
 
     def test_history(self) -> Ragged:
-        """What is known of every user before the test item: training items, then the validation item."""
-        has = self.valid > 0
-        offsets = np.concatenate([[0], np.cumsum(self.train.lengths() + has)])
-        values = np.empty(offsets[-1], dtype=np.int32)
-        last = np.zeros(offsets[-1], dtype=bool)
-        last[offsets[1:][has] - 1] = True
-        values[last] = self.valid[has]
-        values[~last] = self.train.values
-        return Ragged(values, offsets)
+        """What a model sees of every user before the test item: training items, then the validation item."""
+        return _appended(self.train, self.valid)
+
+    def full_history(self) -> Ragged:
+        """Everything that every user has had, the test item and what came later too, in time order."""
+        return _appended(self.test_history(), self.test) if self.timeline is None else self.timeline
 
 
 def load_split(data: Path) -> SplitData:
@@ -105,9 +106,10 @@ def load_split(data: Path) -> SplitData:
     item = log["item"].to_numpy()
     split = log["split"].cast(pl.String).to_numpy()
     n_users = len(user_ids)
-    is_train = split == "train"
+    is_train, everything = split == "train", item.astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(user[is_train], minlength=n_users))])
-    train = Ragged(item[is_train].astype(np.int32), offsets.astype(np.int64))
+    train = Ragged(everything[is_train], offsets.astype(np.int64))
+    all_offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=n_users))]).astype(np.int64)
     return SplitData(
         item_ids=item_ids,
         user_ids=user_ids,
@@ -116,7 +118,20 @@ def load_split(data: Path) -> SplitData:
         test=_targets(item, user, split == "test", n_users),
         train_counts=np.bincount(train.values, minlength=len(item_ids) + 1).astype(np.int64),
         fingerprint=str(manifest["fingerprint"]),
+        timeline=Ragged(everything, all_offsets) if (split == "later").any() else None,
     )
+
+
+def _appended(rows: Ragged, last: np.ndarray) -> Ragged:
+    """Every row with its item of `last` (rows,) at the end, where that is not 0."""
+    has = last > 0
+    offsets = np.concatenate([[0], np.cumsum(rows.lengths() + has)])
+    values = np.empty(offsets[-1], dtype=np.int32)
+    at_end = np.zeros(offsets[-1], dtype=bool)
+    at_end[offsets[1:][has] - 1] = True
+    values[at_end] = last[has]
+    values[~at_end] = rows.values
+    return Ragged(values, offsets)
 
 
 def _targets(item: np.ndarray, user: np.ndarray, chosen: np.ndarray, n_users: int) -> np.ndarray:

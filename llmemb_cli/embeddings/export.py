@@ -14,10 +14,11 @@ import numpy as np
 
 from llmemb_cli.config.rat import settings_of_run
 from llmemb_cli.embeddings.export_card import card_text, provenance
-from llmemb_cli.errors import BadDataError, MissingError, WrongUseError
+from llmemb_cli.embeddings.export_place import bring_back, check_target, set_aside
+from llmemb_cli.errors import BadDataError, MissingError
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import Stage, StageResult, read_manifest, require_stage, run_stage
+from llmemb_cli.workspace.stage import Stage, StageResult, partial_path, read_manifest, require_stage, run_stage
 from llmemb_cli.workspace.store import (
     atomic_path,
     read_tensors,
@@ -100,25 +101,21 @@ def make_export(
     Args:
         metric: of ANN indexes: inner product or cosine; default: what the run scores with, inner product else.
         output: the directory; default: `exports/<name>-<format>` in the workspace.
+        force: make it again though nothing has changed, or in the place of an export of another source or format;
+            what lies in `output` beside the export stays.
 
     Raises:
-        WrongUseError: `output` holds other files.
+        WrongUseError: `output` holds files that are no export, or, without `force`, another export or more than one.
         MissingError: the package for the format is not installed.
         BadDataError: what was read back is not what was written.
     """
     target = output.resolve() if output else workspace.root / "exports" / f"{source.name}-{format}"
-    there = read_manifest(target)
-    if (
-        target.exists()
-        and (there is None or there["stage"] != "export")
-        and (target.is_file() or any(target.iterdir()))
-    ):
-        raise WrongUseError("holds files that are no export", where=str(target), hint="--output with a new directory")
     metric = metric or _metric_of(source)
     settings: dict[str, Any] = {"format": format}
     if format in ("usearch", "faiss"):
         settings["metric"] = metric
-    inputs = {"source": source, "data": workspace.data}
+    stage = Stage("export", target, VERSION, settings, inputs={"source": source, "data": workspace.data})
+    check_target(stage, source.name, force)
 
     def build(work: Path) -> dict[str, Any]:
         table = read_items(source)
@@ -138,9 +135,16 @@ def make_export(
         ]
         write_text(work / "card.md", card_text(summary))
         write_json(work / "card.json", summary)
+        # Last, as the directory is replaced as a whole right after this.
+        set_aside(work, target)
         return summary
 
-    return run_stage(Stage("export", target, VERSION, settings, inputs=inputs), build, force=force, report=report)
+    try:
+        if read_manifest(partial_path(stage)) is not None:  # it was finished, and ended before it was put there
+            set_aside(partial_path(stage), target)
+        return run_stage(stage, build, force=force, report=report)
+    finally:
+        bring_back(target)
 
 
 def _metric_of(source: Path) -> Metric:

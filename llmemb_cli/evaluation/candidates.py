@@ -71,7 +71,7 @@ def draw_candidates(data: SplitData, negatives: int, how: str, seed: int) -> np.
         BadDataError: somebody has fewer than `negatives` other items left.
     """
     users, width = test_users(data), data.n_items + 1
-    own = np.sort(_own_items(data.test_history(), users, data.test[users], width))
+    own = np.sort(_own_items(data.full_history(), users, width))
     _check_enough(data, own, users, negatives, how)
     # A training interaction drawn at random is an item drawn in proportion to its popularity.
     pool = data.train.values if how == "popularity" else np.arange(1, data.n_items + 1, dtype=np.int32)
@@ -164,12 +164,12 @@ def _first_strangers(
     return result, found
 
 
-def _own_items(history: Ragged, users: np.ndarray, targets: np.ndarray, width: int) -> np.ndarray:
-    """Every item a user has had, the target too, as row * width + item."""
+def _own_items(history: Ragged, users: np.ndarray, width: int) -> np.ndarray:
+    """Every item of the users' histories, as row * width + item."""
     lengths = history.lengths()[users]
     rows = np.repeat(np.arange(len(users)), lengths)
     places = np.arange(lengths.sum()) + np.repeat(history.offsets[users] - np.cumsum(lengths) + lengths, lengths)
-    return np.concatenate([rows * width + history.values[places], np.arange(len(users)) * width + targets])
+    return rows * width + history.values[places]
 
 
 def _fill(free: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -11,10 +11,12 @@ import polars as pl
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.errors import WrongUseError
-from llmemb_cli.evaluation.evaluated import Evaluated, read_evaluated
-from llmemb_cli.evaluation.significance import Correction, Test, corrected, paired_test
+from llmemb_cli.evaluation.evaluated import Evaluated, home_names, read_evaluated
+from llmemb_cli.evaluation.significance import DECIMALS, Correction, Test, corrected, paired_test
 from llmemb_cli.pipeline import SWITCHES, made_with, plain_name
 from llmemb_cli.workspace.locate import Workspace
+
+INNER = ("values", "base")  # of an entry, and not in the document: every user's figures, and the baseline's entry
 
 
 def compare_runs(
@@ -43,7 +45,37 @@ def compare_runs(
         WrongUseError: a run, metric or baseline is not there.
         BadDataError: the runs were measured on different data, users or candidates.
     """
-    found = read_evaluated(workspace, settings, runs)
+    return compare_evaluated(
+        read_evaluated(workspace, settings, runs),
+        workspace,
+        settings,
+        baseline=baseline,
+        metrics=metrics,
+        test=test,
+        correction=correction,
+        alpha=alpha,
+        sort=not runs,
+    )
+
+
+def compare_evaluated(
+    found: list[Evaluated],
+    workspace: Workspace,
+    settings: Settings,
+    *,
+    baseline: str | None = None,
+    metrics: tuple[str, ...] = ("HR@10", "NDCG@10"),
+    test: Test = "t",
+    correction: Correction = "holm",
+    alpha: float = 0.05,
+    sort: bool = False,
+) -> dict[str, Any]:
+    """`compare_runs` of evaluations that have been read: for several tables of the same runs.
+
+    Args:
+        found: of `read_evaluated`, all or some.
+        sort: in their natural order, instead of that of `found`.
+    """
     measured = [one.evaluation["summary"]["overall"] for one in found]
     known = [name for name in measured[0] if name != "n" and all(name in one for one in measured)]
     for name in metrics:
@@ -52,13 +84,13 @@ def compare_runs(
     families = _variants(found)
     entries = [_entry(members, metrics, settings) for members in families]
     _set_labels(entries, families, settings)
-    if not runs:
+    if sort:
         entries.sort(key=natural_order)
     _set_baselines(entries, baseline)
     made = [
-        _compare(entry, entries, part, metric, test, settings.seed)
+        _compare(entry, part, metric, test, settings.seed)
         for entry in entries
-        if entry["baseline"] is not None
+        if entry["base"] is not None
         for part in entry["parts"]
         if not _is_everybody(entry, part)
         for metric in metrics
@@ -83,7 +115,7 @@ def compare_runs(
         "correction": correction,
         "alpha": alpha,
         "tests": len(made),
-        "variants": [{key: value for key, value in entry.items() if key != "values"} for entry in entries],
+        "variants": [{key: value for key, value in entry.items() if key not in INNER} for entry in entries],
     }
 
 
@@ -95,14 +127,21 @@ def _is_everybody(entry: dict[str, Any], part: str) -> bool:
 def _variants(found: list[Evaluated]) -> list[list[Evaluated]]:
     """Runs that differ only in their seed, together; backbones too, in the order in which they come up."""
     groups: dict[tuple[str, int], list[Evaluated]] = {}
-    for one in found:
-        # A second run with the same settings and seed, under a name of its own, is no further seed.
+    # Names that llmemb gave come first: a second run with the same settings and seed, under a name of its own, is no
+    # further seed, and must not take the place of the first.
+    for one in sorted(found, key=lambda one: one.name_kind):
         again = 0
         while any(one.summary["seed"] == other.summary["seed"] for other in groups.get((one.variant, again), [])):
             again += 1
         groups.setdefault((one.variant, again), []).append(one)
-    places = list(dict.fromkeys(one.summary["backbone"] for one in found))
-    return sorted(groups.values(), key=lambda members: places.index(members[0].summary["backbone"]))
+    backbones = list(dict.fromkeys(one.summary["backbone"] for one in found))
+    places = {id(one): place for place, one in enumerate(found)}
+
+    def order(members: list[Evaluated]) -> tuple[int, int]:
+        first = min(places[id(one)] for one in members)
+        return backbones.index(members[0].summary["backbone"]), first
+
+    return sorted(groups.values(), key=order)
 
 
 def _entry(members: list[Evaluated], metrics: tuple[str, ...], settings: Settings) -> dict[str, Any]:
@@ -128,6 +167,7 @@ def _entry(members: list[Evaluated], metrics: tuple[str, ...], settings: Setting
         "runs": [one.run for one in members],
         "seeds": [one.summary["seed"] for one in members],
         "baseline": None,
+        "base": None,
         "parts": parts,
         "values": values | {"chosen": _parts(first.table, first.evaluation["summary"], settings)},
     }
@@ -152,21 +192,35 @@ def natural_order(entry: dict[str, Any]) -> tuple[int, bool, list[str | float]]:
 
 
 def _set_labels(entries: list[dict[str, Any]], variants: list[list[Evaluated]], settings: Settings) -> None:
-    """Tell variants of several workspaces, or with names that say too little, apart.
+    """Tell variants of several workspaces, or with names that say too little, apart; no two are called the same.
 
     Where flags changed settings, a run's name ends in a digest of them; the label says which they are.
     """
-    homes = {one.place.parent for members in variants for one in members}
+    homes = home_names(members[0].home for members in variants)
     changes = [_changed(members[0], variants, settings) for members in variants]
     labels = [
         " ".join([_plain(members[0]), *(f"{key}={value}" for key, value in changed.items())])
         for members, changed in zip(variants, changes, strict=True)
     ]
-    for entry, members, own, changed in zip(entries, variants, labels, changes, strict=True):
-        first = members[0]
+    before = [f"{homes[members[0].home]}/" if len(homes) > 1 else "" for members in variants]
+    names = _distinct(
+        [home + label for home, label in zip(before, labels, strict=True)],
+        [home + members[0].run for home, members in zip(before, variants, strict=True)],
+    )
+    for entry, name, changed in zip(entries, names, changes, strict=True):
         entry["changed"] = changed
-        label = own if labels.count(own) == 1 or len(homes) > 1 else first.run
-        entry["variant"] = f"{first.place.parent.parent.name}/{label}" if len(homes) > 1 else label
+        entry["variant"] = name
+
+
+def _distinct(labels: list[str], runs: list[str]) -> list[str]:
+    """The labels; in the place of those that are alike the names of runs, which never are."""
+    chosen = list(labels)
+    while True:
+        alike = [at for at, label in enumerate(chosen) if chosen.count(label) > 1 and label != runs[at]]
+        if not alike:
+            return chosen
+        for at in alike:
+            chosen[at] = runs[at]
 
 
 def _plain(one: Evaluated) -> str:
@@ -188,7 +242,7 @@ def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings)
     theirs = filed = rat_for(in_file, **kind).model_dump(mode="json")
     for members in variants:
         other = members[0]
-        if other.label == _plain(one) and other.place.parent == one.place.parent:
+        if other.label == _plain(one) and other.home == one.home:
             theirs = other.trained["made_from"]["settings"]
 
     def value(made: dict[str, Any], key: str) -> Any:
@@ -201,7 +255,8 @@ def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings)
 
 def _set_baselines(entries: list[dict[str, Any]], wanted: str | None) -> None:
     method = next((entry["method"] for entry in entries if entry["method"] == wanted), None)
-    chosen = next((e["variant"] for e in entries if wanted == e["variant"] or wanted in e["runs"]), None)
+    named = [entry for entry in entries if wanted == entry["variant"]]
+    chosen = next(iter(named or [entry for entry in entries if wanted in entry["runs"]]), None)
     if wanted is not None and chosen is None and method is None:
         hint = ", ".join(entry["variant"] for entry in entries)
         raise WrongUseError(f"no baseline {wanted}", hint=f"{hint}; or a method, for each backbone")
@@ -210,15 +265,14 @@ def _set_baselines(entries: list[dict[str, Any]], wanted: str | None) -> None:
         # Of several variants of that method the plainest: the one with the fewest settings changed.
         wanted_ones = [other for other in alike if other["method"] == (method or "none")]
         plain = min(wanted_ones or alike[:1], key=lambda other: len(other["changed"]))
-        name = chosen or plain["variant"]
-        entry["baseline"] = name if name != entry["variant"] else None
+        base = chosen or plain
+        if base is not entry:
+            entry |= {"base": base, "baseline": base["variant"]}
 
 
-def _compare(
-    entry: dict[str, Any], entries: list[dict[str, Any]], part: str, metric: str, test: Test, seed: int
-) -> dict[str, Any]:
+def _compare(entry: dict[str, Any], part: str, metric: str, test: Test, seed: int) -> dict[str, Any]:
     """Add the comparison with the baseline to one cell of `entry`, and return the cell."""
-    base = next(other for other in entries if other["variant"] == entry["baseline"])
+    base = entry["base"]
     chosen = entry["values"]["chosen"][part].to_numpy()
     result = paired_test(entry["values"][metric][chosen], base["values"][metric][chosen], test, seed=seed)
     cell: dict[str, Any] = entry["parts"][part][metric]
@@ -245,9 +299,11 @@ def _set_places(entries: list[dict[str, Any]], part: str, metric: str) -> None:
     """Mark the best and second-best figure of a column among the variants of each backbone."""
     for backbone in {entry["backbone"] for entry in entries}:
         cells = [entry["parts"][part][metric] for entry in entries if entry["backbone"] == backbone]
-        figures = sorted({cell["mean"] for cell in cells}, reverse=True)
-        for cell in cells:
-            place = figures.index(cell["mean"]) + 1
+        # Means of the same figures over seeds in another order differ in their last bits.
+        means = [round(cell["mean"], DECIMALS) for cell in cells]
+        figures = sorted(set(means), reverse=True)
+        for cell, mean in zip(cells, means, strict=True):
+            place = figures.index(mean) + 1
             # Of two, the second is the last, which deserves no mark; of equal ones none is the best; 0 is no place.
             marked = place < min(3, len(cells)) and len(figures) > 1 and cell["mean"] > 0
             cell["place"] = place if marked else None

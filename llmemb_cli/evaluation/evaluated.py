@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import polars as pl
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.evaluation.document import known_runs, named_runs, seedless
-from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
+from llmemb_cli.pipeline import EVAL_VERSION, plain_name, protocol_name
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest
 from llmemb_cli.workspace.store import sha256_json
@@ -46,6 +48,27 @@ class Evaluated:
         """The run's name without the seed."""
         return seedless(self.run, self.summary["seed"])
 
+    @property
+    def home(self) -> Path:
+        """The workspace it is in, or else the folder."""
+        folder = self.place.parent
+        return folder.parent if folder.name == "runs" else folder
+
+    @property
+    def name_kind(self) -> int:
+        """0: named after backbone, method and seed; 1: and a digest of settings changed by flags; 2: otherwise."""
+        plain = f"{plain_name(self.trained['made_from']['settings'])}-{self.summary['seed']}"
+        return 0 if self.run == plain else 1 if re.fullmatch(f"{re.escape(plain)}-[0-9a-f]{{6}}", self.run) else 2
+
+
+def home_names(homes: Iterable[Path]) -> dict[Path, str]:
+    """What workspaces are called beside each other: their name, with as many folders above as it takes to differ."""
+    found = list(dict.fromkeys(homes))
+    depth = 1
+    while len({home.parts[-depth:] for home in found}) < len(found):
+        depth += 1
+    return {home: Path(*home.parts[-depth:]).as_posix() for home in found}
+
 
 def read_evaluated(workspace: Workspace, settings: Settings, names: list[str]) -> list[Evaluated]:
     """The evaluations of runs under the protocol of `[eval]`.
@@ -71,10 +94,13 @@ def _places(workspace: Workspace, protocol: str, names: list[str]) -> list[Path]
         if not measured:
             raise WrongUseError("nothing has been evaluated under this protocol", hint="run `llmemb eval` first")
         return [workspace.run(one) for one in measured]
+    # A path to a run of this workspace means that run, wherever it was written down from.
+    own = {workspace.run(one).resolve(): workspace.run(one) for one in known}
     places: list[Path] = []
     for name in names:
         if (Path(name) / "manifest.json").is_file() and name not in known:
-            places.append(Path(name))
+            place = Path(name).resolve()
+            places.append(own.get(place, place))
             continue
         # Of a family those that have been measured; a run named by itself has to be.
         found = [one for one in named_runs(workspace, [name]) if one == name or one in measured]

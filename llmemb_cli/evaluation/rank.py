@@ -115,10 +115,11 @@ def full_ranking(
     Args:
         users: (n,) int64.
         top: how many best items to take, the target among them.
-        exclude_history: whether items the user has had (the target aside) are left out of the ranking.
+        exclude_history: whether items the user has had (the target aside) are left out of the ranking: also those
+            that a split by time passes over, which no model sees.
     """
-    history = data.test_history()
-    lengths = history.lengths()
+    history, had = data.test_history(), data.full_history()
+    lengths = had.lengths()
     table, bias = model.item_table, model.item_bias
     block = max(1, min(batch_users, MOST_SCORES // len(table)))
     ranks = np.empty(len(users), dtype=np.int64)
@@ -128,8 +129,8 @@ def full_ranking(
         target = torch.from_numpy(data.test[users[places]].astype(np.int64)).to(device)[:, None]
         wanted = scores.gather(1, target)
         if exclude_history:
-            seen = left_padded(history, users[places], int(lengths[users[places]].max())).to(device)
-            # A repeated target is in the history too: put its score back.
+            seen = left_padded(had, users[places], int(lengths[users[places]].max())).to(device)
+            # The target is among them: put its score back.
             scores.scatter_(1, seen, -torch.inf).scatter_(1, target, wanted)
         if top:
             best[places] = best_items(scores, top)

@@ -21,16 +21,11 @@ def known_history(data: SplitData, users: np.ndarray, how: Known) -> Ragged:
     """The histories of (n,) `users` in time order.
 
     Args:
-        how: `full`: all there is; `eval`: without the test item, what evaluation sees; `train`: without validation
-            and test item.
+        how: `full`: all there is, also what a split by time passes over; `eval`: without the test item, what
+            evaluation sees; `train`: without validation and test item.
     """
-    base = data.train if how == "train" else data.test_history()
-    rows = [base.row(int(user)) for user in users]
-    if how == "full":
-        rows = [
-            np.append(row, data.test[user]) if data.test[user] else row for row, user in zip(rows, users, strict=True)
-        ]
-    return ragged(rows)
+    known = {"full": data.full_history, "eval": data.test_history, "train": lambda: data.train}[how]()
+    return ragged([known.row(int(user)) for user in users])
 
 
 def ragged(rows: list[np.ndarray]) -> Ragged:

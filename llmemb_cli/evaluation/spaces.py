@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from llmemb_cli.embeddings.export import read_items
+from llmemb_cli.embeddings.table import EmbeddingTable, rows_for
 from llmemb_cli.errors import WrongUseError, near_match
 from llmemb_cli.evaluation.document import known_runs, near_or_some
 from llmemb_cli.seeds import numpy_rng
@@ -51,6 +52,20 @@ def open_space(workspace: Workspace, name: str | None = None) -> Space:
     kind: Literal["llm", "run"] = "llm" if chosen in llm else "run"
     table = read_items(directory_of(workspace, chosen))
     return Space(chosen, kind, table.item_ids, table.vectors)
+
+
+def space_of_items(workspace: Workspace, name: str, item_ids: pl.Series) -> Space:
+    """The vectors called `name` of some items: row r belongs to `item_ids[r]`.
+
+    What was made before the data changed has other items, or the same in another order.
+
+    Raises:
+        BadDataError: an item has no vector in it.
+        WrongUseError: as `open_space`.
+    """
+    space = open_space(workspace, name)
+    vectors = rows_for(EmbeddingTable(space.item_ids, space.vectors), item_ids, str(directory_of(workspace, name)))
+    return Space(name, space.kind, item_ids, vectors)
 
 
 def check_space(workspace: Workspace, name: str) -> str:

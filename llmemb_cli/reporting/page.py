@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from llmemb_cli.config.settings import Settings
@@ -12,13 +13,15 @@ from llmemb_cli.errors import WrongUseError
 from llmemb_cli.pipeline import DATA_VERSION, report_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.reporting.figures import Figure
-from llmemb_cli.reporting.parts.data import data_part, prompt_part
+from llmemb_cli.reporting.parts.data import data_part, page_tail, prompt_part
 from llmemb_cli.reporting.parts.items import item_spaces, map_part, neighbour_part, user_part
 from llmemb_cli.reporting.parts.results import result_parts
 from llmemb_cli.reporting.parts.training import recommender_part, scft_part, similarity_part
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, read_manifest, require_stage, run_stage
 from llmemb_cli.workspace.store import write_json, write_text
+
+LONGEST_TITLE = 100  # longer ones are cut: some catalogues have whole paragraphs
 
 
 def make_report(workspace: Workspace, settings: Settings, report: Reporter, force: bool = False) -> StageResult:
@@ -53,19 +56,20 @@ def _content(workspace: Workspace, settings: Settings, report: Reporter, stages:
     with report.task("report", 5, "parts") as task:
         content["results"] = result_parts(workspace, settings)
         task.advance(1)
-        content["data"] = data_part(workspace, data, content["results"])
+        tail = page_tail(data, settings, content["results"])
+        content["data"] = data_part(workspace, data, tail, content["results"])
         content["prompts"] = prompt_part(workspace, settings)
         task.advance(1)
         content["scft"] = scft_part(workspace)
-        content["similarity"] = similarity_part(workspace, settings)
+        content["similarity"] = similarity_part(workspace, data, settings)
         mains = content["results"][0]["mains"] if content["results"] else []
         content["training"] = recommender_part(workspace, mains)
         task.advance(1)
-        spaces = item_spaces(workspace, mains)
+        spaces, content["spaces_left_out"] = item_spaces(workspace, data, mains)
         content["map"] = map_part(data, spaces, settings)
         task.advance(1)
-        content["neighbours"] = neighbour_part(workspace, data, spaces, settings)
-        content["users"] = user_part(workspace, data, mains, settings, device)
+        content["neighbours"] = neighbour_part(workspace, data, spaces, tail, settings)
+        content["users"] = user_part(workspace, data, mains, tail, settings, device)
         content["stages"] = _stage_part(workspace, stages)
         task.advance(1)
     return content
@@ -84,7 +88,14 @@ def render_page(content: dict[str, Any]) -> str:
     )
     environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.4f}"
     environment.filters["count"] = lambda value: f"{value:,}"
+    environment.filters["short"] = _cut
+    # A folder's name is enough: where it lies on this machine is nobody else's business.
+    environment.filters["model"] = lambda name: Path(name).name if Path(name).is_absolute() else name
     return environment.get_template("report.html").render(content)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TITLE else f"{text[: LONGEST_TITLE - 1]}…"
 
 
 def _numbers(value: Any) -> Any:

@@ -12,8 +12,11 @@ import numpy as np
 
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import Settings, load_settings, rat_for
+from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.compare import compare_runs
-from llmemb_cli.evaluation.spaces import open_space, unit_vectors
+from llmemb_cli.evaluation.evaluated import home_names
+from llmemb_cli.evaluation.significance import corrected
+from llmemb_cli.evaluation.spaces import space_of_items, unit_vectors
 from llmemb_cli.pipeline import protocol_name
 from llmemb_cli.reporting.grid import Cell
 from llmemb_cli.reporting.parts.items import bins_of, same_group_share
@@ -60,7 +63,15 @@ def grid_of(
         backbones: default: the paper's, all three for table1, SASRec for the others.
         methods: default: the paper's six (table1, fig5, fig6); table2 and fig4 are about llmemb.
         overrides: settings changed for the whole grid ({"rat.epochs": 5}).
+
+    Raises:
+        WrongUseError: other methods for a target that is about llmemb.
     """
+    if VARIANTS[target] is not _methods and set(methods or ["llmemb"]) != {"llmemb"}:
+        raise WrongUseError(
+            f"{target} is about llmemb alone: no --method {', '.join(methods or [])}",
+            hint="leave it out; table1, fig5 and fig6 compare methods",
+        )
     paper = paper_figures(target)
     chosen, compared = backbones or paper["backbones"], methods or paper["methods"]
     cells: dict[tuple[Path, str], Cell] = {}  # two sweeps share the run with both settings as in llmemb.toml
@@ -105,43 +116,75 @@ VARIANTS: dict[Target, Callable[[list[str], list[str]], list[dict[str, Any]]]] =
 def reproduce_document(target: Target, cells: list[Cell], seed: int = 0) -> dict[str, Any]:
     """The document of `llmemb reproduce --json`: every figure beside the paper's, and what became of its claims."""
     paper = paper_figures(target)
+    names = home_names(cell.workspace.root for cell in cells)
     rows: list[dict[str, Any]] = []
-    verdicts: list[dict[str, Any]] = []
     notes: list[str] = []
-    label = "none: embeddings are looked at"
-    for root in dict.fromkeys(cell.workspace.root for cell in cells):
+    protocols: dict[str, str] = {}
+    for root, name in names.items():
         own = [cell for cell in cells if cell.workspace.root == root and cell.status in ("done", "up-to-date")]
         workspace = Workspace(root)
-        dataset, note = _dataset(workspace, paper)
+        dataset, note = _dataset(workspace, name, paper)
         notes += note
         if not own:
             continue
         found = _measured(target, workspace, own, own[0].settings, seed)
-        alike = True
-        if target != "fig6":
-            evaluation = workspace.evaluation(own[0].run, protocol_name(own[0].settings))
-            protocol = (read_manifest(evaluation) or {})["summary"]["protocol"]
-            label = protocol_label(protocol)
-            alike = all(protocol.get(key) == value for key, value in paper["ranking"].items())
+        protocols[name], alike = _protocol(target, own[0], paper)
         notes += [OTHER_PROTOCOL] if not alike and OTHER_PROTOCOL not in notes else []
         for row in found:
-            row |= {"workspace": root.name, "dataset": dataset}
+            row |= {"workspace": name, "dataset": dataset}
             _set_paper(row, paper["figures"] if alike else [])
         rows += found
-        verdicts += judge(paper["claims"], found, root.name, list(SWEEPS))
+    tests = _correct(rows)
+    verdicts: list[dict[str, Any]] = []
+    for name in protocols:
+        own_rows = [row for row in rows if row["workspace"] == name]
+        verdicts += judge(paper["claims"], own_rows, name, list(SWEEPS))
     return {
         "target": target,
         "title": paper["title"],
         "about": paper["about"],
         "paper_protocol": paper["protocol"],
-        "protocol": label,
+        "protocol": _in_words(protocols),
+        "protocols": protocols,
         "sources": _sources(paper, rows),
         "notes": notes,
         "figures": rows,
+        "tests": tests,
         "claims": verdicts,
         "runs": [cell.describe() for cell in cells],
         "failed": [cell.describe() for cell in cells if cell.status == "failed"],
     }
+
+
+def _protocol(target: Target, cell: Cell, paper: dict[str, Any]) -> tuple[str, bool]:
+    """How the runs of a cell's workspace were ranked, in words, and whether the paper's were alike."""
+    if target == "fig6":
+        return "none: embeddings are looked at", True
+    evaluation = cell.workspace.evaluation(cell.run, protocol_name(cell.settings))
+    protocol = (read_manifest(evaluation) or {})["summary"]["protocol"]
+    return protocol_label(protocol), all(protocol.get(key) == value for key, value in paper["ranking"].items())
+
+
+def _in_words(protocols: dict[str, str]) -> str:
+    """How our figures were ranked, by workspace where they differ in it."""
+    if len(set(protocols.values())) > 1:
+        return "; ".join(f"{text} in {name}" for name, text in protocols.items())
+    return next(iter(protocols.values()), "no figures, as no run was finished")
+
+
+def _correct(rows: list[dict[str, Any]]) -> int:
+    """Correct p for all tests of the document (Holm), as `p_corrected`; returns how many they are.
+
+    A row that is `as` another, since its part has all users, is no further test.
+    """
+    tested = [row for row in rows if row["p"] is not None and row["as"] is None]
+    for row, p in zip(tested, corrected([row["p"] for row in tested], "holm"), strict=True):
+        row["p_corrected"] = p
+    for row in rows:
+        same = row.pop("as")
+        if same is not None:
+            row["p_corrected"] = same["p_corrected"]
+    return len(tested)
 
 
 def _sources(paper: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -151,15 +194,15 @@ def _sources(paper: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, str
     return {name: text for name, text in paper["sources"].items() if name in used}
 
 
-def _dataset(workspace: Workspace, paper: dict[str, Any]) -> tuple[str, list[str]]:
+def _dataset(workspace: Workspace, title: str, paper: dict[str, Any]) -> tuple[str, list[str]]:
     """The paper's name of the workspace's data, or its own, and how far the two differ."""
     manifest = read_manifest(workspace.data)
     if manifest is None:
-        return workspace.root.name, [f"{workspace.root.name}: no data"]
+        return title, [f"{title}: no data"]
     summary = require_stage(workspace.data, made_by="llmemb init")["summary"]
     name = str(summary["dataset"]).removeprefix("amazon-")
     theirs = paper["data"].get(name)
-    ours = f"{workspace.root.name}: {summary['dataset']}, {summary['users']:,} users, {summary['items']:,} items"
+    ours = f"{title}: {summary['dataset']}, {summary['users']:,} users, {summary['items']:,} items"
     if theirs is None:
         known_sets = ", ".join(paper["data"])
         return name, [
@@ -171,7 +214,10 @@ def _dataset(workspace: Workspace, paper: dict[str, Any]) -> tuple[str, list[str
 def _measured(
     target: Target, workspace: Workspace, cells: list[Cell], settings: Settings, seed: int
 ) -> list[dict[str, Any]]:
-    """One row for each variant, part and metric: mean over seeds, deviation, and the test against llmemb."""
+    """One row for each variant, part and metric: mean over seeds, deviation, and the test against llmemb.
+
+    p is not corrected yet; a row is `as` that of everybody, where its part has all users.
+    """
     if target == "fig6":
         return _embedding_rows(workspace, cells, seed)
     part = "popularity_bins" if target == "fig5" else "popularity"
@@ -183,21 +229,21 @@ def _measured(
         members = [cell for cell in cells if cell.settings.rat.backbone == backbone]
         whole = next((cell for cell in members if _is_whole(cell)), members[0])
         runs = list(dict.fromkeys(cell.run for cell in members))
-        document = compare_runs(workspace, chosen, runs, baseline=whole.run)
+        document = compare_runs(workspace, chosen, runs, baseline=whole.run, correction="none")
         by_run = {cell.run: cell.settings.rat for cell in members}
         for entry in document["variants"]:
             rat = by_run[entry["runs"][0]]
             base = {"backbone": backbone, "method": rat.method, "without": list(rat.without), "seeds": entry["seeds"]}
             base |= {key: getattr(rat, key) for key in SWEEPS} if target == "fig4" else {}
             base["baseline"] = entry["baseline"] is None
+            everybody: dict[str, dict[str, Any]] = {}
             for name, cells_ in entry["parts"].items():
                 for metric in METRICS:
-                    cell = cells_[metric]
-                    rows.append(
-                        base
-                        | {"part": name, "users": cells_["n"], "metric": metric}
-                        | {key: cell.get(key) for key in ("mean", "deviation", "p_corrected", "gain")}
-                    )
+                    row = base | {"part": name, "users": cells_["n"], "metric": metric, "p_corrected": None}
+                    row |= {key: cells_[metric].get(key) for key in ("mean", "deviation", "p", "gain")}
+                    overall = everybody.setdefault(metric, row)
+                    row["as"] = overall if row is not overall and row["users"] == overall["users"] else None
+                    rows.append(row)
     return rows
 
 
@@ -219,7 +265,7 @@ def _embedding_rows(workspace: Workspace, cells: list[Cell], seed: int) -> list[
     for (backbone, method), members in variants.items():
         values: dict[str, list[float]] = {"neighbours in own bin": [], "uniformity": []}
         for cell in members:
-            unit = unit_vectors(open_space(workspace, cell.run).vectors, centred=False)
+            unit = unit_vectors(space_of_items(workspace, cell.run, data.item_ids).vectors, centred=False)
             values["neighbours in own bin"].append(same_group_share(unit[items], groups[items]))
             values["uniformity"].append(uniformity(pair_cosines(unit, seed)))
         for metric, found in values.items():
@@ -235,8 +281,10 @@ def _embedding_rows(workspace: Workspace, cells: list[Cell], seed: int) -> list[
                     "metric": metric,
                     "mean": float(np.mean(found)),
                     "deviation": float(np.std(found, ddof=1)) if len(found) > 1 else None,
+                    "p": None,
                     "p_corrected": None,
                     "gain": None,
+                    "as": None,
                 }
             )
     return rows

@@ -31,10 +31,13 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def blocks(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of one table each: a workspace and backbone."""
+    """Rows of one table each: a workspace and backbone, and how they were ranked where workspaces differ in it."""
+    protocols = document["protocols"]
     found: dict[str, list[dict[str, Any]]] = {}
     for row in document["figures"]:
-        found.setdefault(f"{row['workspace']}, {BACKBONES[row['backbone']]}", []).append(row)
+        title = f"{row['workspace']}, {BACKBONES[row['backbone']]}"
+        title += f", {protocols[row['workspace']]}" if len(set(protocols.values())) > 1 else ""
+        found.setdefault(title, []).append(row)
     return found
 
 
@@ -101,8 +104,9 @@ def summary_line(document: dict[str, Any]) -> str:
     held = [verdict for verdict in verdicts if verdict.startswith("holds")]
     tested = any(one["p"] is not None for one in document["claims"])
     sure = sum(verdict == "holds, significantly" for verdict in held)
-    how = f", {sure} of them significantly (*; paired t-test over users, p < 0.05, Holm-corrected)" if tested else ""
-    return f"{len(held)} of {len(verdicts)} comparisons come out as the paper says{how}."
+    how = f"paired t-test over users, p < 0.05, Holm-corrected over {document['tests']} tests"
+    more = f", {sure} of them significantly (*; {how})" if tested else ""
+    return f"{len(held)} of {len(verdicts)} comparisons come out as the paper says{more}."
 
 
 def any_known(values: Sequence[float | None]) -> bool:

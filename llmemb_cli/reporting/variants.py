@@ -9,8 +9,9 @@ from typing import Any
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.evaluation.compare import compare_runs
+from llmemb_cli.evaluation.compare import compare_evaluated
 from llmemb_cli.evaluation.document import known_runs
+from llmemb_cli.evaluation.evaluated import Evaluated
 from llmemb_cli.pipeline import EVAL_VERSION, made_with, plain_name, protocol_name
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
@@ -94,14 +95,14 @@ def comparable_runs(workspace: Workspace, settings: Settings) -> tuple[list[str]
     ]
 
 
-def read_variants(workspace: Workspace, settings: Settings, runs: list[str]) -> list[Variant]:
-    """The variants of comparable `runs`, with their figures."""
-    document = compare_runs(workspace, settings, runs, correction="none")
+def variants_of(found: list[Evaluated], workspace: Workspace, settings: Settings) -> list[Variant]:
+    """The variants of comparable runs, with their figures."""
+    document = compare_evaluated(found, workspace, settings, correction="none")
+    trained = {one.run: one.trained["made_from"] for one in found}
     made = []
     for entry in document["variants"]:
-        manifests = [read_manifest(workspace.run(run)) or {} for run in entry["runs"]]
-        chosen = manifests[0]["made_from"]["settings"]
-        plain = [f"{plain_name(chosen)}-{manifest['made_from']['seed']}" for manifest in manifests]
+        chosen = trained[entry["runs"][0]]["settings"]
+        plain = [f"{plain_name(chosen)}-{trained[run]['seed']}" for run in entry["runs"]]
         made.append(Variant(entry["variant"], entry["runs"], chosen, plain == entry["runs"], entry))
     return made
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmemb_cli.evaluation.significance import DECIMALS
+
 
 def judge(
     claims: list[dict[str, Any]], rows: list[dict[str, Any]], workspace: str, swept: list[str]
@@ -40,6 +42,7 @@ def _pairs(claim: dict[str, Any], cells: list[dict[str, Any]]) -> list[dict[str,
     for other in others if better is not None else []:
         assert better is not None
         gap = other["mean"] - better["mean"] if claim.get("lower") else better["mean"] - other["mean"]
+        gap = round(gap, DECIMALS)
         # Tests are against the baseline, so one of the two has to be it.
         p = other["p_corrected"] if better["baseline"] else better["p_corrected"] if other["baseline"] else None
         name = f"without {' and '.join(other['without'])}" if other["without"] else other["method"]

@@ -63,14 +63,24 @@ def is_workspace(path: Path) -> bool:
 
 
 def find_candidates(start: Path) -> list[Path]:
-    """Workspaces a command started in `start` may mean: the nearest one upwards, else those just below."""
+    """Workspaces a command started in `start` may mean: the nearest one upwards, else those just below.
+
+    What may not be looked into is passed over: it hides nothing beside it.
+    """
     for folder in (start, *start.parents):
-        if is_workspace(folder):
+        if _seen_to_be_workspace(folder):
             return [folder]
     try:
-        return sorted(child for child in start.iterdir() if child.is_dir() and is_workspace(child))
+        return sorted(child for child in start.iterdir() if _seen_to_be_workspace(child))
     except PermissionError:
         return []
+
+
+def _seen_to_be_workspace(path: Path) -> bool:
+    try:
+        return is_workspace(path)
+    except PermissionError:
+        return False
 
 
 def find_workspace(explicit: Path | None = None, start: Path | None = None) -> Workspace:

@@ -17,6 +17,52 @@ from llmemb_cli.errors import BadDataError
 _ODD = (*DAMAGE, OSError, ValueError, KeyError, RuntimeError)
 _TAR_NAME = re.compile(r"\.(tar|tgz|txz|tbz2?|tar\.(gz|xz|bz2))$", re.IGNORECASE)
 Open = Callable[[], IO[bytes]]
+MAX_HEADER = 1 << 20  # bytes; what stands before a member, a long name and a few attributes, is not that long
+MOST_HEADERS = 16  # before one member; tarfile calls itself for each
+_MORE_HEADER = {
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+}
+
+
+class _HeaderTooLong(tarfile.TarError):
+    """Headers that tarfile would read into memory whole, several times over."""
+
+
+class _Member(tarfile.TarInfo):
+    """A member with bounded headers: tarfile's own methods for them, which it lets others replace."""
+
+    def _proc_member(self, archive: _Tar) -> tarfile.TarInfo:
+        if self.type not in _MORE_HEADER:
+            archive.before_next = 0
+        else:
+            archive.before_next += max(self.size, MAX_HEADER // MOST_HEADERS)
+            archive.for_all += self.size if self.type == tarfile.XGLTYPE else 0
+            if self.size < 0 or max(archive.before_next, archive.for_all) > MAX_HEADER:
+                raise _HeaderTooLong(f"it has headers of more than {MAX_HEADER >> 20} MiB")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+    def _proc_sparse(self, archive: _Tar) -> tarfile.TarInfo:
+        """Skip the map of a sparse file, which may be of any length: such files are passed over."""
+        more = bool(self._sparse_structs[1])  # type: ignore[attr-defined]
+        while more:
+            block = archive.fileobj.read(tarfile.BLOCKSIZE)
+            more = len(block) == tarfile.BLOCKSIZE and bool(block[504])
+        self.sparse = b""  # not None: it is sparse
+        self.offset_data = archive.fileobj.tell()
+        archive.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
+        return self
+
+    def _proc_gnusparse_10(self, member: tarfile.TarInfo, headers: object, archive: _Tar) -> None:
+        """Here the map is part of the content, which is skipped."""
+        member.sparse = b""
+
+
+class _Tar(tarfile.TarFile):
+    """A tar that counts the bytes of headers: since the last member, and of those that hold for all members."""
+
+    tarinfo = _Member
+    before_next = for_all = 0
 
 
 def is_archive(path: Path) -> bool:
@@ -28,13 +74,24 @@ def is_archive(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(4)
     try:
-        if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+        if zipfile.is_zipfile(path) or _is_tar(path):
             return True
     except _ODD as error:
         raise _damaged(path, error) from error
     if head == b"PK\x03\x04" or _TAR_NAME.search(path.name):
         raise _damaged(path, "its table of contents cannot be read")
     return False
+
+
+def _is_tar(path: Path) -> bool:
+    """As `tarfile.is_tarfile`, with bounded headers."""
+    try:
+        _Tar.open(path).close()
+    except _HeaderTooLong:
+        raise
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def walk_archive(path: Path) -> Iterator[RawFile]:
@@ -113,8 +170,9 @@ def _tar_members(path: Path, opened: Open) -> Iterator[tuple[tarfile.TarFile, ta
     Links and devices are passed over, and sparse files, whose few bytes stand for as many zeros as they like.
     """
     try:
-        with opened() as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with opened() as stream, _Tar.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every member with its headers
                 if member.isfile() and not member.issparse() and not _hidden(member.name):
                     yield archive, member
     except DAMAGE as error:

@@ -31,7 +31,7 @@ def items_table(
     name: str,
     tally: Tally,
 ) -> pl.DataFrame:
-    """`item_id`, `columns` (String, null where missing) and `line` of every record that can be read.
+    """`item_id`, `columns` (String, null where missing) and `LINE` of every record that can be read.
 
     Args:
         records: line and record, or why there is none.

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 CHUNK = 8 << 20  # bytes of text in a block
 USUAL_LINE = 64 << 10  # bytes; a line is seldom longer
 MAX_LINE = 16 << 20  # bytes; a longer line is not a record
-LINE = "line"  # name of the column with the line a row came from
+# The column with the line a row came from. No column of a file can be called so: those with NUL bytes are refused.
+LINE = "\x00line"
 BOM = b"\xef\xbb\xbf"
 _PACKED = (b"\x1f\x8b", b"x\x01", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd")
 
@@ -37,7 +38,7 @@ class Reject:
 
 @dataclass
 class Batch:
-    """Part of a table: its columns as text and `line` (Int64, 1-based), in the order of the file.
+    """Part of a table: its columns as text and `LINE` (Int64, 1-based), in the order of the file.
 
     `rows_read` counts the rows of the part, `rejects` those of them that could not be read.
     """

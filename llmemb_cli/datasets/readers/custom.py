@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmemb_cli.config.data import DataSettings
-from llmemb_cli.datasets.columns import guess_column, resolve_custom
+from llmemb_cli.datasets.columns import items_key, named_items, resolve_custom
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE, Batch
@@ -68,17 +68,15 @@ def _renamed(batches: Iterator[Batch], roles: dict[str, str]) -> Iterator[Batch]
 
 def _read_items(file: RawFile, chosen: DataSettings, data: RawData, report: Reporter) -> None:
     names = column_names(file, encoding=chosen.encoding)
-    guessed = guess_column("item_column", names)[0]
-    key = chosen.item_column if chosen.item_column in names or guessed is None else guessed
+    key = items_key(chosen.item_column, names)
+    assert key is not None  # resolve_custom has looked
     title = chosen.title_column
-    others = [name for name in names if name not in (key, title)]
-    wanted = [key, *([title] if title else []), *others]
-    table = read_table(file, wanted, encoding=chosen.encoding, report=report)
+    # A title that is not there is told by name.
+    wanted = dict.fromkeys([key, *([title] if title else []), *names])
+    table = read_table(file, list(wanted), encoding=chosen.encoding, report=report)
     # The title is always the first attribute and always called so.
-    data.items = table.frame.rename({key: "item_id"} | ({title: "title"} if title else {})).select(
-        "item_id", *(["title"] if title else []), *[name for name in others if name != "title"], LINE
-    )
-    asked = ["title" if name == title else name for name in chosen.attributes]
+    data.items, data.renamed = named_items(table.frame, key, title, report)
+    asked = ["title" if name == title else data.renamed.get(name, name) for name in chosen.attributes]
     data.attributes = asked or [name for name in data.items.columns if name not in ("item_id", LINE)]
     data.tally.rows_read[file.name] += table.rows_read
     data.tally.add(table.rejects)

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from llmemb_cli.config.data import DataSettings
-from llmemb_cli.datasets.columns import guess_column
+from llmemb_cli.datasets.columns import guess_column, named_items
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE, Batch
@@ -104,10 +104,9 @@ def _items(file: RawFile, key: str, tally: Tally, report: Reporter) -> tuple[pl.
     if "year" in frame.columns:
         # Its ml-100k has a year "unkonwn" and one "V", of a film "(1995) (V)".
         frame = frame.with_columns(pl.when(pl.col("year").str.contains(r"^\d{4}$")).then(pl.col("year")))
-    frame = frame.rename({key: "item_id"}) if key != "item_id" else frame
-    attributes = [name for name in frame.columns if name not in ("item_id", LINE)]
-    attributes.sort(key=lambda name: name != "title")
-    return frame.select("item_id", pl.exclude("item_id", LINE), LINE), attributes
+    title = "title" if "title" in frame.columns and key != "title" else None
+    frame, _ = named_items(frame, key, title, report)
+    return frame, [name for name in frame.columns if name not in ("item_id", LINE)]
 
 
 def _renamed(batches: Iterator[Batch], roles: dict[str, str]) -> Iterator[Batch]:

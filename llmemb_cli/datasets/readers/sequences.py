@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from llmemb_cli.config.data import DataSettings
-from llmemb_cli.datasets.columns import guess_column
+from llmemb_cli.datasets.columns import guess_column, named_items
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE, MAX_LINE, Batch, Chunk, Reject, line_chunks, printable
@@ -108,14 +108,13 @@ def _texts(file: RawFile, settings: DataSettings, tally: Tally, report: Reporter
         raise WrongUseError(
             f"which column is the item? there are: {', '.join(columns)}", where=file.where, hint="--item-column NAME"
         )
-    table = read_table(file, columns, encoding=settings.encoding, report=report)
+    title = settings.title_column or guess_column("title_column", [name for name in columns if name != key])[0]
+    wanted = dict.fromkeys([key, *([title] if title else []), *columns])
+    table = read_table(file, list(wanted), encoding=settings.encoding, report=report)
     tally.rows_read[file.name] = table.rows_read
     tally.add(table.rejects)
-    title = settings.title_column or guess_column("title_column", columns)[0]
-    frame = table.frame.rename({key: "item_id"} | ({title: "title"} if title else {}))
-    attributes = [name for name in frame.columns if name not in ("item_id", LINE)]
-    attributes.sort(key=lambda name: name != "title")
-    return frame.select("item_id", *attributes, LINE), attributes
+    frame, _ = named_items(table.frame, key, title, report)
+    return frame, [name for name in frame.columns if name not in ("item_id", LINE)]
 
 
 def _header(file: RawFile, settings: DataSettings) -> list[str]:

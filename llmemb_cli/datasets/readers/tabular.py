@@ -25,7 +25,7 @@ SAMPLE_RECORDS = 10_000
 
 @dataclass
 class RawTable:
-    """A file's rows as text: `frame` has the columns asked for and `line` (Int64, 1-based)."""
+    """A file's rows as text: `frame` has the columns asked for and `LINE` (Int64, 1-based)."""
 
     frame: pl.DataFrame
     rows_read: int
@@ -61,11 +61,13 @@ def scan_table(
 
     Raises:
         WrongUseError: not a file, or a column is missing; names its columns and the nearest.
-        BadDataError: empty or damaged.
+        BadDataError: empty or damaged, or a column's name holds a NUL byte, as only our own do.
     """
     if isinstance(file, Path):
         file = plain_file(file)
     report = report or Reporter()
+    if any("\x00" in name for name in columns):
+        raise BadDataError("the name of a column holds a NUL byte", where=file.where)
     kind = table_kind(file)
     if kind == "parquet":
         _require(columns, column_names(file), file)
@@ -168,7 +170,12 @@ def _text(value: pl.Expr, kind: Any, where: str) -> pl.Expr:
     if kind == pl.Boolean:
         return pl.when(value).then(pl.lit("yes")).when(~value).then(pl.lit("no"))
     if isinstance(kind, pl.Datetime):
-        return value.dt.epoch("s").cast(pl.String)
+        # Seconds; with what comes after the point where there is something, as the order may hang on it.
+        moment = value.dt.epoch("us")
+        whole = moment % 1_000_000 == 0
+        return (
+            pl.when(whole).then((moment // 1_000_000).cast(pl.String)).otherwise((moment / 1_000_000).cast(pl.String))
+        )
     if isinstance(kind, pl.Array):
         return _text(value.arr.to_list(), pl.List(kind.inner), where)
     if isinstance(kind, pl.List):

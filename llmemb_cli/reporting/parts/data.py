@@ -9,6 +9,7 @@ import numpy as np
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.card import histogram, share_of_top_fifth
 from llmemb_cli.datasets.card_text import time_line
+from llmemb_cli.datasets.popularity import tail_items
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.prompts.views import random_drop
@@ -25,10 +26,21 @@ EXAMPLES = 3
 DRAWN = ("none", "llmemb")  # whose HR@10 is drawn over the items
 
 
-def data_part(workspace: Workspace, data: SplitData, results: list[dict[str, Any]]) -> dict[str, Any]:
+def page_tail(data: SplitData, settings: Settings, results: list[dict[str, Any]]) -> np.ndarray:
+    """(n_items + 1,) bool: the items that are the tail on the whole page, those of the first results."""
+    share, threshold = settings.data.tail_share, settings.eval.tail_threshold
+    if results:
+        share, threshold = results[0]["tail"]
+    return tail_items(data.train_counts, share, threshold)
+
+
+def data_part(
+    workspace: Workspace, data: SplitData, tail: np.ndarray, results: list[dict[str, Any]]
+) -> dict[str, Any]:
     """The data card, items by popularity bin with HR@10 over them, and the curve of popularity.
 
     Args:
+        tail: of `page_tail`; the card's own knows nothing of a threshold of evaluations.
         results: of `result_parts`; the first protocol's figures are drawn.
     """
     summary = require_stage(workspace.data, made_by="llmemb init")["summary"]
@@ -48,6 +60,11 @@ def data_part(workspace: Workspace, data: SplitData, results: list[dict[str, Any
     return {
         "summary": summary,
         "times": time_line(summary),
+        "tail": {
+            "items": int(tail.sum()),
+            "largest_count": int(data.train_counts[tail].max(initial=0)),
+            "share_of_test": float(tail[data.test[data.test > 0]].mean()) if (data.test > 0).any() else 0.0,
+        },
         "bins": _bins(workspace, data, results[0] if results else None),
         "curve": Figure(
             "popularity-curve",

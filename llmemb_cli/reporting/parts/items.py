@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.datasets.popularity import tail_items
 from llmemb_cli.datasets.split import SplitData
+from llmemb_cli.errors import BadDataError
 from llmemb_cli.evaluation.candidates import test_users
 from llmemb_cli.evaluation.groups import BINS
 from llmemb_cli.evaluation.rank import full_ranking
-from llmemb_cli.evaluation.spaces import Space, item_titles, llm_spaces, nearest, open_space, unit_vectors
+from llmemb_cli.evaluation.spaces import Space, item_titles, llm_spaces, nearest, space_of_items, unit_vectors
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.figures import Figure
 from llmemb_cli.reporting.parts.training import pair_cosines, uniformity
@@ -28,11 +28,21 @@ SHOWN = 5
 HISTORY = 10
 
 
-def item_spaces(workspace: Workspace, mains: list[Variant]) -> dict[str, Space]:
-    """The spaces shown, by title: LLM embeddings, then the runs of one backbone, a method each."""
+def item_spaces(workspace: Workspace, data: SplitData, mains: list[Variant]) -> tuple[dict[str, Space], list[str]]:
+    """The spaces shown, by title, rows as in the data: LLM embeddings, then the runs of one backbone, a method each.
+
+    And the titles of those left out, as they do not have a vector for every item of the data.
+    """
     words = {"scft": "LLM, fine-tuned", "base": "LLM, untouched", "said": "LLM, SAID", "tslrec": "LLM, TSLRec"}
-    found = {words.get(name, name): open_space(workspace, name) for name in reversed(llm_spaces(workspace))}
-    return found | {title(one): open_space(workspace, one.runs[0]) for one in of_one_backbone(mains)}
+    names = {words.get(name, name): name for name in reversed(llm_spaces(workspace))}
+    names |= {title(one): one.runs[0] for one in of_one_backbone(mains)}
+    found, left_out = {}, []
+    for shown, name in names.items():
+        try:
+            found[shown] = space_of_items(workspace, name, data.item_ids)
+        except BadDataError:
+            left_out.append(shown)
+    return found, left_out
 
 
 def title(one: Variant) -> str:
@@ -90,19 +100,22 @@ def same_group_share(unit: np.ndarray, groups: np.ndarray) -> float:
 
 
 def neighbour_part(
-    workspace: Workspace, data: SplitData, spaces: dict[str, Space], settings: Settings
+    workspace: Workspace, data: SplitData, spaces: dict[str, Space], tail: np.ndarray, settings: Settings
 ) -> list[dict[str, Any]]:
-    """For two head and three tail items, the five nearest in each space."""
+    """For two head and three tail items, the five nearest in each space.
+
+    Args:
+        tail: (n_items + 1,) bool, of the page (parts/data.py).
+    """
     if not spaces:
         return []
     titles = item_titles(workspace)
-    tail = tail_items(data.train_counts, settings.data.tail_share)[1:]
     rng = numpy_rng(settings.seed, "report-neighbours")
     ids = data.item_ids.to_list()
     counts = data.train_counts[1:]
     examples: list[dict[str, Any]] = []
     rows: list[int] = []
-    for kind, chosen, count in (("head", ~tail, 2), ("tail", tail, 3)):
+    for kind, chosen, count in (("head", ~tail[1:], 2), ("tail", tail[1:], 3)):
         some = np.flatnonzero(chosen)
         rows += sorted(rng.choice(some, size=min(count, len(some)), replace=False).tolist())
         examples += [
@@ -122,19 +135,24 @@ def neighbour_part(
 
 
 def user_part(
-    workspace: Workspace, data: SplitData, mains: list[Variant], settings: Settings, device: str
+    workspace: Workspace,
+    data: SplitData,
+    mains: list[Variant],
+    tail: np.ndarray,
+    settings: Settings,
+    device: str,
 ) -> list[dict[str, Any]]:
     """Five test users, three of them with a tail target: history, target, and the top ten of each method."""
     users = test_users(data)
     if not mains or not len(users):
         return []
     titles = item_titles(workspace)
-    tail = tail_items(data.train_counts, settings.data.tail_share)[data.test[users]]
+    in_tail = tail[data.test[users]]
     rng = numpy_rng(settings.seed, "report-users")
     chosen = np.concatenate(
         [
             rng.choice(some, size=min(count, len(some)), replace=False)
-            for some, count in ((users[tail], 3), (users[~tail], 2))
+            for some, count in ((users[in_tail], 3), (users[~in_tail], 2))
         ]
     )
     ids = data.item_ids.to_list()

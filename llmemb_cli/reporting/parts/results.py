@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.evaluation.compare import compare_runs, natural_order
+from llmemb_cli.evaluation.compare import compare_evaluated, natural_order
+from llmemb_cli.evaluation.evaluated import Evaluated, read_evaluated
 from llmemb_cli.pipeline import protocol_name
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.figures import Figure
@@ -20,11 +22,10 @@ from llmemb_cli.reporting.variants import (
     comparable_runs,
     main_variants,
     protocols,
-    read_variants,
     sweeps,
+    variants_of,
 )
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import read_manifest
 
 METRICS = ("HR@10", "NDCG@10")
 BEYOND = {"coverage": ".1%", "gini": ".3f", "popularity": ".1f", "novelty": ".2f", "diversity": ".3f"}
@@ -41,31 +42,56 @@ def result_parts(workspace: Workspace, settings: Settings) -> list[dict[str, Any
     return parts
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The comparable runs of a protocol: every user's results are read once for all tables.
+
+    Attributes:
+        settings: with that protocol.
+        runs: evaluations by the name of the run.
+    """
+
+    workspace: Workspace
+    settings: Settings
+    runs: dict[str, Evaluated]
+
+    def compare(self, variants: list[Variant], groups: list[str] | None = None, **how: Any) -> dict[str, Any]:
+        """The comparison of some variants (evaluation/compare.py), over the groups asked for."""
+        found = [self.runs[run] for one in variants for run in one.runs]
+        chosen = self.settings
+        if groups is not None:
+            chosen = chosen.model_copy(update={"eval": chosen.eval.model_copy(update={"groups": groups})})
+        return compare_evaluated(found, self.workspace, chosen, **how)
+
+    def summaries(self, one: Variant) -> list[dict[str, Any]]:
+        """The figures of a variant's runs."""
+        return [self.runs[run].evaluation["summary"] for run in one.runs]
+
+
 def _part(workspace: Workspace, settings: Settings, runs: list[str], left_out: list[str]) -> dict[str, Any]:
-    variants = read_variants(workspace, settings, runs)
+    found = read_evaluated(workspace, settings, runs)
+    measured = Measured(workspace, settings, {one.run: one for one in found})
+    variants = variants_of(found, workspace, settings)
     mains = main_variants(variants)
-    manifest = read_manifest(workspace.evaluation(runs[0], protocol_name(settings))) or {}
-    summary = manifest["summary"]
+    first = found[0].evaluation
+    summary = first["summary"]
     return {
         "protocol": protocol_label(summary["protocol"]),
         "kind": summary["protocol"]["kind"],
         "name": protocol_name(settings),
         "definition": summary["definitions"]["popularity"],
+        "tail": [first["made_from"]["settings"][key] for key in ("tail_share", "tail_threshold")],
         "left_out": left_out,
         "mains": mains,
-        "table1": _methods_table(workspace, settings, mains),
-        "variants": _variants_table(workspace, settings, variants) if len(variants) > len(mains) else None,
-        "table2": [_ablation_table(workspace, settings, family) for family in ablations(variants)],
-        "beyond": _beyond(workspace, settings, mains),
-        "bars": _bars(workspace, settings, mains),
-        "others": _other_groups(workspace, settings, mains),
+        "table1": _methods_table(measured, mains),
+        "variants": _variants_table(measured, variants) if len(variants) > len(mains) else None,
+        "table2": [_ablation_table(measured, family) for family in ablations(variants)],
+        "beyond": _beyond(measured, mains),
+        "bars": _bars(measured, mains),
+        "others": _other_groups(measured, mains),
         "sweeps": [_sweep(settings, key, members) for key, members in sweeps(variants)],
-        "runs": _all_runs(workspace, settings, runs),
+        "runs": _all_runs(found),
     }
-
-
-def _runs(variants: list[Variant]) -> list[str]:
-    return [run for one in variants for run in one.runs]
 
 
 def _table(document: dict[str, Any], names: list[str], note: str, overall: bool = True) -> dict[str, Any]:
@@ -95,33 +121,32 @@ def _cell(cell: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     return {"mean": mean, "star": star, "spread": spread, "place": cell["place"], "gain": gain, "about": about}
 
 
-def _other_groups(workspace: Workspace, settings: Settings, mains: list[Variant]) -> list[dict[str, Any]]:
+def _other_groups(measured: Measured, mains: list[Variant]) -> list[dict[str, Any]]:
     """A table of short and long histories, and one of cold items where there are some; one would be too wide."""
-    first = _evaluations(workspace, settings, mains[0])[0]
+    first = measured.summaries(mains[0])[0]
     cold = any(group["n"] for group in first["groups"]["cold"] if group["name"] == "cold")
     made = []
     for name, title in OTHER_GROUPS.items() if cold else [*OTHER_GROUPS.items()][:1]:
-        chosen = settings.model_copy(update={"eval": settings.eval.model_copy(update={"groups": [name]})})
         about = first["definitions"][name]
         about += "" if cold else "; every test item has training interactions, so none is cold"
-        table = _methods_table(workspace, chosen, mains, overall=False)
+        table = _methods_table(measured, mains, [name], overall=False)
         made.append(table | {"title": title, "about": about[0].upper() + about[1:]})
     return made
 
 
 def _methods_table(
-    workspace: Workspace, settings: Settings, mains: list[Variant], overall: bool = True
+    measured: Measured, mains: list[Variant], groups: list[str] | None = None, overall: bool = True
 ) -> dict[str, Any]:
-    document = compare_runs(workspace, settings, _runs(mains))
+    document = measured.compare(mains, groups)
     names = [f"{BACKBONES[one.backbone]}, {one.method}" for one in mains]
     order = {one.runs[0]: place for place, one in enumerate(mains)}
     document["variants"].sort(key=lambda entry: order[entry["runs"][0]])
     return _table(document, names, "", overall)
 
 
-def _variants_table(workspace: Workspace, settings: Settings, variants: list[Variant]) -> dict[str, Any]:
+def _variants_table(measured: Measured, variants: list[Variant]) -> dict[str, Any]:
     """All variants, also those whose settings differ from a method's main one."""
-    document = compare_runs(workspace, settings, _runs(variants))
+    document = measured.compare(variants)
     document["variants"].sort(key=natural_order)
     made = _table(document, [entry["variant"] for entry in document["variants"]], "")
     for row in made["rows"]:
@@ -129,9 +154,9 @@ def _variants_table(workspace: Workspace, settings: Settings, variants: list[Var
     return made
 
 
-def _ablation_table(workspace: Workspace, settings: Settings, family: list[Variant]) -> dict[str, Any]:
+def _ablation_table(measured: Measured, family: list[Variant]) -> dict[str, Any]:
     """The whole method, then with one part left out; a star marks what is better than the whole."""
-    document = compare_runs(workspace, settings, _runs(family), baseline=family[0].runs[0])
+    document = measured.compare(family, baseline=family[0].runs[0])
     order = {one.runs[0]: place for place, one in enumerate(family)}
     document["variants"].sort(key=lambda entry: order[entry["runs"][0]])
     changed = ", ".join(f"{key}={value}" for key, value in family[0].entry["changed"].items())
@@ -140,27 +165,27 @@ def _ablation_table(workspace: Workspace, settings: Settings, family: list[Varia
     return _table(document, names, f"The baseline is {whole} with all its parts.")
 
 
-def _evaluations(workspace: Workspace, settings: Settings, one: Variant) -> list[dict[str, Any]]:
-    protocol = protocol_name(settings)
-    return [(read_manifest(workspace.evaluation(run, protocol)) or {})["summary"] for run in one.runs]
-
-
-def _beyond(workspace: Workspace, settings: Settings, mains: list[Variant]) -> dict[str, Any] | None:
+def _beyond(measured: Measured, mains: list[Variant]) -> dict[str, Any] | None:
     """What the lists of each variant are like, mean over its seeds."""
+    inputs = [measured.runs[run].evaluation["made_from"]["inputs"] for one in mains for run in one.runs]
+    # How unlike items are in one LLM's space says nothing beside how unlike they are in another's.
+    one_space = len({made.get("diversity") for made in inputs}) == 1
     rows = []
     for one in mains:
-        found = [summary["beyond"] for summary in _evaluations(workspace, settings, one) if summary["beyond"]]
+        found = [summary["beyond"] for summary in measured.summaries(one) if summary["beyond"]]
         if not found:
             return None
         cells = []
         for name, how in BEYOND.items():
             values = [entry[name] for entry in found if entry[name] is not None]
-            cells.append(format(float(np.mean(values)), how) if values else "–")
+            shown = values and (one_space or name != "diversity")
+            cells.append(format(float(np.mean(values)), how) if shown else "–")
         rows.append({"name": f"{BACKBONES[one.backbone]}, {one.method}", "cells": cells})
-    return {"columns": list(BEYOND), "rows": rows, "k": found[0]["k"], "space": found[0]["diversity_space"]}
+    space = found[0]["diversity_space"] if one_space else None
+    return {"columns": list(BEYOND), "rows": rows, "k": found[0]["k"], "space": space, "one_space": one_space}
 
 
-def _bars(workspace: Workspace, settings: Settings, mains: list[Variant]) -> list[Figure]:
+def _bars(measured: Measured, mains: list[Variant]) -> list[Figure]:
     """HR@10 by popularity bin of the target (LLMEmb Figure 5), a figure a backbone."""
     made = []
     for backbone in dict.fromkeys(one.backbone for one in mains):
@@ -168,7 +193,7 @@ def _bars(workspace: Workspace, settings: Settings, mains: list[Variant]) -> lis
         for one in mains:
             if one.backbone != backbone:
                 continue
-            bins = [summary["groups"]["popularity_bins"] for summary in _evaluations(workspace, settings, one)]
+            bins = [summary["groups"]["popularity_bins"] for summary in measured.summaries(one)]
             series[one.method] = [_mean([found[at]["HR@10"] for found in bins]) for at in range(len(bins[0]))]
         sizes = [group["n"] for group in bins[0]]
         used = [at for at, n in enumerate(sizes) if n]
@@ -178,7 +203,7 @@ def _bars(workspace: Workspace, settings: Settings, mains: list[Variant]) -> lis
         wide = len(shown) > figures.NARROW_SERIES
         made.append(
             Figure(
-                f"{protocol_name(settings)}-groups-{backbone}",
+                f"{protocol_name(measured.settings)}-groups-{backbone}",
                 f"{BACKBONES[backbone]}: HR@10 by training interactions of the target",
                 [figures.bars(ticks, shown, "HR@10", places=METHOD_PLACES)],
                 {"bin": names, "users": [sizes[at] for at in used], **shown},
@@ -215,11 +240,11 @@ def _sweep(settings: Settings, key: str, members: list[Variant]) -> Figure:
     return Figure(name, title, panels, columns)
 
 
-def _all_runs(workspace: Workspace, settings: Settings, runs: list[str]) -> list[dict[str, Any]]:
+def _all_runs(found: list[Evaluated]) -> list[dict[str, Any]]:
     """Every run by itself, without tests."""
     rows = []
-    for run in runs:
-        summary = (read_manifest(workspace.evaluation(run, protocol_name(settings))) or {})["summary"]
+    for one in found:
+        summary = one.evaluation["summary"]
         parts = [summary["overall"], *summary["groups"]["popularity"]]
-        rows.append({"run": run, "figures": [part[metric] for part in parts for metric in METRICS]})
+        rows.append({"run": one.run, "figures": [part[metric] for part in parts for metric in METRICS]})
     return rows

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.split import SplitData
+from llmemb_cli.errors import BadDataError
 from llmemb_cli.evaluation.document import known_runs
-from llmemb_cli.evaluation.spaces import open_space, unit_vectors
+from llmemb_cli.evaluation.spaces import space_of_items, unit_vectors
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.figures import Figure
 from llmemb_cli.reporting.variants import BACKBONES, METHOD_PLACES, Variant
@@ -71,15 +74,22 @@ def scft_part(workspace: Workspace) -> dict[str, Any] | None:
     return {"summary": manifest["summary"], "figure": figure}
 
 
-def similarity_part(workspace: Workspace, settings: Settings) -> dict[str, Any] | None:
-    """How alike random pairs of items are, before and after fine-tuning, with and without the common direction."""
-    there = [name for name in ("base", "scft") if read_manifest(workspace.embeddings(name)) is not None]
+def similarity_part(workspace: Workspace, data: SplitData, settings: Settings) -> dict[str, Any] | None:
+    """How alike random pairs of items are, before and after fine-tuning, with and without the common direction.
+
+    Embeddings of other items than the data's are left out: pairs would be other pairs.
+    """
+    spaces = {}
+    for name in ("base", "scft"):
+        if read_manifest(workspace.embeddings(name)) is not None:
+            with suppress(BadDataError):
+                spaces[name] = space_of_items(workspace, name, data.item_ids).vectors
+    there = list(spaces)
     if not there:
         return None
     words = {"base": "before", "scft": "after"}
     rows, values = [], {}
-    for name in there:
-        vectors = open_space(workspace, name).vectors
+    for name, vectors in spaces.items():
         for centred in (False, True):
             unit = unit_vectors(vectors, centred=centred)
             cosine = pair_cosines(unit, settings.seed)
