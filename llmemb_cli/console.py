@@ -157,7 +157,7 @@ def shortened(text: str, width: int) -> str:
 def amount(number: float, unit: str) -> str:
     """How much of a task: 12,345 steps, 4.2 GB."""
     if unit != "bytes":
-        return f"{number:,.0f} {unit}"
+        return counted(round(number), unit.removesuffix("s")) if unit.endswith("s") else f"{number:,.0f} {unit}"
     for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= size:
             return f"{number / size:,.1f} {name}"

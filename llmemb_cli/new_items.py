@@ -219,7 +219,7 @@ def read_items(workspace: Workspace, path: Path, settings: Settings) -> pl.DataF
 
 
 def _id_column(path: Path, names: list[str], settings: Settings) -> str:
-    for name in ("item_id", settings.data.item_column, guess_column("item_column", names)[0]):
+    for name in (settings.data.item_column, "item_id", guess_column("item_column", names)[0]):
         if name and name in names:
             return name
     raise BadDataError(

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 FormatOption = Annotated[
     Literal["parquet", "npy", "safetensors", "word2vec", "usearch", "faiss"],
-    typer.Option("--format", help="Of the table; usearch and faiss are ANN indexes (extra `ann`)."),
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="parquet, npy, safetensors, word2vec; usearch and faiss are ANN indexes (extra `ann`).",
+    ),
 ]
 MetricOption = Annotated[
     Literal["ip", "cosine"] | None,

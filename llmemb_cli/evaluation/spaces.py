@@ -47,6 +47,7 @@ def open_space(workspace: Workspace, name: str | None = None) -> Space:
     Raises:
         WrongUseError: there is none, or none of that name.
     """
+    _known(workspace)
     llm = llm_spaces(workspace)
     chosen = check_space(workspace, name) if name is not None else llm[0] if llm else best_run(workspace)
     kind: Literal["llm", "run"] = "llm" if chosen in llm else "run"
@@ -68,15 +69,21 @@ def space_of_items(workspace: Workspace, name: str, item_ids: pl.Series) -> Spac
     return Space(name, space.kind, item_ids, vectors)
 
 
+def _known(workspace: Workspace) -> list[str]:
+    known = [*llm_spaces(workspace), *known_runs(workspace)]
+    if not known:
+        hint = "run `llmemb scft` and `llmemb embed`, or `llmemb rat`"
+        raise WrongUseError("there are no embeddings yet", where=str(workspace.root), hint=hint)
+    return known
+
+
 def check_space(workspace: Workspace, name: str) -> str:
     """`name`, if there are LLM embeddings or a run of that name.
 
     Raises:
         WrongUseError: there are not.
     """
-    known = [*llm_spaces(workspace), *known_runs(workspace)]
-    if not known:
-        raise WrongUseError("there are no embeddings yet", where=str(workspace.root), hint="run `llmemb run` first")
+    known = _known(workspace)
     if name not in known:
         raise WrongUseError(f"no run or embeddings {name}", hint=near_or_some(name, known))
     return name
