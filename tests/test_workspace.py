@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -50,7 +49,6 @@ def test_the_only_workspace_below_is_used_and_several_are_listed(tmp_path: Path)
         find_workspace(start=tmp_path)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions as of POSIX")
 def test_a_folder_that_may_not_be_looked_into_hides_no_workspace() -> None:
     root = Path(tempfile.mkdtemp())  # pytest's own folders are for one user
     closed, inner = root / "closed", root / "closed" / "inner"
