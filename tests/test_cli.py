@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import typer
 
 from llmemb_cli.app import COMMANDS
+from llmemb_cli.commands.common import run_guarded
+from llmemb_cli.console import Output
 
 HEAVY = ("torch", "transformers", "polars", "sklearn", "numpy", "matplotlib", "pydantic")
 
@@ -64,6 +70,15 @@ def test_error_with_json_is_one_document_and_an_exit_code(tmp_path: Path) -> Non
 def test_expected_error_has_no_traceback_unless_debug(tmp_path: Path) -> None:
     assert "Traceback" not in llmemb("status", cwd=tmp_path).stderr
     assert "Traceback" in llmemb("status", "--debug", cwd=tmp_path).stderr
+
+
+def test_an_end_from_outside_is_said_and_leaves_by_the_same_code(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with pytest.raises(typer.Exit) as left:
+            run_guarded(Output(), lambda number=number: os.kill(os.getpid(), number) or time.sleep(5))  # type: ignore[misc,func-returns-value]
+        assert left.value.exit_code == 130 and "error: interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_version() -> None:

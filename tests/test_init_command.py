@@ -480,3 +480,10 @@ def test_a_column_that_orders_nothing_is_warned_of(folder: Path) -> None:
     )
     done = own("--time-column", "quantity", name="v")
     assert done.exit_code == 0 and "100% of users' interactions have the time of the one before" in done.stderr
+
+
+def test_times_that_cannot_be_read_are_answered_with_the_forms_that_can(folder: Path) -> None:
+    lines = ["user_id,item_id,date", *(f"u{n % 130},i{n % 119},13/05/{2000 + n % 20}" for n in range(900))]
+    (folder / LOG).write_text("\n".join(lines))
+    done = own()
+    assert done.exit_code == 4 and "dates such as 2014-05-13" in done.stderr

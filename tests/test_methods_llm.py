@@ -250,7 +250,15 @@ def test_batches_in_parts_train_as_whole_ones_do_in_a_plain_loop(
     lengths = reader.lengths(histories)
     kept = {"epochs": 2.0, "batch_size": 5, "learning_rate": 0.01, "checkpoint_minutes": 9.0, "seed": 3}
     ours = fit(
-        "tslrec", reader.trained(), lengths, loss_of, MicroBatches(2, 0), **kept, work=tmp_path, report=Reporter()
+        "tslrec",
+        reader.loaded,
+        reader.trained(),
+        lengths,
+        loss_of,
+        MicroBatches(2, 0),
+        **kept,
+        work=tmp_path,
+        report=Reporter(),
     )
 
     words = base.get_input_embeddings()
@@ -362,3 +370,27 @@ def test_the_plan_makes_the_llm_stages_before_the_runs_that_read_them(tmp_path: 
     assert [name for name in names if name in order] == order
     waiting = {entry.step.name: entry.state.state for entry in states(chain(workspace, settings))}
     assert waiting["said"] == waiting["tslrec"] == "missing"
+
+
+@pytest.mark.parametrize("method", ["said", "tslrec"])
+def test_gradients_that_float16_cannot_hold_still_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    from llmemb_cli.llm import fit as module
+    from llmemb_cli.llm import load
+
+    backward = module._backward
+    losses = {}
+
+    def faint(batch: Any, lengths: Any, loss_of: Any, micro: Any, scaler: Any) -> float:
+        # As with a wide LLM and a large batch; Adam does not mind the factor where gradients survive.
+        return backward(batch, lengths, lambda *rows: loss_of(*rows) * 1e-5, micro, scaler)
+
+    monkeypatch.setattr(module, "_backward", faint)
+    for dtype in (torch.float32, torch.float16):
+        monkeypatch.setattr(load, "pick_dtype", lambda precision, device, dtype=dtype: dtype)
+        workspace, settings = ready(tmp_path / str(dtype), rat__method=method, rat__epochs=1, scft__lora_dropout=0.0)
+        run_rat(workspace, settings, Reporter())
+        losses[dtype] = (read_manifest(workspace.embeddings(method)) or {})["summary"]["loss"]
+    whole, half = losses[torch.float32], losses[torch.float16]
+    assert half["first"] - half["last"] > 0.8 * (whole["first"] - whole["last"]) > 0

@@ -209,6 +209,14 @@ def test_runs_without_validation_are_listed_and_not_preferred(
     lines = [line.split() for line in call(workspace, "runs").stdout.splitlines() if "gru4rec-" in line]
     assert {line[0]: line[1] for line in lines}["gru4rec-none-42"] == "-"
     assert best_run(workspace) == "gru4rec-llmemb-42"
+    # A run on data of before cannot serve the users and items of now, however well it validated.
+    path = workspace.run("gru4rec-llmemb-42") / "manifest.json"
+    before = path.read_text()
+    manifest = json.loads(before)
+    manifest["made_from"]["inputs"]["data"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    assert best_run(workspace) != "gru4rec-llmemb-42"
+    path.write_text(before)
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", ".hidden", "-x", "", "a b", "=1+1", "x" * 200])

@@ -13,6 +13,7 @@ import typer
 from llmemb_cli.config.settings import Settings, load_settings, parse_assignments, setting_choices, setting_help
 from llmemb_cli.console import Output
 from llmemb_cli.errors import InterruptedRunError, LlmembError
+from llmemb_cli.interrupt import terminate_as_interrupt
 from llmemb_cli.workspace.locate import Workspace, find_candidates, find_workspace, is_workspace
 
 WorkspaceOption = Annotated[
@@ -91,7 +92,8 @@ def run_guarded(output: Output, action: Callable[[], None]) -> None:
         typer.Exit: with the exit code of DESIGN section 4, after an error.
     """
     try:
-        action()
+        with terminate_as_interrupt():
+            action()
     except LlmembError as error:
         if output.debug:
             raise

@@ -19,6 +19,7 @@ from llmemb_cli.datasets.presets import find_preset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE
 from llmemb_cli.datasets.rules import (
+    NO_TIME,
     apply_rules,
     check_interactions,
     check_items,
@@ -179,12 +180,15 @@ def _refuse_tiny(summary: dict[str, Any], settings: Settings) -> None:
     losses.sort(key=lambda loss: -loss[0])
     reasons = "; ".join(f"{count:,} {what}" for count, what in losses[:4])
     read = ", ".join(f"{name} ({rows:,} rows)" for name, rows in summary["rows_read"].items())
+    unread = summary["rejected_by_reason"].get(NO_TIME, 0)
+    times = "times are seconds, milliseconds or dates such as 2014-05-13 or 2014-05-13T16:53:20; " if unread else ""
     expected = next((f"; others report {entry['users']:,} users" for entry in summary["published"]), "")
     raise BadDataError(
         f"only {summary['users']} users and {summary['items']} items are left"
         + (f" ({reasons})" if reasons else "")
         + f"; fewer than {SMALLEST} are more often a wrong file or column{expected}",
         where=read,
-        hint="check files and columns, lower --min-user and --min-item"
+        hint=times
+        + "check files and columns, lower --min-user and --min-item"
         + (", or keep it so with --force" if summary["users"] and summary["items"] else ""),
     )

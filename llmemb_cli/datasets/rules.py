@@ -21,6 +21,7 @@ FRACTION = "\x00fraction"  # the column with the microseconds after a whole seco
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAYS_FROM, DAYS_TO = 1900_01_01, 2100_01_01  # whole numbers between may be days written so; as seconds they are 1970
 SPLITS = ("train", "valid", "test", "later")
+NO_TIME = "timestamp is not a number or date"
 DATE_FORMS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d")
 
 
@@ -97,7 +98,7 @@ def check_interactions(
         "no item id": pl.col("item_id").is_null(),
         "unknown item": ~known,
         "no timestamp": pl.col("timestamp").is_null(),
-        "timestamp is not a number or date": pl.col("moment").is_null(),
+        NO_TIME: pl.col("moment").is_null(),
         "rating is not a number": pl.col("rating").is_not_null() & ~pl.col("stars").is_finite().fill_null(False),
     }
     if log.select(pl.any_horizontal(faults.values()).any()).item():

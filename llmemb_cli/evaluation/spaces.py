@@ -15,7 +15,7 @@ from llmemb_cli.errors import WrongUseError, near_match
 from llmemb_cli.evaluation.document import known_runs, near_or_some
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import read_manifest
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 
 PAIRS = 20_000
 MOST_COMPARED = 20_000  # ids looked through for a near match
@@ -95,7 +95,9 @@ def directory_of(workspace: Workspace, name: str) -> Path:
 
 
 def best_run(workspace: Workspace) -> str:
-    """The run with the best validation NDCG@10; a run that had nothing to validate on comes last.
+    """The run with the best validation NDCG@10, of those trained on the present data if there are any.
+
+    A run that had nothing to validate on comes last.
 
     Raises:
         WrongUseError: there are no runs.
@@ -103,8 +105,14 @@ def best_run(workspace: Workspace) -> str:
     names = known_runs(workspace)
     if not names:
         raise WrongUseError("there are no runs yet", where=str(workspace.root), hint="run `llmemb rat` first")
-    scores = {name: (read_manifest(workspace.run(name)) or {})["summary"]["best_validation"] for name in names}
-    return max(names, key=lambda name: -1.0 if scores[name] is None else scores[name])
+    manifests = {name: read_manifest(workspace.run(name)) or {} for name in names}
+    data = output_fingerprint(workspace.data)
+
+    def rank(name: str) -> tuple[bool, float]:
+        score = manifests[name]["summary"]["best_validation"]
+        return manifests[name]["made_from"]["inputs"]["data"] == data, -1.0 if score is None else score
+
+    return max(names, key=rank)
 
 
 def unit_vectors(vectors: np.ndarray, *, centred: bool) -> np.ndarray:

@@ -27,6 +27,7 @@ LOG = "log.jsonl"
 
 def fit(
     label: str,
+    loaded: LoadedModel,
     trained: dict[str, torch.nn.Parameter],
     lengths: np.ndarray,
     loss_of: Callable[[np.ndarray, np.ndarray], torch.Tensor],
@@ -44,10 +45,11 @@ def fit(
 
     A batch passes the model in parts of rows of similar length, whose gradients add up to those of the whole: less
     padding, and no more activations at once than fit. A checkpoint of the last step stays in `work`, for the caller
-    to remove once what was trained is written.
+    to remove once what was trained is written. In float16 the loss is scaled, and a step that overflows is left out.
 
     Args:
         label: names the random streams and the progress bar.
+        loaded: the LLM that the loss passes through.
         trained: the parameters by name.
         lengths: (n,) int, the tokens that the model reads for each row.
         loss_of: what some rows add to the mean loss of a batch: the row numbers of the part, and of the batch.
@@ -64,6 +66,7 @@ def fit(
     per_epoch = math.ceil(rows / batch_size)
     total = max(round(epochs * per_epoch), 1)
     optimizer = torch.optim.Adam(list(trained.values()), lr=learning_rate)
+    scaler = torch.amp.GradScaler(loaded.device.split(":")[0], enabled=loaded.dtype == torch.float16)
     found = load_checkpoint(work, optimizer, work / LOG)
     step, losses = 0, []
     if found is not None:
@@ -72,6 +75,8 @@ def fit(
             for name, tensor in groups["trained"].items():
                 trained[name].copy_(tensor)
         step, losses = values["step"], values["losses"]
+        if "scaler" in values:  # checkpoints of before have none
+            scaler.load_state_dict(values["scaler"])
         report.note(f"going on at step {step + 1}" if step < total else "its training is done already")
     started = saved = time.monotonic()
     with StopRequest(report) as stop, report.task(label, total, "steps", done=step) as task:
@@ -80,17 +85,17 @@ def fit(
             at = step % per_epoch * batch_size
             torch.manual_seed(stream_seed(seed, label, "dropout", step))
             optimizer.zero_grad(set_to_none=True)
-            losses.append(_backward(order[at : at + batch_size], lengths, loss_of, micro))
-            optimizer.step()
+            losses.append(_backward(order[at : at + batch_size], lengths, loss_of, micro, scaler))
+            scaler.step(optimizer)
+            scaler.update()
             step += 1
             if not math.isfinite(losses[-1]):
                 raise LlmembError(f"the loss of step {step} is not finite", hint=f"lower {label}.learning_rate")
             append_jsonl(work / LOG, {"step": step, "loss": losses[-1]})
             task.advance(1, loss=losses[-1])
             if stop.requested or step == total or time.monotonic() - saved > checkpoint_minutes * 60:
-                save_checkpoint(
-                    work, {"trained": dict(trained)}, optimizer, {"step": step, "losses": losses}, work / LOG
-                )
+                state = {"step": step, "losses": losses, "scaler": scaler.state_dict()}
+                save_checkpoint(work, {"trained": dict(trained)}, optimizer, state, work / LOG)
                 saved = time.monotonic()
             if stop.requested:
                 keep_seconds(work, time.monotonic() - started)
@@ -105,13 +110,14 @@ def _backward(
     lengths: np.ndarray,
     loss_of: Callable[[np.ndarray, np.ndarray], torch.Tensor],
     micro: MicroBatches,
+    scaler: torch.amp.GradScaler,
 ) -> float:
     """Add the gradients of a batch's mean loss to the parameters, part by part; returns the loss."""
     ordered = batch[np.argsort(lengths[batch], kind="stable")]
     total = 0.0
     for part in micro.split(lengths[ordered].tolist()):
         loss = loss_of(ordered[part], batch)
-        loss.backward()
+        scaler.scale(loss).backward()
         total += float(loss.detach())
     return total
 

@@ -57,6 +57,7 @@ def run_said(workspace: Workspace, settings: Settings, report: Reporter, force: 
         said, lengths = settings.said, writer.lengths()
         losses = fit(
             "said",
+            loaded,
             dict(writer.vectors.named_parameters()),
             lengths,
             lambda part, batch: writer.loss(part, batch=batch),

@@ -75,6 +75,7 @@ def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force
         tslrec = settings.tslrec
         losses = fit(
             "tslrec",
+            loaded,
             reader.trained(),
             lengths,
             loss_of,
