@@ -41,13 +41,12 @@ from llmemb_cli.contrastive import contrastive_loss
 from llmemb_cli.datasets.split import Ragged, SplitData, load_split
 from llmemb_cli.peers import ALONE
 from llmemb_cli.seeds import numpy_rng
-from llmemb_cli.srs.batch import Batch, make_batch
-from llmemb_cli.srs.feed import in_order
+from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.item_embedding import AdaptedTable, ItemEmbedding, ItemTable
 from llmemb_cli.srs.methods.align import Align
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import Step, batch_loss, loss_name
-from llmemb_cli.srs.precision import use_precision
+from llmemb_cli.srs.precision import float32_products, use_precision
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import epoch_batches, training_rows
 from llmemb_cli.workspace.stage import peak_memory_mb
@@ -55,6 +54,7 @@ from llmemb_cli.workspace.stage import peak_memory_mb
 WIDTH, SMALL_WIDTH = 1536, 576
 MILLION_USERS = 1_110_000  # of made-up users: ten million interactions, two of each user held out
 BATCH, HIDDEN, LENGTH, DROPOUT = 128, 128, 200, 0.5
+PROFILED = 50  # steps whose kernels are summed up on a GPU
 
 
 def data_of(workspace: str | None) -> SplitData:
@@ -180,15 +180,13 @@ def ours(
     rows = training_rows(data.train, backbone)
     whole = math.ceil(len(rows) / BATCH)
 
+    @float32_products(settings, device)
     def epoch(number: int, most: int) -> float:
         batches = epoch_batches(len(rows), BATCH, 42, number)[:most]
-
-        def make(step: int) -> tuple[Batch, np.random.Generator]:
-            rng = numpy_rng(42, "step", number, step)
-            return make_batch(rows, batches[step], settings, data.n_items, sampler, rng, device), rng
-
         started = time.perf_counter()
-        for step, (batch, rng) in enumerate(in_order(make, 0, len(batches), ahead=device != "cpu")):
+        for step, chosen in enumerate(batches):
+            rng = numpy_rng(42, "step", number, step)
+            batch = make_batch(rows, chosen, settings, data.n_items, sampler, rng, device)
             loss, embedded = batch_loss(model, settings, batch)
             if extra is not None:
                 loss = loss + extra.loss(model, Step(batch, embedded, number, step, len(batches), rng, ALONE))
@@ -202,17 +200,17 @@ def ours(
     measured = min(steps or whole, whole)
     epoch(0, max(measured // 4, 1))
     seconds = epoch(1, measured)
-    return seconds, peak_memory_mb(), busy_share(lambda: epoch(2, measured)) if device != "cpu" else 0.0
+    if device == "cpu":
+        return seconds, peak_memory_mb(), 0.0
+    some = min(measured, PROFILED)
+    return seconds, peak_memory_mb(), busy_seconds(lambda: epoch(2, some)) / some / (seconds / whole)
 
 
-def busy_share(run: Callable[[], object]) -> float:
-    """The share of the time of `run` in which the GPU computes or copies."""
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
-        started = time.perf_counter()
+def busy_seconds(run: Callable[[], object]) -> float:
+    """How long the GPU computes or copies in `run`; the profiler slows down what launches, not what computes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         run()
-        passed = time.perf_counter() - started
-    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / passed
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
 
 
 def alone(function: Callable[..., Any], *args: object) -> Any:

@@ -1,10 +1,8 @@
-"""Mixed precision on a CPU, and batches that are made ahead of their steps."""
+"""Mixed precision on a CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,10 +10,7 @@ import torch
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.datasets.split import load_split
-from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
-from llmemb_cli.srs import loop
-from llmemb_cli.srs.feed import in_order
 from llmemb_cli.srs.item_embedding import AdaptedTable, DualTable
 from llmemb_cli.srs.methods.distill import Distill
 from llmemb_cli.srs.methods.extras import Several, make_extra
@@ -81,32 +76,3 @@ def test_llmesr_finds_similar_users_among_vectors_of_half_precision(tmp_path: Pa
     found = cosines.gather(1, torch.from_numpy(extra.losses[0].similar))
     torch.testing.assert_close(found, cosines.topk(settings.rat.esr_similar_users).values, atol=1e-5, rtol=0)
     assert run_rat(workspace, settings, Reporter()).manifest["summary"]["precision"] == "bf16"
-
-
-def test_batches_made_ahead_come_in_order_and_an_error_comes_out() -> None:
-    def make(number: int) -> int:
-        if number == 5:
-            raise ValueError("five")
-        return number * number
-
-    for ahead in (False, True):
-        assert list(in_order(make, 2, 5, ahead=ahead)) == [4, 9, 16]
-        assert list(in_order(make, 3, 3, ahead=ahead)) == []
-        with pytest.raises(ValueError, match="five"):
-            list(in_order(make, 3, 7, ahead=ahead))
-
-
-def test_training_with_batches_made_ahead_equals_training_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def ahead(make: Callable[[int], Any], first: int, last: int, **_: Any) -> Iterator[Any]:
-        return in_order(make, first, last, ahead=True)
-
-    values = SMALL | {"rat__epochs": 3, "rat__method": "llmemb", "rat__loss": "bce", "rat__dropout": 0.3}
-    tables = []
-    for folder in ("one", "two"):
-        workspace, settings = make_workspace(tmp_path / folder, **values)
-        run_rat(workspace, settings, Reporter())
-        tables.append((workspace.run(run_name(settings)) / "item_embeddings.safetensors").read_bytes())
-        monkeypatch.setattr(loop, "in_order", ahead)
-    assert tables[0] == tables[1]

@@ -101,7 +101,8 @@ class RatSettings(Section):
         "none", "official: sasrec without causal mask, as the authors' code; positions see their future"
     )
     precision: Literal["auto", "bf16", "fp32"] = setting(
-        "auto", "bf16: backbone and adapter multiply in bfloat16; auto: on CUDA"
+        "auto",
+        "bf16: backbone and adapter multiply in bfloat16; auto: on CUDA from a hidden_size of 512 on, below in TF32",
     )
     track: list[TrackerName] = setting([], "tools that get the curves too (extras)")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")

@@ -11,7 +11,7 @@ from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.peers import ALONE, Peers
 from llmemb_cli.srs.negatives import NegativeSampler
-from llmemb_cli.srs.sequences import TrainingRows, length_groups, padded_pieces
+from llmemb_cli.srs.sequences import TrainingRows, group_saving, length_groups, padded_pieces
 
 # One in eleven sequences masks its last item alone, as BERT4Rec's ten random copies and one last-item copy.
 LAST_ONLY = 1 / 11
@@ -154,7 +154,7 @@ def make_batch(
     mine = np.arange(peers.rank, len(users), peers.size)
     groups, kept = [], []
     lengths = (inputs > 0).sum(axis=1)
-    for part in length_groups(lengths[mine]):
+    for part in length_groups(lengths[mine], group_saving(device)):
         some = mine[part]
         length = max(int(lengths[some].max()), 1)
         here = wanted[some, -length:]

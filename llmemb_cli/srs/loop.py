@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ from llmemb_cli.peers import Peers
 from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import hit_rate, ndcg
 from llmemb_cli.seeds import numpy_rng, stream_seed
-from llmemb_cli.srs.batch import Batch, make_batch
-from llmemb_cli.srs.feed import in_order
+from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import Extra, Step, batch_loss, loss_name, popularity_offset
+from llmemb_cli.srs.precision import float32_products
 from llmemb_cli.srs.recommender import Recommender
-from llmemb_cli.srs.sequences import TrainingRows, epoch_batches, training_rows
+from llmemb_cli.srs.sequences import epoch_batches, training_rows
 from llmemb_cli.srs.validate import validation_ranks, validation_users
 from llmemb_cli.tracking import Trackers
 from llmemb_cli.workspace.stage import keep_seconds
@@ -108,6 +107,7 @@ def train(t: Training) -> tuple[State, float]:
     saved = clock = started = time.monotonic()
     with (
         StopRequest() as stop,
+        float32_products(rat, t.device),
         t.report.task(f"rat {rat.backbone} {rat.method}", rat.epochs, "epochs", done=state.epoch) as task,
     ):
         while not state.done and state.epoch < rat.epochs:
@@ -115,8 +115,11 @@ def train(t: Training) -> tuple[State, float]:
             if state.step == 0 and t.extra is not None:
                 t.extra.start_epoch(model, state.epoch)
             model.train()
-            make = _maker(t, rows, batches, sampler, state.epoch)
-            for batch, rng in in_order(make, state.step, len(batches), ahead=t.device != "cpu"):
+            for number in range(state.step, len(batches)):
+                # Streams depend on the step alone, so that a resumed run draws what an uninterrupted one draws. A GPU
+                # still works on the steps before while this batch is made.
+                rng = numpy_rng(seed, "step", state.epoch, number)
+                batch = make_batch(rows, batches[number], rat, data.n_items, sampler, rng, t.device, t.peers)
                 torch.manual_seed(stream_seed(seed, "dropout", state.epoch, state.step, t.peers.rank))
                 loss, embedded = batch_loss(model, rat, batch, offset)
                 if t.extra is not None:
@@ -169,19 +172,6 @@ def _interrupted(t: Training, seconds: float) -> InterruptedRunError:
     if t.writes:
         keep_seconds(t.work, seconds)
     return InterruptedRunError("interrupted", hint="run the same command again to go on")
-
-
-def _maker(
-    t: Training, rows: TrainingRows, batches: list[np.ndarray], sampler: NegativeSampler | None, epoch: int
-) -> Callable[[int], tuple[Batch, np.random.Generator]]:
-    """Makes the batch of a step, and the stream of the step behind what the batch drew from it."""
-
-    def make(step: int) -> tuple[Batch, np.random.Generator]:
-        # Streams depend on the step alone, so that a resumed run draws what an uninterrupted one draws.
-        rng = numpy_rng(t.settings.seed, "step", epoch, step)
-        return make_batch(rows, batches[step], t.settings.rat, t.data.n_items, sampler, rng, t.device, t.peers), rng
-
-    return make
 
 
 def _complete_gradients(trained: list[torch.nn.Parameter]) -> None:

@@ -24,7 +24,7 @@ from llmemb_cli.srs.backbones.interface import SequenceModel
 from llmemb_cli.srs.backbones.sasrec import SASRec
 from llmemb_cli.srs.item_embedding import INIT_STD, FrozenTable, ItemEmbedding
 from llmemb_cli.srs.methods.branches import MeltBranches
-from llmemb_cli.srs.sequences import length_groups
+from llmemb_cli.srs.sequences import group_saving, length_groups
 from llmemb_cli.workspace.stage import require_stage
 from llmemb_cli.workspace.store import read_tensors
 
@@ -110,7 +110,7 @@ class Recommender(nn.Module):
     def last_states_in_groups(self, sequences: np.ndarray, device: str) -> torch.Tensor:
         """`last_states` of (batch, length) int64 on the CPU, each group of like lengths cut to its longest."""
         lengths = (sequences > 0).sum(axis=1)
-        groups = length_groups(lengths)
+        groups = length_groups(lengths, group_saving(device))
         states = [torch.zeros(0, self.embedding.width, device=device)]
         for rows in groups:
             cut = sequences[rows, -max(int(lengths[rows].max(initial=0)), 1) :]

@@ -11,8 +11,9 @@ from llmemb_cli.config.backbones import BACKBONES, BackboneName
 from llmemb_cli.datasets.split import PAD, Ragged
 from llmemb_cli.seeds import numpy_rng
 
-# Positions of padding that are worth one more call of the backbone.
-GROUP_SAVING = 256
+# Positions of padding that are worth one more call of the backbone: on a GPU the many small kernels of a call take
+# longer than a great deal of padding.
+GROUP_SAVING, GPU_GROUP_SAVING = 256, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,11 @@ def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int) -> list[np.
     """
     order = numpy_rng(seed, "batches", epoch).permutation(rows)
     return [order[start : start + batch_size] for start in range(0, rows, batch_size)]
+
+
+def group_saving(device: str) -> int:
+    """Positions of padding that are worth one more call of a backbone on this device."""
+    return GROUP_SAVING if device == "cpu" else GPU_GROUP_SAVING
 
 
 def length_groups(lengths: np.ndarray, saving: int = GROUP_SAVING) -> list[np.ndarray]:
