@@ -20,6 +20,9 @@ def pick_device(wanted: str) -> str:
     import torch
 
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if here["cuda"]:
+        # By default torch lets recurrent networks round float32 to TF32; training asks for that where it wants it.
+        torch.backends.cudnn.allow_tf32 = False
     if wanted == "auto":
         return next(name for name, present in here.items() if present)
     name, colon, number = wanted.partition(":")
@@ -79,6 +82,13 @@ def cpu_has_bf16() -> bool:
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
+def cuda_has_bf16() -> bool:
+    """Whether the CUDA card multiplies bfloat16 in hardware; an older one emulates it, slower than fp32."""
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def pick_dtype(precision: str, device: str) -> torch.dtype:
     """The arithmetic of the LLM: bf16 where the hardware has it, else fp32.
 
@@ -89,7 +99,7 @@ def pick_dtype(precision: str, device: str) -> torch.dtype:
 
     if precision == "auto":
         if device.startswith("cuda"):
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+            return torch.bfloat16 if cuda_has_bf16() else torch.float32
         return torch.bfloat16 if device == "cpu" and cpu_has_bf16() else torch.float32
     if precision == "fp16" and device == "cpu":
         raise MissingError("fp16 needs a GPU", hint="use --precision bf16 or fp32 on a CPU")

@@ -13,7 +13,7 @@ from typing import Any
 from llmemb_cli import __version__
 from llmemb_cli.assets.catalogue import describe_all, models_here
 from llmemb_cli.assets.fetch import cache_root
-from llmemb_cli.devices import cpu_has_bf16, free_memory
+from llmemb_cli.devices import cpu_has_bf16, cuda_has_bf16, free_memory
 from llmemb_cli.workspace.stage import PACKAGES
 
 VARIABLES = ("LLMEMB_CACHE", "LLMEMB_WORKSPACE", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
@@ -74,7 +74,7 @@ def _gpus() -> list[dict[str, Any]]:
                 "name": facts.name,
                 "memory": total,
                 "memory_available": free,
-                "bf16": torch.cuda.is_bf16_supported(),
+                "bf16": cuda_has_bf16(),
             }
         )
     if torch.backends.mps.is_available():

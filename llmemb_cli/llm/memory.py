@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llmemb_cli.assets.architecture import (
+    Bits,
     activation_bytes,
     checkpointed_bytes,
     peft_activation_bytes,
@@ -36,7 +37,8 @@ def bytes_a_token(config: Any, settings: ScftSettings, width: int, length: int, 
     model = read_architecture(_named(config))
     held = activation_bytes(model, length, width)
     if not lean:
-        held = peft_activation_bytes(model, settings.lora_rank) * width // 2
+        bits: Bits = "8-bit" if settings.load_in_8bit else "4-bit"
+        held = peft_activation_bytes(model, settings.lora_rank, bits) * width // 2
     return checkpointed_bytes(model, held, width) if settings.gradient_checkpointing else held
 
 

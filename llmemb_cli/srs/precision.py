@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.devices import cuda_has_bf16
 from llmemb_cli.srs.item_embedding import AdaptedTable, LinearTable
 from llmemb_cli.srs.recommender import Recommender
 
@@ -29,7 +30,7 @@ def use_precision(model: Recommender, settings: RatSettings, device: str) -> str
     Returns:
         "bf16", "tf32" or "fp32".
     """
-    auto = settings.precision == "auto" and device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    auto = settings.precision == "auto" and device.startswith("cuda") and cuda_has_bf16()
     if settings.precision != "bf16" and not auto:
         return "fp32"
     for part in model.embedding.modules():
