@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.assets.identity import model_identity
-from llmemb_cli.config.backbones import BACKBONES
+from llmemb_cli.config.backbones import BACKBONES, SHARED
 from llmemb_cli.config.methods import METHODS, Method
-from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.config.rat import RatSettings, settings_of_run
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage, read_manifest
@@ -154,8 +154,12 @@ def _unused(rat: RatSettings) -> set[str]:
         unused.add("temperature")
     if rat.loss == "infonce":
         unused.add("similarity")
-    if rat.backbone != "bert4rec":
-        unused.add("mask_ratio")
+    unused |= SHARED - BACKBONES[rat.backbone].reads
+    loss = BACKBONES[rat.backbone].loss if rat.loss == "auto" else rat.loss
+    if loss == "ce":
+        unused.add("negatives")
+    if loss != "sce":
+        unused.add("negative_weight")
     return unused
 
 
@@ -168,10 +172,16 @@ def made_with(made: dict[str, Any], key: str, otherwise: Any = None) -> Any:
     return made.get(key, RatSettings.model_fields[key].default if key in SWITCHES else otherwise)
 
 
-def _rat_settings(settings: Settings) -> dict[str, Any]:
+def rat_settings(settings: Settings) -> dict[str, Any]:
     """The settings of `[rat]` that a run depends on."""
     unused = _unused(settings.rat) | HOW
     return {key: value for key, value in _settings(settings.rat).items() if key not in unused}
+
+
+def used_settings(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `[rat]` that a trained run depends on; an older manifest holds others too."""
+    unused = _unused(settings_of_run(manifest))
+    return {key: value for key, value in manifest["made_from"]["settings"].items() if key not in unused}
 
 
 def plain_name(made: dict[str, Any]) -> str:
@@ -186,10 +196,10 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
     them are added, so that a sweep keeps every run.
     """
     rat = settings.rat
-    parts = [plain_name(_rat_settings(settings)), str(settings.seed)]
+    parts = [plain_name(rat_settings(settings)), str(settings.seed)]
     if in_file is not None:
         filed = rat_for(in_file, backbone=rat.backbone, method=rat.method).model_dump(mode="json")
-        chosen = _rat_settings(settings) | {key: getattr(rat, key) for key in SWITCHES}
+        chosen = rat_settings(settings) | {key: getattr(rat, key) for key in SWITCHES}
         changed = {
             key: value
             for key, value in chosen.items()
@@ -213,7 +223,7 @@ def _changed_before(settings: Settings, in_file: Settings, changed: dict[str, An
     if filed is None or needed is None:
         return {}
     told = filed.rat.model_dump(mode="json") | changed
-    return {f"collaborative.{key}": value for key, value in _rat_settings(needed).items() if value != told[key]}
+    return {f"collaborative.{key}": value for key, value in rat_settings(needed).items() if value != told[key]}
 
 
 def plain_settings(settings: Settings, backbone: str | None = None, same: Collection[str] = ()) -> Settings:
@@ -257,7 +267,8 @@ def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Sett
         inputs[role] = workspace.run(run_name(collaborative, in_file))
     # Contrasted views of a backbone without a mask of its own had another item in its place.
     version = 3 if settings.rat.contrast != "none" and settings.rat.backbone != "bert4rec" else 2
-    return Stage("rat", workspace.run(name), version, _rat_settings(settings), settings.seed, inputs)
+    unused = frozenset(_unused(settings.rat))
+    return Stage("rat", workspace.run(name), version, rat_settings(settings), settings.seed, inputs, unused=unused)
 
 
 def protocol_name(settings: Settings) -> str:

@@ -252,6 +252,21 @@ def test_runs_ranked_among_other_items_are_refused(
         compare_runs(workspace, settings, ["none", "llmemb"])
 
 
+def test_seeds_of_a_version_that_counted_unused_settings_are_of_the_same_variant(
+    measured: tuple[Workspace, Settings], tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(measured[0].root, tmp_path / "copy")))
+    before = compare_runs(workspace, measured[1], [], correction="none")["variants"]
+    manifest = workspace.run("sasrec-none-1") / "manifest.json"
+    older = json.loads(manifest.read_text())
+    older["made_from"]["settings"] |= {"negative_weight": 3.0, "mask_ratio": 0.7}
+    manifest.write_text(json.dumps(older))
+    after = compare_runs(workspace, measured[1], [], correction="none")["variants"]
+    assert [(one["variant"], one["runs"], one["changed"]) for one in after] == [
+        (one["variant"], one["runs"], one["changed"]) for one in before
+    ]
+
+
 def test_variants_and_methods_are_names_too(measured: tuple[Workspace, Settings], tmp_path: Path) -> None:
     workspace = Workspace(Path(shutil.copytree(measured[0].root, tmp_path / "copy")))
     settings = measured[1]

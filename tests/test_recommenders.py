@@ -314,6 +314,37 @@ def test_what_the_data_do_not_depend_on_leaves_runs_up_to_date(tmp_path: Path) -
     assert stage_state(rat_stage(workspace, run, "sasrec-none-42", changed)).state == "stale"
 
 
+def test_settings_that_a_run_does_not_use_leave_it_up_to_date(tmp_path: Path) -> None:
+    changed = {
+        "heads": 2,
+        "layers": 3,
+        "mask_ratio": 0.9,
+        "negatives": 7,
+        "negative_weight": 9.0,
+        "compat": "official",
+    }
+    used = {
+        ("gru4rec", "ce"): set(),
+        ("sasrec", "bce"): {"heads", "layers", "negatives", "compat"},
+        ("bert4rec", "auto"): {"heads", "layers", "mask_ratio"},
+        ("sasrec", "sce"): {"heads", "layers", "negatives", "negative_weight", "compat"},
+    }
+    workspace, settings = make_workspace(tmp_path / "ws", **SMALL | {"rat__epochs": 1, "rat__method": "none"})
+    for (backbone, loss), depended in used.items():
+        chosen = settings.rat.model_copy(update={"backbone": backbone, "loss": loss})
+        one = settings.model_copy(update={"rat": chosen})
+        run_rat(workspace, one, Reporter(), force=True)
+        manifest = workspace.run(run_name(one)) / "manifest.json"
+        # As a version wrote it that counted them all.
+        older = json.loads(manifest.read_text())
+        older["made_from"]["settings"] |= {key: getattr(chosen, key) for key in changed}
+        manifest.write_text(json.dumps(older))
+        for key, value in changed.items():
+            other = one.model_copy(update={"rat": chosen.model_copy(update={key: value})})
+            state = stage_state(rat_stage(workspace, other, run_name(one))).state
+            assert state == ("stale" if key in depended else "up-to-date"), (backbone, loss, key)
+
+
 def test_runs_that_start_from_other_runs_have_other_names(tmp_path: Path) -> None:
     path = tmp_path / "llmemb.toml"
     path.write_text(

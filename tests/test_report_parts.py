@@ -219,6 +219,21 @@ def test_a_setting_that_is_off_is_a_point_of_its_curve() -> None:
     assert sweeps([half, off]) == [("logit_adjustment", [off, half])]
 
 
+def test_runs_on_other_llm_vectors_are_no_points_of_a_curve_and_no_parts() -> None:
+    def variant(vectors: str, **changed: Any) -> Variant:
+        settings = {"backbone": "sasrec", "method": "llmemb", "alpha": 0.1, "without": []} | changed
+        return Variant(f"llmemb {vectors} {changed}", ["run"], settings, not changed, {}, vectors)
+
+    main, same, other = variant("a"), variant("a", alpha=1.0), variant("b", alpha=2.0)
+    assert sweeps([main, same, other]) == [("alpha", [main, same])]
+    aligned, strange, untuned = (
+        variant("a", without=["align"]),
+        variant("b", without=["align"]),
+        variant("c", without=["scft"]),
+    )
+    assert ablations([main, aligned, strange, untuned]) == [[main, aligned, untuned]]
+
+
 def test_runs_measured_on_other_data_are_named_and_left_out(
     made: tuple[Workspace, Settings, Page], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ class Backbone:
             it) or `last` (its last item, from those before it). Backbones whose positions see later ones learn
             `last`, from every beginning of a user's history, as their authors train them.
         loss: the loss of its paper, in force with `rat.loss = "auto"`.
+        reads: those of the settings that some backbones share which it has a use for.
         options: how the names of its own settings in `[rat]` begin.
         unfit: methods it cannot be trained with, and why.
     """
@@ -33,30 +34,48 @@ class Backbone:
     help: str
     learns: Literal["next", "masked", "last"]
     loss: Literal["bce", "ce"]
+    reads: frozenset[str] = frozenset()
     options: str = ""
     unfit: Mapping[MethodName, str] = field(default_factory=dict)
 
 
+# Settings that some backbones share and others do not know.
+SHARED = frozenset({"layers", "heads", "mask_ratio", "compat"})
+
 BACKBONES: dict[BackboneName, Backbone] = {
-    "sasrec": Backbone("SASRec", "self-attention that looks only back (Kang and McAuley, ICDM 2018)", "next", "bce"),
+    "sasrec": Backbone(
+        "SASRec",
+        "self-attention that looks only back (Kang and McAuley, ICDM 2018)",
+        "next",
+        "bce",
+        frozenset({"layers", "heads", "compat"}),
+    ),
     "gru4rec": Backbone("GRU4Rec", "a recurrent network (Hidasi et al., ICLR 2016)", "next", "bce"),
     "bert4rec": Backbone(
         "BERT4Rec",
         "self-attention in both directions that fills in masked items (Sun et al., CIKM 2019)",
         "masked",
         "ce",
+        frozenset({"layers", "heads", "mask_ratio"}),
     ),
     "caser": Backbone(
         "Caser",
         "convolutions over the newest items (Tang and Wang, WSDM 2018)",
         "next",
         "bce",
-        "caser_",
-        {"melt": "MELT puts states into the item table, and Caser's grow with the table: training diverges"},
+        options="caser_",
+        unfit={"melt": "MELT puts states into the item table, and Caser's grow with the table: training diverges"},
     ),
-    "fmlprec": Backbone("FMLP-Rec", "learned filters of frequencies (Zhou et al., WWW 2022)", "last", "bce"),
+    "fmlprec": Backbone(
+        "FMLP-Rec", "learned filters of frequencies (Zhou et al., WWW 2022)", "last", "bce", frozenset({"layers"})
+    ),
     "bsarec": Backbone(
-        "BSARec", "self-attention beside a filter of slow changes (Shin et al., AAAI 2024)", "last", "ce", "bsarec_"
+        "BSARec",
+        "self-attention beside a filter of slow changes (Shin et al., AAAI 2024)",
+        "last",
+        "ce",
+        frozenset({"layers", "heads"}),
+        "bsarec_",
     ),
 }
 

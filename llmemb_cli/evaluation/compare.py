@@ -13,7 +13,7 @@ from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.evaluated import Evaluated, home_names, read_evaluated
 from llmemb_cli.evaluation.significance import DECIMALS, Correction, Test, corrected, paired_test
-from llmemb_cli.pipeline import SWITCHES, made_with, plain_name
+from llmemb_cli.pipeline import SWITCHES, made_with, plain_name, used_settings
 from llmemb_cli.workspace.locate import Workspace
 
 INNER = ("values", "base")  # of an entry, and not in the document: every user's figures, and the baseline's entry
@@ -237,13 +237,13 @@ def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings)
     """
     if _plain(one) == one.label:
         return {}
-    settings = one.trained["made_from"]["settings"]
+    settings = used_settings(one.trained)
     kind = {key: settings[key] for key in ("backbone", "method")}
     theirs = filed = rat_for(in_file, **kind).model_dump(mode="json")
     for members in variants:
         other = members[0]
         if other.label == _plain(one) and other.home == one.home:
-            theirs = other.trained["made_from"]["settings"]
+            theirs = used_settings(other.trained)
 
     def value(made: dict[str, Any], key: str) -> Any:
         return made_with(made, key, filed.get(key))

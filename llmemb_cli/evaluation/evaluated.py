@@ -13,7 +13,7 @@ import polars as pl
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.evaluation.document import known_runs, named_runs, seedless
-from llmemb_cli.pipeline import EVAL_VERSION, plain_name, protocol_name
+from llmemb_cli.pipeline import EVAL_VERSION, plain_name, protocol_name, used_settings
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest
 from llmemb_cli.workspace.store import sha256_json
@@ -39,9 +39,9 @@ class Evaluated:
     @property
     def variant(self) -> str:
         """What runs that differ in nothing but their seed have in common."""
-        made = self.trained["made_from"]
         # A run trained on the vectors of an earlier fine-tuning differs in more than its seed.
-        return sha256_json([str(self.place.parent), made["settings"], made["inputs"].get("embeddings")])
+        vectors = self.trained["made_from"]["inputs"].get("embeddings")
+        return sha256_json([str(self.place.parent), used_settings(self.trained), vectors])
 
     @property
     def label(self) -> str:

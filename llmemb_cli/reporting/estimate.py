@@ -69,8 +69,8 @@ def estimate(cells: Sequence[Cell]) -> list[Estimate | None]:
 
 def _kind(settings: Settings) -> tuple[Any, ...]:
     """What runs that take about as long have in common."""
-    rat = settings.rat
-    return (rat.backbone, rat.method, "freeze" in rat.without, *(getattr(rat, name) for name in SPEED))
+    rat, chosen = settings.rat, pipeline.rat_settings(settings)
+    return (rat.backbone, rat.method, "freeze" in rat.without, *(chosen.get(name) for name in SPEED))
 
 
 def _earlier(workspace: Workspace) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
@@ -80,7 +80,7 @@ def _earlier(workspace: Workspace) -> dict[tuple[Any, ...], list[dict[str, Any]]
         manifest = read_manifest(path)
         if manifest is None:
             continue
-        chosen, summary = manifest["made_from"]["settings"], manifest["summary"]
+        chosen, summary = pipeline.used_settings(manifest), manifest["summary"]
         kind = (chosen["backbone"], chosen["method"], "freeze" in summary["without"])
         runs.setdefault((*kind, *(chosen.get(name) for name in SPEED)), []).append(
             {"seconds": summary["seconds_per_epoch"], "epochs": summary["epochs"], "most": chosen["epochs"]}

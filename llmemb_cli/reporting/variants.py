@@ -12,7 +12,7 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_evaluated
 from llmemb_cli.evaluation.document import known_runs
 from llmemb_cli.evaluation.evaluated import Evaluated
-from llmemb_cli.pipeline import EVAL_VERSION, made_with, plain_name, protocol_name
+from llmemb_cli.pipeline import EVAL_VERSION, made_with, plain_name, protocol_name, used_settings
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 from llmemb_cli.workspace.store import sha256_json
@@ -31,6 +31,7 @@ class Variant:
         settings: what `[rat]` was.
         plain: whether they are named after backbone and method alone, so nothing else was changed by flags.
         entry: figures of all parts of the users (evaluation/compare.py).
+        vectors: the fingerprint of the LLM vectors they read, or None.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Variant:
     settings: dict[str, Any]
     plain: bool
     entry: dict[str, Any]
+    vectors: str | None = None
 
     @property
     def backbone(self) -> str:
@@ -98,12 +100,13 @@ def comparable_runs(workspace: Workspace, settings: Settings) -> tuple[list[str]
 def variants_of(found: list[Evaluated], workspace: Workspace, settings: Settings) -> list[Variant]:
     """The variants of comparable runs, with their figures."""
     document = compare_evaluated(found, workspace, settings, correction="none")
-    trained = {one.run: one.trained["made_from"] for one in found}
+    trained = {one.run: one.trained for one in found}
     made = []
     for entry in document["variants"]:
-        chosen = trained[entry["runs"][0]]["settings"]
-        plain = [f"{plain_name(chosen)}-{trained[run]['seed']}" for run in entry["runs"]]
-        made.append(Variant(entry["variant"], entry["runs"], chosen, plain == entry["runs"], entry))
+        chosen = used_settings(trained[entry["runs"][0]])
+        plain = [f"{plain_name(chosen)}-{trained[run]['made_from']['seed']}" for run in entry["runs"]]
+        vectors = trained[entry["runs"][0]]["made_from"]["inputs"].get("embeddings")
+        made.append(Variant(entry["variant"], entry["runs"], chosen, plain == entry["runs"], entry, vectors))
     return made
 
 
@@ -131,9 +134,11 @@ def _rank(one: Variant) -> tuple[bool, int]:
 
 
 def differing(one: Variant, other: Variant) -> set[str]:
-    """The settings in which two variants differ."""
+    """The settings in which two variants differ, and `embeddings` where the same settings read other LLM vectors."""
     keys = one.settings.keys() | other.settings.keys()
-    return {key for key in keys if one.value(key) != other.value(key)}
+    found = {key for key in keys if one.value(key) != other.value(key)}
+    chosen = "vectors" in found or ("scft" in one.without) != ("scft" in other.without)
+    return found if chosen or one.vectors == other.vectors else found | {"embeddings"}
 
 
 def ablations(variants: list[Variant]) -> list[list[Variant]]:

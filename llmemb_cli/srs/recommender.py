@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmemb_cli.config.backbones import BackboneName
+from llmemb_cli.config.backbones import BACKBONES, BackboneName
 from llmemb_cli.config.methods import METHODS
 from llmemb_cli.config.rat import RatSettings, settings_of_run
 from llmemb_cli.datasets.split import SplitData
@@ -122,8 +122,6 @@ def _common(s: RatSettings) -> tuple[int, int, int, int, float]:
     return s.hidden_size, s.max_length, s.layers, s.heads, s.dropout
 
 
-ATTENDING: tuple[BackboneName, ...] = ("sasrec", "bert4rec", "bsarec")  # those with `heads`
-
 _MAKE: dict[BackboneName, Callable[[RatSettings], SequenceModel]] = {
     "sasrec": lambda s: SASRec(*_common(s), causal=s.compat != "official"),
     "gru4rec": lambda s: GRU4Rec(s.hidden_size, 1, s.dropout),
@@ -139,7 +137,7 @@ _MAKE: dict[BackboneName, Callable[[RatSettings], SequenceModel]] = {
 def check_heads(settings: RatSettings) -> None:
     """Raise WrongUseError where a backbone with attention cannot share its width out among its heads."""
     width, heads = settings.hidden_size, settings.heads
-    if settings.backbone in ATTENDING and width % heads:
+    if "heads" in BACKBONES[settings.backbone].reads and width % heads:
         fitting = ", ".join(str(count) for count in range(1, width + 1) if width % count == 0)
         raise WrongUseError(
             f"rat.heads is {heads} and rat.hidden_size {width}: every head needs an equal share of the width",

@@ -44,6 +44,7 @@ class Stage:
             ({"missing": True} while it is not here).
         about: names of its files that only describe the others: no stage that reads it depends on them.
         told: keys of its summary that a stage that reads it depends on.
+        unused: settings that do not count, which an older manifest may hold.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Stage:
     files: Mapping[str, Path | dict[str, Any]] = field(default_factory=dict)
     about: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    unused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> Stag
         return StageState("stale", f"llmemb makes {stage.name} differently now")
     if want["seed"] is not None and had["seed"] != want["seed"]:
         return StageState("stale", f"seed changed: {had['seed']} -> {want['seed']}")
-    for key in sorted(set(had["settings"]) | set(want["settings"])):
+    for key in sorted((set(had["settings"]) | set(want["settings"])) - stage.unused):
         before, now = had["settings"].get(key), want["settings"].get(key)
         if before != now:
             return StageState("stale", f"setting {key} changed: {before!r} -> {now!r}")
