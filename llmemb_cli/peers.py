@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     import torch
 
-# Others wait while process 0 fetches a model.
-WAIT = timedelta(hours=2)
+# Others wait while process 0 fetches a model or makes LLM vectors, which takes days with a large one. They need not
+# notice that it died: the launcher ends them then.
+WAIT = timedelta(days=3)
 
 
 def world_size() -> int:

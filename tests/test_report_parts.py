@@ -356,6 +356,13 @@ def test_names_that_mean_something_to_the_drawing_library_are_drawn_as_they_are(
         figures.Figure("x", "x", [], {"a": [1], "b": [1, 2]})
 
 
+@pytest.mark.parametrize(("values", "decimals"), [([6.31204, 6.31201, 6.31207], 2), ([6.9, 6.5, 6.4], 1)])
+def test_a_curve_that_hardly_changes_has_ticks_that_can_be_read(values: list[float], decimals: int) -> None:
+    svg = figures.lines({"loss": ([1, 2, 3], values)}, "epoch", "loss")
+    ticks = re.findall(r">(\d\.\d+)</text>", svg)
+    assert len(ticks) >= 4 and {len(tick) for tick in ticks} == {2 + decimals}
+
+
 @pytest.mark.parametrize("items", [2, 3, 11])
 def test_a_page_of_a_handful_of_items_is_made(tmp_path: Path, items: int) -> None:
     workspace, settings = make_workspace(

@@ -56,6 +56,15 @@ def test_every_setting_stands_in_the_file_with_a_comment(tmp_path: Path) -> None
         assert at and lines[at[0] - 1].startswith("# "), key
 
 
+def test_a_misspelt_choice_is_answered_with_the_one_that_was_meant(tmp_path: Path) -> None:
+    with pytest.raises(WrongUseError) as caught:
+        make_settings({"rat.method": "mlet"})
+    assert "'alphafuse'" in str(caught.value) and caught.value.hint == "did you mean melt?"
+    with pytest.raises(WrongUseError) as caught:
+        make_settings({"rat.loss": "zzz"})
+    assert caught.value.hint is None
+
+
 def test_unknown_key_names_line_and_near_match(tmp_path: Path) -> None:
     path = tmp_path / "llmemb.toml"
     path.write_text("seed = 1\n\n[rat]\nhidden_size = 64\nlearningrate = 0.1\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -262,7 +263,13 @@ def _check(values: dict[str, Any], *, source: str, text: str, table: str = "") -
             raise WrongUseError(
                 f"unknown setting {shown}", where=where, hint=f"did you mean {close}?" if close else None
             ) from None
-        raise WrongUseError(f"setting {shown}: {first['msg'].lower()}, got {first['input']!r}", where=where) from None
+        known = re.findall(r"'([^']+)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
+        close = near_match(str(first["input"]), known)
+        raise WrongUseError(
+            f"setting {shown}: {first['msg'].lower()}, got {first['input']!r}",
+            where=where,
+            hint=f"did you mean {close}?" if close else None,
+        ) from None
 
 
 def _line_of(text: str, key: str) -> int | None:

@@ -25,6 +25,7 @@ SMALL = (4.4, 2.9)
 WIDE = (8.6, 3.1)
 NARROW = (4.4, 3.5)  # of what is drawn a second time for a phone
 NARROW_SERIES = 3  # with more, bars need a wide drawing
+LEAST_SPREAD = 0.02  # of a vertical axis, as a share of its figures
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,8 @@ def lines(
         axis.set_xscale("log")
     if "y" in logarithmic:
         axis.set_yscale("log")
+    else:
+        _widen(axis)
     axis.set_xlabel(label(x))
     axis.set_ylabel(label(y))
     if wide or len(curves) > NARROW_SERIES:
@@ -292,6 +295,14 @@ def lines(
     if title:
         figure.suptitle(label(title), fontsize=10)
     return _svg(figure)
+
+
+def _widen(axis: Any) -> None:
+    """Show figures that hardly change as a flat line: ticks that tell them apart would have too many digits to read."""
+    low, high = axis.get_ylim()
+    middle, least = (low + high) / 2, LEAST_SPREAD * max(abs(low), abs(high))
+    if high - low < least:
+        axis.set_ylim(middle - least / 2, middle + least / 2)
 
 
 def histogram(values: Mapping[str, np.ndarray], x: str, edges: np.ndarray) -> str:
