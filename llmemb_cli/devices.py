@@ -82,11 +82,22 @@ def cpu_has_bf16() -> bool:
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
-def cuda_has_bf16() -> bool:
-    """Whether the CUDA card multiplies bfloat16 in hardware; an older one emulates it, slower than fp32."""
+def cuda_has_bf16(device: str) -> bool:
+    """Whether a CUDA card multiplies bfloat16 in hardware; an older one emulates it, slower than fp32."""
     import torch
 
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def give_back_memory() -> None:
+    """Leave memory of a card that this process keeps for later, but does not use, to other processes."""
+    import gc
+
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def pick_dtype(precision: str, device: str) -> torch.dtype:
@@ -99,7 +110,7 @@ def pick_dtype(precision: str, device: str) -> torch.dtype:
 
     if precision == "auto":
         if device.startswith("cuda"):
-            return torch.bfloat16 if cuda_has_bf16() else torch.float32
+            return torch.bfloat16 if cuda_has_bf16(device) else torch.float32
         return torch.bfloat16 if device == "cpu" and cpu_has_bf16() else torch.float32
     if precision == "fp16" and device == "cpu":
         raise MissingError("fp16 needs a GPU", hint="use --precision bf16 or fp32 on a CPU")

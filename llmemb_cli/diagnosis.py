@@ -74,7 +74,7 @@ def _gpus() -> list[dict[str, Any]]:
                 "name": facts.name,
                 "memory": total,
                 "memory_available": free,
-                "bf16": cuda_has_bf16(),
+                "bf16": cuda_has_bf16(f"cuda:{number}"),
             }
         )
     if torch.backends.mps.is_available():

@@ -67,7 +67,7 @@ class Peers:
         dist.all_reduce(flat)
         at = 0
         for parameter in parameters:
-            parameter.grad = flat[at : at + parameter.numel()].view_as(parameter).clone()
+            parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
             at += parameter.numel()
 
     def any(self, flag: bool) -> bool:
@@ -126,8 +126,14 @@ def join_peers(device: str) -> Peers:
 
 
 def own_device(wanted: str) -> str:
-    """The device of this process: `auto` and `cuda` become the card with this process's local number."""
+    """The device of this process: `auto` and `cuda` become the card with this process's local number.
+
+    Raises:
+        MissingError: the device asked for, or a card for each process, is not here.
+    """
     from llmemb_cli.devices import pick_device
 
     device = pick_device(wanted)
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and world_size() > 1 else device
+    if device == "cuda" and world_size() > 1:
+        return pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return device

@@ -298,7 +298,7 @@ def lines(
 
 
 def _widen(axis: Any) -> None:
-    """Show figures that hardly change as a flat line: ticks that tell them apart would have too many digits to read."""
+    """Show figures that hardly change as a flat line: ticks to tell them apart would have too many digits to read."""
     low, high = axis.get_ylim()
     middle, least = (low + high) / 2, LEAST_SPREAD * max(abs(low), abs(high))
     if high - low < least:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from llmemb_cli import pipeline
 from llmemb_cli.chain import Step, chain, variants
 from llmemb_cli.config.settings import Settings, load_settings, rat_for
+from llmemb_cli.devices import give_back_memory
 from llmemb_cli.errors import InterruptedRunError, LlmembError
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.progress import Reporter
@@ -77,7 +78,7 @@ def run_grid(cells: list[Cell], report: Reporter, jobs: int = 1) -> None:
     """Bring every cell up to date; each cell's `status` and `error` say what became of it.
 
     Args:
-        jobs: processes that train at once; each has its share of the processor cores.
+        jobs: processes that train at once; each has its share of the processor cores, and one of the cards.
 
     Raises:
         InterruptedRunError: a signal came; finished cells stay, unfinished ones go on from their checkpoints.
@@ -92,6 +93,7 @@ def run_grid(cells: list[Cell], report: Reporter, jobs: int = 1) -> None:
         todo.sort(key=lambda cell: cell.settings.rat.method != "none")
         with report.task("grid", len(cells), "runs", done=len(cells) - len(todo)) as task:
             _prepare(todo, report)
+            give_back_memory()
             todo = [cell for cell in todo if cell.status == "waiting"]
             for cell in _trained(todo, report, jobs):
                 if cell.status == "failed":
@@ -185,7 +187,8 @@ def _trained(cells: list[Cell], report: Reporter, jobs: int) -> Iterator[Cell]:
             yield cell
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (threads,))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (threads, _cards(cells), context.Value("i", 0)))
     waiting, running = list(cells), dict[Future, Cell]()
     try:
         with StopRequest() as stop:
@@ -229,9 +232,30 @@ def _directories(cell: Cell) -> set[Path]:
     return paths
 
 
-def _start_worker(threads: int) -> None:
+def _cards(cells: list[Cell]) -> list[str]:
+    """The CUDA cards that workers are shared out among; none where there is one at most, or the settings name one."""
+    import torch
+
+    wanted = {device for cell in cells for device in (cell.settings.rat.device, cell.settings.eval.device)}
+    if wanted - {"auto", "cuda"} or torch.cuda.device_count() < 2:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _start_worker(threads: int, cards: list[str], started: Any) -> None:
+    """Set up a process that trains: its threads, its card.
+
+    Args:
+        cards: what is shared out; none: all that is visible.
+        started: a counter that all workers share.
+    """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+    with started.get_lock():
+        number, started.value = started.value, started.value + 1
+    if cards:
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
