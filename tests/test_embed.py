@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from typer.testing import CliRunner
 
 from llmemb_cli.app import app
+from llmemb_cli.commands.embed import _share_of_process
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.config.settings import Settings, make_settings
 from llmemb_cli.embeddings import pca as pca_module
@@ -30,7 +32,7 @@ from llmemb_cli.llm.encode import merge_parts, run_embed, run_part
 from llmemb_cli.llm.load import load_model
 from llmemb_cli.llm.prefix import common_prefix
 from llmemb_cli.llm.scft import run_scft
-from llmemb_cli.llm.vectors import embed_tokens, make_encoder
+from llmemb_cli.llm.vectors import Encoder, embed_tokens, make_encoder
 from llmemb_cli.pipeline import embed_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
@@ -307,6 +309,48 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, monkeypatch:
     fits = 0
     with pytest.raises(LlmembError, match="out of memory with a single prompt"):
         run_embed(workspace, settings, Reporter(), tuned=False, force=True)
+
+
+def test_memory_that_ran_out_once_is_known_to_all_batches_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    shards = [[list(range(at, at + int(rng.integers(1, 60)))) for at in range(300)] for _ in range(2)]
+    done: list[int] = []
+    failures = 0
+
+    def small_card(encoder: Any, tokens: list[list[int]]) -> torch.Tensor:
+        nonlocal failures
+        if len(tokens) * max(map(len, tokens)) > 100:
+            failures += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        done.extend(row[0] for row in tokens)
+        return torch.tensor([[row[0], len(row)] for row in tokens], dtype=torch.float32)
+
+    monkeypatch.setattr(vectors_module, "embed_tokens", small_card)
+    notes, stop = Notes(), SimpleNamespace(requested=False)
+    loaded: Any = SimpleNamespace(device="cpu")
+    encoder = Encoder(loaded, "mean", 4096, None, notes)
+    for shard in shards:
+        done.clear()
+        vectors = vectors_module._encode_shard(encoder, shard, stop)  # type: ignore[arg-type]
+        assert vectors.tolist() == [[row[0], len(row)] for row in shard]
+        assert sorted(done) == list(range(300)), "each prompt passes once"
+    # 4096 tokens must be halved six times to be less than 100.
+    assert 1 <= failures <= 6 and len(notes.said) == failures
+    assert notes.said[-1].endswith(f"going on with {encoder.budget} tokens at most")
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), [("auto", "cuda:1"), ("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")]
+)
+def test_each_process_of_a_machine_takes_a_card_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, asked: str, given: str
+) -> None:
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    shard, settings = _share_of_process(make_settings({"embed.device": asked}))
+    assert (shard, settings.embed.device) == ("4/4", given)
 
 
 def test_prompts_over_the_limit_are_cut_counted_and_listed(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import torch
 
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.dropout import random_mask
+from llmemb_cli.llm import scft
 from llmemb_cli.llm.adapter import with_lora
 from llmemb_cli.llm.attention import use_short_attention
 from llmemb_cli.llm.fastlora import DropoutPool, _LoraLinear, speed_up
 from llmemb_cli.llm.load import LoadedModel, load_model
 from llmemb_cli.llm.memory import bytes_a_token
 from llmemb_cli.llm.pooling import embed_batch
-from llmemb_cli.llm.scft import make_trainer, read_items
+from llmemb_cli.llm.scft import make_trainer, read_items, run_scft
 from llmemb_cli.llm.step import contrast
 from llmemb_cli.llm.validate import validate
 from llmemb_cli.peers import ALONE
@@ -207,3 +210,27 @@ def test_checkpointed_layers_drop_the_same_units_again(tiny: Path) -> None:
     torch.testing.assert_close(found[0][0], found[1][0])
     for name in found[0][1]:
         torch.testing.assert_close(found[0][1][name], found[1][1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "chosen", [{}, {"instruction": "title is w1 w2 w3 w4"}, {"gradient_checkpointing": True}, {"precision": "bf16"}]
+)
+def test_a_model_leaves_memory_as_soon_as_its_training_ends(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any]
+) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(*args: Any) -> Any:
+        trainer = make_trainer(*args)
+        held.extend(weakref.ref(parameter) for parameter in trainer.model.parameters())
+        return trainer
+
+    monkeypatch.setattr(scft, "make_trainer", watched)
+    workspace, settings = with_prompts(tmp_path / "w", tiny, steps=2, **chosen)
+    gc.collect()
+    gc.disable()  # what stands in a cycle then stays
+    try:
+        run_scft(workspace, settings, Reporter())
+        assert len(held) > 28 and not [ref for ref in held if ref() is not None]
+    finally:
+        gc.enable()

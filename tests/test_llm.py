@@ -11,6 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmemb_cli.config.settings import Settings, make_settings
 from llmemb_cli.embeddings.pca import fit_pca, read_pca
@@ -18,7 +20,7 @@ from llmemb_cli.embeddings.table import read_table
 from llmemb_cli.errors import InterruptedRunError
 from llmemb_cli.llm.encode import run_embed, token_batches
 from llmemb_cli.llm.gradcache import cached_backward
-from llmemb_cli.llm.pooling import embed_batch, pool
+from llmemb_cli.llm.pooling import embed_batch, pad_tokens, pool
 from llmemb_cli.llm.scft import run_scft
 from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.prompts.stage import make_prompts, read_prompts
@@ -107,6 +109,17 @@ def test_vectors_do_not_depend_on_padding(tiny: Path, side: str, pooling: str) -
             states = model(input_ids=torch.tensor([text])).last_hidden_state[0]
             expected = states.mean(dim=0) if pooling == "mean" else states[-1]
             torch.testing.assert_close(together[row], expected, rtol=1e-4, atol=1e-5)
+
+
+@given(st.lists(st.lists(st.integers(0, 2**40), max_size=12), min_size=1, max_size=8), st.integers(0, 2**40))
+def test_padded_tokens_are_those_of_a_plain_loop(token_lists: list[list[int]], pad: int) -> None:
+    longest = max(len(tokens) for tokens in token_lists)
+    ids, mask = pad_tokens(token_lists, pad)
+    assert ids.dtype == mask.dtype == torch.int64 and ids.shape == mask.shape == (len(token_lists), longest)
+    assert ids.is_contiguous() and mask.is_contiguous()
+    for row, tokens in enumerate(token_lists):
+        assert ids[row].tolist() == tokens + [pad] * (longest - len(tokens))
+        assert mask[row].tolist() == [1] * len(tokens) + [0] * (longest - len(tokens))
 
 
 def test_half_precision_states_are_pooled_in_float32() -> None:

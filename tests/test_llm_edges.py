@@ -22,6 +22,7 @@ from llmemb_cli.llm import load, scft
 from llmemb_cli.llm.adapter import lora_targets
 from llmemb_cli.llm.encode import run_embed
 from llmemb_cli.llm.load import load_model
+from llmemb_cli.llm.memory import free_bytes
 from llmemb_cli.llm.plan import MicroBatches
 from llmemb_cli.llm.scft import run_scft
 from llmemb_cli.progress import Reporter
@@ -231,3 +232,17 @@ def test_memory_of_a_container_or_job_counts_not_that_of_the_machine(
     assert devices.free_memory() > 0
     monkeypatch.setattr(devices, "_group_room", lambda *_: [700])
     assert diagnosis._machine()["memory_available"] == 700, "doctor shows what the container leaves"
+
+
+def test_what_torch_keeps_of_a_card_for_later_is_free_to_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counted(value: Any) -> Any:
+        return lambda device: (asked.append(device), value)[1]
+
+    # Of 10,000 bytes others hold 4,000 and this process 5,000, of which 3,500 hold nothing now.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", counted((1_000, 10_000)))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", counted(5_000))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", counted(1_500))
+    assert free_bytes("cuda:1") == 3_600  # four fifths of 4,500
+    assert asked and set(asked) == {"cuda:1"}

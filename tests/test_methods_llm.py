@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +21,11 @@ from llmemb_cli.chain import chain, states
 from llmemb_cli.config.settings import Settings, load_settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.embeddings.table import read_table
-from llmemb_cli.errors import BadDataError, InterruptedRunError
+from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError
+from llmemb_cli.llm.fit import fit, fitting
 from llmemb_cli.llm.load import load_model
+from llmemb_cli.llm.memory import bytes_a_token
+from llmemb_cli.llm.plan import MicroBatches
 from llmemb_cli.llm.said import ItemVectors, Writer, output_matrix
 from llmemb_cli.llm.tslrec import identity_rows, item_groups, taste
 from llmemb_cli.pipeline import run_name
@@ -222,8 +229,6 @@ def test_batches_in_parts_train_as_whole_ones_do_in_a_plain_loop(
 ) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from llmemb_cli.llm.fit import fit
-    from llmemb_cli.llm.plan import MicroBatches
     from llmemb_cli.seeds import numpy_rng
 
     reader = reader_of(tmp_path / "ours", shared, monkeypatch, scft__lora_dropout=0.0)
@@ -394,3 +399,191 @@ def test_gradients_that_float16_cannot_hold_still_train(
         losses[dtype] = (read_manifest(workspace.embeddings(method)) or {})["summary"]["loss"]
     whole, half = losses[torch.float32], losses[torch.float16]
     assert half["first"] - half["last"] > 0.8 * (whole["first"] - whole["last"]) > 0
+
+
+class Heard(Reporter):
+    """Keeps the warnings, and how many of some losses, each with its graph, were in memory at each."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.losses: list[weakref.ref[torch.Tensor]] = []
+        self.held: list[int] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+        self.held.append(sum(ref() is not None for ref in self.losses))
+
+
+def fit_line(work: Path, micro: MicroBatches, room: int, where: str, heard: Heard) -> tuple[torch.Tensor, bytes]:
+    """Fit a line with dropout where at most `room` tokens pass at once; its weights and the log of its losses."""
+    work.mkdir()
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 6, size=50)
+    x = torch.from_numpy(rng.normal(size=(50, 4)).astype(np.float32))
+    line = torch.nn.Parameter(torch.zeros(4))
+
+    def run_out(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def loss_of(part: np.ndarray, batch: np.ndarray) -> torch.Tensor:
+        full = len(part) * int(lengths[part].max()) > room
+        if full and where == "forward":
+            run_out()
+        kept = torch.rand(len(part), 4) > 0.3
+        loss = ((x[part] * kept) @ line - x[part].sum(dim=1)).square().sum() / len(batch)
+        if full:
+            loss.register_hook(run_out)
+        heard.losses.append(weakref.ref(loss))
+        return loss
+
+    loaded: Any = SimpleNamespace(device="cpu", dtype=torch.float32)
+    chosen = {"epochs": 2.0, "batch_size": 16, "learning_rate": 0.1, "checkpoint_minutes": 9.0, "seed": 3}
+    fit("line", loaded, {"line": line}, lengths, loss_of, micro, **chosen, work=work, report=heard)  # type: ignore[arg-type]
+    return line.detach(), (work / "log.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("micro", "enough", "halvings"),
+    [(MicroBatches(16, 0), MicroBatches(2, 0), 3), (MicroBatches(0, 40), MicroBatches(0, 10), 2)],
+)
+def test_a_step_that_runs_out_of_memory_is_made_again_with_less_at_once(
+    tmp_path: Path, micro: MicroBatches, enough: MicroBatches, halvings: int, where: str
+) -> None:
+    heard = Heard()
+    # Rows of short texts pass before those of long ones fail: nothing of them may be left.
+    gc.collect()
+    gc.disable()
+    try:
+        found, log = fit_line(tmp_path / "small", MicroBatches(micro.rows, micro.tokens), 10, where, heard)
+    finally:
+        gc.enable()
+    expected, whole = fit_line(tmp_path / "plain", enough, 10**9, where, Heard())
+    assert torch.equal(found, expected) and log == whole
+    assert len(heard.warnings) == halvings and all("out of memory with" in line for line in heard.warnings)
+    assert len(heard.losses) > 8 and not any(heard.held), "what a part computed is given back before the next try"
+
+
+def test_memory_that_does_not_suffice_for_a_row_ends_the_training_in_words(tmp_path: Path) -> None:
+    with pytest.raises(LlmembError, match="out of memory with a single text of 5 tokens"):
+        fit_line(tmp_path / "w", MicroBatches(16, 0), 4, "forward", Heard())
+
+
+def test_errors_of_another_kind_are_not_taken_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: Any) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(torch, "rand", wrong)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        fit_line(tmp_path / "w", MicroBatches(16, 0), 10**9, "forward", Heard())
+
+
+@pytest.mark.parametrize("method", ["said", "tslrec"])
+def test_room_is_left_for_gradients_and_moments_of_what_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    import llmemb_cli.llm.said as said
+    import llmemb_cli.llm.tslrec as tslrec
+    from llmemb_cli.llm import memory
+
+    class StopHereError(Exception):
+        """Training would begin."""
+
+    asked: list[Any] = []
+
+    def planned(*args: Any, **_: Any) -> Any:
+        asked.extend(args)
+        raise StopHereError
+
+    workspace, settings = ready(tmp_path, rat__method=method)
+    for module in (said, tslrec):
+        monkeypatch.setattr(module, "fit", planned)
+    free = 2_000_000
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    with pytest.raises(StopHereError):
+        run_rat(workspace, settings, Reporter())
+    _, loaded, trained, lengths, _, micro = asked
+    numbers = sum(math.prod(parameter.shape) for parameter in trained.values())
+    if method == "said":
+        assert numbers == 30 * 32, "a vector for each of the items"
+    a_token = bytes_a_token(loaded.model.config, settings.scft, 4, int(lengths.max()))
+    # In float32 a gradient and two moments: 12 bytes for each number.
+    assert micro.tokens == (free - 12 * numbers) // a_token < free // a_token
+    assert 64 < micro.tokens < 1024, "neither the least nor the most"
+    assert micro.kept_tokens == 0, "a single text that does not fit is not tried again"
+    given_room = settings.scft.model_copy(update={"memory_gb": free / 2**30})
+    parameters = list(trained.values())
+    assert fitting(loaded, given_room, int(lengths.max()), parameters, lean=True).tokens == free // a_token
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kind"),
+    [
+        ({}, torch.float32),
+        ({"scft__precision": "bf16"}, torch.bfloat16),
+        ({"scft__precision": "bf16", "scft__load_in_8bit": True}, torch.float32),
+    ],
+)
+def test_identities_are_kept_as_the_llm_reads_them(tmp_path: Path, chosen: dict[str, Any], kind: torch.dtype) -> None:
+    from llmemb_cli.llm.tslrec import Reader
+
+    _, settings = ready(tmp_path, **chosen)
+    loaded = load_model(settings.scft, Reporter())
+    rows = identity_rows(np.random.default_rng(0).normal(size=(30, 16)).astype(np.float32), loaded, 1)
+    assert rows.dtype == torch.float32
+    reader = Reader(loaded, settings, rows, 4)
+    assert reader.rows.dtype == kind and torch.equal(reader.rows, rows.to(kind))
+
+
+def test_the_items_of_a_batch_are_looked_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    reader = reader_of(tmp_path, True, monkeypatch)
+    looked_up: list[int] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.index.Tensor and args[0].shape == reader.rows.shape:
+                looked_up.append(len(args[1][0]))
+            return func(*args, **(kwargs or {}))
+
+    histories = [
+        np.array([3, 1, 30], dtype=np.int32),
+        np.array([7], dtype=np.int32),
+        np.array([2, 2], dtype=np.int32),
+    ]
+    with torch.no_grad(), Counting():
+        embedded, mask = reader._embedded(reader.before, histories)
+    assert looked_up == [6]
+    words = reader.loaded.model.get_input_embeddings()
+    before, after = (words(torch.tensor(ids)).detach() for ids in (reader.before, reader.after))
+    around = len(before) + len(after)
+    assert mask.sum(dim=1).tolist() == [around + 3, around + 1, around + 2]
+    for row, items in enumerate(histories):
+        expected = torch.cat([before, *(reader.rows[int(item) - 1][None] for item in items), after])
+        assert torch.equal(embedded[row, : len(expected)], expected)
+        assert not embedded[row, len(expected) :].any()
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    """torch computes with four threads, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_the_gradient_of_said_vectors_adds_up_in_one_order_whatever_the_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = ItemVectors(torch.zeros(3, 64), 0)
+    items = torch.randint(3, (4000,), generator=generator)
+    # Of sizes so different that the order of the sum shows in its bits.
+    sizes = 10.0 ** torch.randint(-4, 5, (4000, 1), generator=generator)
+    gradient = torch.randn(4000, 64, generator=generator) * sizes
+    vectors(items).backward(gradient)
+    expected = torch.zeros(3, 64)
+    for item, row in zip(items.tolist(), gradient, strict=True):
+        expected[item] += row
+    assert vectors.table.grad is not None and torch.equal(vectors.table.grad, expected)

@@ -518,3 +518,40 @@ def test_a_wrong_micro_batch_size_is_named(tmp_path: Path, tiny: Path, wrong: st
     assert done.exit_code == 2
     message = json.loads(done.stdout)["error"]["message"]
     assert message.startswith("setting scft.micro_batch_size:") and "auto or a whole number" in message
+
+
+def test_an_adapter_is_read_onto_the_device_of_its_model(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import peft_model
+
+    workspace, settings = with_prompts(tmp_path / "w", tiny, steps=1)
+    run_scft(workspace, settings, Reporter())
+    loaded, read, devices = load_model(settings.scft, Reporter()), peft_model.load_peft_weights, []
+
+    def watched(folder: str, device: str, **options: Any) -> Any:
+        devices.append(device)
+        return read(folder, device="cpu", **options)
+
+    # A machine with a card, on which PEFT puts an adapter unless told.
+    monkeypatch.setattr(peft_model, "infer_device", lambda: "cuda")
+    monkeypatch.setattr(peft_model, "load_peft_weights", watched)
+    attach_adapter(loaded, workspace.scft())
+    assert devices == ["cpu"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_an_adapter_without_room_does_not_count_as_one_of_another_model(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from peft import peft_model
+
+    def no_memory(*args: Any, **options: Any) -> Any:
+        raise error
+
+    workspace, settings = with_prompts(tmp_path / "w", tiny, steps=1)
+    run_scft(workspace, settings, Reporter())
+    monkeypatch.setattr(peft_model, "load_peft_weights", no_memory)
+    with pytest.raises(LlmembError, match="into the memory of cpu") as caught:
+        attach_adapter(load_model(settings.scft, Reporter()), workspace.scft())
+    assert not isinstance(caught.value, BadDataError) and "--device" in (caught.value.hint or "")

@@ -106,13 +106,11 @@ def _check_trained_with(workspace: Workspace, asked: dict[str, Any]) -> None:
 
 def _share_of_process(settings: Settings) -> tuple[str, Settings]:
     """Under `accelerate launch` or `torchrun` each process takes a part, on a GPU of its own where there are any."""
-    import torch
+    from llmemb_cli.peers import own_device
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if settings.embed.device == "auto" and torch.cuda.is_available():
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        settings = settings.model_copy(update={"embed": settings.embed.model_copy(update={"device": device})})
-    return f"{rank + 1}/{size}", settings
+    chosen = settings.embed.model_copy(update={"device": own_device(settings.embed.device)})
+    return f"{rank + 1}/{size}", settings.model_copy(update={"embed": chosen})
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

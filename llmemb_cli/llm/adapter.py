@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from llmemb_cli.config.scft import ScftSettings
-from llmemb_cli.errors import BadDataError
+from llmemb_cli.errors import BadDataError, LlmembError
 from llmemb_cli.llm.load import LoadedModel
+from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.llm.quiet import quiet_transformers
 from llmemb_cli.workspace.store import read_json, read_tensors, write_json, write_tensors
 
@@ -153,14 +154,24 @@ def attach_adapter(loaded: LoadedModel, adapter: Path) -> None:
 
     Raises:
         BadDataError: it was trained on another model, or lacks tensors, or has some that fit nowhere.
+        LlmembError: memory does not suffice.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
     check_base(adapter, loaded)
     try:
         with quiet_transformers():
-            model = PeftModel.from_pretrained(loaded.model, str(adapter), local_files_only=True)
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+            # Where no device is named, PEFT reads the adapter onto the first card, whichever the model is on.
+            model = PeftModel.from_pretrained(
+                loaded.model, str(adapter), local_files_only=True, torch_device=loaded.device
+            )
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise LlmembError(
+                f"the adapter does not fit beside the model into the memory of {loaded.device}",
+                where=str(adapter),
+                hint="end what else takes memory there, or choose another --device",
+            ) from None
         raise BadDataError(
             f"the adapter does not fit this model: {str(error).splitlines()[0]}",
             where=str(adapter),

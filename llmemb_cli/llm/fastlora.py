@@ -7,6 +7,7 @@ kept, and the masks of a micro-batch are slices of one pool of random bits.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -103,11 +104,16 @@ def speed_up(model: Any, ratio: float, *, pooled: bool = True) -> DropoutPool | 
 
 
 def _forward_of(layer: Any, pool: DropoutPool, pooled: bool) -> Callable[..., torch.Tensor]:
-    theirs = layer.forward
+    # The layer holds this pass: were it held in turn, the model would stay in memory until Python looks for cycles,
+    # while the next stage loads its own.
+    of, theirs = weakref.ref(layer), type(layer).forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        layer = of()
+        assert layer is not None, "a layer that is called is there"
         if args or kwargs or layer.disable_adapters or layer.merged or layer.active_adapters != ["default"]:
-            return theirs(x, *args, **kwargs)
+            result: torch.Tensor = theirs(layer, x, *args, **kwargs)
+            return result
         base = layer.base_layer
         scaling, mask = float(layer.scaling["default"]), None
         x = x.to(base.weight.dtype)

@@ -54,17 +54,23 @@ def _named(config: Any) -> dict[str, Any]:
 def free_bytes(device: str) -> int:
     """Memory that activations may take: half of what is free on the machine, four fifths of it on a card.
 
-    Processes on one machine share its memory; each has its own card.
+    Processes on one machine share its memory; each has its own card. What torch keeps of a card for later use is free
+    to this process, though the card counts it as taken.
     """
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0] * 0.8)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int((torch.cuda.mem_get_info(device)[0] + kept) * 0.8)
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     return free_memory() // (2 * beside)
 
 
-def micro_batches(settings: ScftSettings, bytes_per_token: int, device: str) -> MicroBatches:
-    """What passes the model at once, and how many tokens' activations are kept, in the memory there is."""
-    budget = settings.memory_gb * GIB if settings.memory_gb else free_bytes(device)
+def micro_batches(settings: ScftSettings, bytes_per_token: int, device: str, later: int = 0) -> MicroBatches:
+    """What passes the model at once, and how many tokens' activations are kept, in the memory there is.
+
+    Args:
+        later: bytes that are free now and that training takes for other things than activations.
+    """
+    budget = settings.memory_gb * GIB if settings.memory_gb else max(free_bytes(device) - later, 0)
     fitting = int(budget // max(bytes_per_token, 1))
     if settings.micro_batch_size != "auto":
         return MicroBatches(settings.micro_batch_size, 0, fitting)

@@ -61,7 +61,7 @@ def run_said(workspace: Workspace, settings: Settings, report: Reporter, force: 
             dict(writer.vectors.named_parameters()),
             lengths,
             lambda part, batch: writer.loss(part, batch=batch),
-            fitting(loaded, settings.scft, int(lengths.max()), lean=True),
+            fitting(loaded, settings.scft, int(lengths.max()), writer.vectors.parameters(), lean=True),
             epochs=said.epochs,
             batch_size=said.batch_size,
             learning_rate=said.learning_rate,
@@ -99,7 +99,8 @@ class ItemVectors(nn.Module):
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """(k,) int64 -> (k, d_t) what the LLM reads."""
-        rows = self.table[items]
+        # Not table[items]: several threads would add up its gradient in an order of chance.
+        rows = nn.functional.embedding(items, self.table)
         return rows if self.projector is None else self.projector(rows)
 
 

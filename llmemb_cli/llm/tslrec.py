@@ -72,14 +72,14 @@ def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force
             wanted = torch.from_numpy(targets[users[part]]).to(guess)
             return (guess - wanted).square().sum() / (len(batch) * targets.shape[1])
 
-        tslrec = settings.tslrec
+        tslrec, trained, lean = settings.tslrec, reader.trained(), reader.dropout is not None
         losses = fit(
             "tslrec",
             loaded,
-            reader.trained(),
+            trained,
             lengths,
             loss_of,
-            fitting(loaded, settings.scft, int(lengths.max()), lean=reader.dropout is not None),
+            fitting(loaded, settings.scft, int(lengths.max()), trained.values(), lean=lean),
             epochs=tslrec.epochs,
             batch_size=tslrec.batch_size,
             learning_rate=tslrec.learning_rate,
@@ -121,7 +121,7 @@ def taste(train: Ragged, groups: np.ndarray) -> np.ndarray:
 
 
 def identity_rows(table: np.ndarray, loaded: LoadedModel, seed: int) -> torch.Tensor:
-    """(n_items, d_t): what the LLM reads for an item, at the scale of its token embeddings.
+    """(n_items, d_t) float32 on the CPU: what the LLM reads for an item, at the scale of its token embeddings.
 
     An item is a token of its own. Its row is a random projection of the collaborative embedding, which keeps the
     distances of items, and is not trained [choice].
@@ -133,7 +133,7 @@ def identity_rows(table: np.ndarray, loaded: LoadedModel, seed: int) -> torch.Te
     rows = torch.from_numpy(table - table.mean(axis=0)) @ torch.randn(
         table.shape[1], tokens.shape[1], generator=generator
     )
-    return (rows * (tokens.std().cpu() / rows.std())).to(loaded.device)
+    return rows * (tokens.std().cpu() / rows.std())
 
 
 class Reader:
@@ -141,9 +141,11 @@ class Reader:
 
     def __init__(self, loaded: LoadedModel, settings: Settings, rows: torch.Tensor, groups: int) -> None:
         scft = settings.scft
-        self.loaded, self.rows = loaded, rows
+        self.loaded = loaded
         self.table = loaded.model.get_input_embeddings()
         self.model = with_lora(loaded, scft)
+        # Cast once, and only here: LoRA on weights of 8 or 4 bits makes the token embeddings float32.
+        self.rows = rows.to(self.table.weight.dtype).to(loaded.device)
         self.dropout = speed_up(self.model, scft.lora_dropout, pooled=not scft.gradient_checkpointing)
         if loaded.device == "cpu":
             use_short_attention(loaded.model)
@@ -183,10 +185,10 @@ class Reader:
         device, kind = self.loaded.device, self.table.weight.dtype
         words = [torch.tensor(ids, dtype=torch.int64, device=device) for ids in (before, self.after)]
         first, last = (self.table(ids).to(kind) for ids in words)
-        parts = [
-            torch.cat([first, self.rows[torch.from_numpy(items.astype(np.int64) - 1).to(device)].to(kind), last])
-            for items in histories
-        ]
+        # All items in one copy to the device: one for each history, and a card would wait as often.
+        places = torch.from_numpy(np.concatenate(histories).astype(np.int64) - 1).to(device)
+        rows = self.rows[places].split([len(items) for items in histories])
+        parts = [torch.cat([first, own, last]) for own in rows]
         embedded = nn.utils.rnn.pad_sequence(parts, batch_first=True)
         lengths = torch.tensor([len(part) for part in parts], device=device)
         return embedded, (torch.arange(embedded.shape[1], device=device) < lengths[:, None]).long()

@@ -170,7 +170,9 @@ def _encode_shard(encoder: Encoder, tokens: list[list[int]], stop: StopRequest) 
             if not out_of_memory(error):
                 raise
         # Here, where the error no longer holds on to what it was computing.
-        waiting += _halved(encoder, batch)
+        _make_room(encoder, lengths[batch])
+        left = np.concatenate([batch, *waiting])
+        waiting = [left[some] for some in token_batches(lengths[left], encoder.budget)][::-1]
     shard = torch.empty(len(tokens), parts[0][1].shape[1])
     for batch, vectors in parts:
         shard[torch.from_numpy(batch)] = vectors
@@ -187,21 +189,23 @@ def embed_tokens(encoder: Encoder, tokens: list[list[int]]) -> torch.Tensor:
     return embed_after(model, prefix, ids.to(device), mask.to(device), encoder.pooling)
 
 
-def _halved(encoder: Encoder, batch: np.ndarray) -> list[np.ndarray]:
-    """The two halves of a batch that did not fit into memory.
+def _make_room(encoder: Encoder, lengths: np.ndarray) -> None:
+    """After running out of memory with prompts of these token counts: let half as much pass from now on.
 
     Raises:
-        LlmembError: it is one prompt already.
+        LlmembError: it was one prompt already.
     """
     if encoder.loaded.device.startswith("cuda"):
         torch.cuda.empty_cache()
-    if len(batch) == 1:
+    if len(lengths) == 1:
         raise LlmembError(
             "out of memory with a single prompt",
             hint="a smaller model, --load-in-8bit or --load-in-4bit for SCFT, or a smaller scft.max_tokens",
         ) from None
-    encoder.report.warn(f"out of memory with {len(batch)} prompts at once: going on with half of them")
-    return [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+    encoder.budget = int(lengths.max()) * len(lengths) // 2
+    encoder.report.warn(
+        f"out of memory with {len(lengths)} prompts at once; going on with {encoder.budget} tokens at most"
+    )
 
 
 def _mend(
