@@ -171,8 +171,9 @@ def ours(
         if method == "none"
         else AdaptedTable(torch.randn(data.n_items, width), HIDDEN)
     )
-    model = Recommender(settings, data.n_items, embedding).to(device)
+    model = Recommender(settings, data.n_items, embedding)
     use_precision(model, settings, device)
+    model.to(device)
     extra = Align(settings, torch.randn(data.n_items, HIDDEN, device=device)) if method == "llmemb" else None
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-3, betas=(0.9, 0.98), fused=True)

@@ -40,13 +40,24 @@ def contrastive_loss(
         left, right = F.normalize(left, dim=1), F.normalize(right, dim=1)
     logits = left @ right.T / temperature
     diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    left_out = diagonal if same is None else same | diagonal
     positive = logits.diagonal()
     if kind == "paper":
-        return _without_positive(logits, positive, left_out)
-    logits = logits.masked_fill(left_out & ~diagonal, -torch.inf)
+        if same is None and len(logits) > 1:
+            return _without_diagonal(logits, positive, diagonal)
+        return _without_positive(logits, positive, diagonal if same is None else same | diagonal)
+    if same is not None:
+        logits = logits.masked_fill(same & ~diagonal, -torch.inf)
     both = torch.logsumexp(logits, dim=1) + torch.logsumexp(logits, dim=0)
     return (both / 2 - positive).mean()
+
+
+def _without_diagonal(logits: torch.Tensor, positive: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor:
+    """`_without_positive` where every item has negatives: nothing has to be waited for on a device to know it."""
+    losses = [
+        (torch.logsumexp(part.masked_fill(diagonal, -torch.inf).contiguous(), dim=1) - positive).mean()
+        for part in (logits, logits.T)
+    ]
+    return (losses[0] + losses[1]) / 2
 
 
 def _without_positive(logits: torch.Tensor, positive: torch.Tensor, left_out: torch.Tensor) -> torch.Tensor:

@@ -14,10 +14,12 @@ import torch
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.datasets.split import Ragged
+from llmemb_cli.srs.backbones.sasrec import attention_mask
 from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.item_embedding import ItemTable
 from llmemb_cli.srs.recommender import Recommender, make_backbone
 from llmemb_cli.srs.sequences import training_rows
+from tests.test_training_step import laid_out
 
 BACKBONES = tuple(TABLE)
 CAUSAL = [name for name, entry in TABLE.items() if entry.learns == "next"]
@@ -275,11 +277,22 @@ def test_where_positions_see_later_items_the_last_one_alone_is_trained_without_i
     seen = sorted(
         ([i for i in inputs if i], [t for t in targets if t])
         for group in batch.groups
-        for inputs, targets in zip(group.inputs.tolist(), group.targets.tolist(), strict=True)
+        for inputs, targets in zip(group.inputs.tolist(), laid_out(group).tolist(), strict=True)
     )
     # Every beginning of a history of two items or more; at most three items are read.
     assert seen == [([3], [7]), ([3, 7], [7]), ([3, 7, 7], [12]), ([6], [2]), ([7, 7, 12], [9])]
-    assert not any(bool(group.targets[:, :-1].any()) for group in batch.groups) and batch.targets == 5
+    assert not any(bool(laid_out(group)[:, :-1].any()) for group in batch.groups) and batch.targets == 5
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_looks_at_real_items_not_later_ones_and_always_at_itself(causal: bool) -> None:
+    for real in ([[0, 0, 0], [0, 1, 1]], [[1, 1, 0, 1]], [[1, 1, 1]]):
+        length = len(real[0])
+        expected = [
+            [[q == k or (bool(row[k]) and (k <= q or not causal)) for k in range(length)] for q in range(length)]
+            for row in real
+        ]
+        assert attention_mask(torch.tensor(real) > 0, causal)[:, 0].tolist() == expected
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llmemb_cli.contrastive import contrastive_loss
+from llmemb_cli.errors import BadDataError
 
 
 def by_loops(kind: str, left: torch.Tensor, right: torch.Tensor, tau: float, same: torch.Tensor | None) -> float:
@@ -60,6 +61,30 @@ def test_losses_equal_the_loops(kind: str, duplicates: bool) -> None:
     same = names[:, None] == names[None, :] if duplicates else None
     loss = contrastive_loss(kind, left, right, torch.tensor(0.5, dtype=torch.float64), same)
     assert float(loss) == pytest.approx(by_loops(kind, left, right, 0.5, same), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["infonce", "paper", "soft"])
+def test_a_loss_without_duplicates_never_waits_for_its_device(kind: str) -> None:
+    # Tensors without values: whatever a thread would have to wait for cannot be read here.
+    left, right = (torch.empty(6, 4, device="meta", requires_grad=True) for _ in range(2))
+    loss = contrastive_loss(kind, left, right, torch.empty((), device="meta"))
+    assert loss.shape == () and loss.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["infonce", "paper"])
+def test_gradients_without_duplicates_are_those_of_no_pair_being_equal(kind: str) -> None:
+    found = []
+    for same in (None, torch.eye(6, dtype=torch.bool)):
+        left, right = (view.requires_grad_() for view in views())
+        loss = contrastive_loss(kind, left, right, torch.tensor(0.5, dtype=torch.float64), same)
+        found.append((loss, *torch.autograd.grad(loss, (left, right))))
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_an_item_alone_has_no_negative() -> None:
+    left, right = views(1)
+    with pytest.raises(BadDataError, match="no item of the batch has a negative"):
+        contrastive_loss("paper", left, right, torch.tensor(1.0))
 
 
 def test_soft_equals_the_loops() -> None:

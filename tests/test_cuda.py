@@ -6,6 +6,8 @@ All other tests that choose no device run on the card too where there is one.
 from __future__ import annotations
 
 import copy
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.datasets.split import Ragged
+from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.item_embedding import AdaptedTable, ItemEmbedding, ItemTable
 from llmemb_cli.srs.negatives import NegativeSampler
@@ -21,6 +24,9 @@ from llmemb_cli.srs.objective import batch_loss, loss_name
 from llmemb_cli.srs.precision import float32_products, use_precision
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import training_rows
+from llmemb_cli.srs.train import run_rat
+from tests.make_workspace import make_workspace
+from tests.test_recommenders import SMALL
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 
@@ -78,8 +84,8 @@ def test_loss_and_gradients_are_those_of_a_cpu(name: str, loss: str, method: str
     wanted, gradients = loss_and_gradients(
         copy.deepcopy(model), settings.model_copy(update={"precision": "fp32"}), "cpu"
     )
-    model = model.to("cuda")
     assert use_precision(model, settings, "cuda") == precision
+    model = model.to("cuda")
     with float32_products(settings, "cuda"):
         found, on_card = loss_and_gradients(model, settings, "cuda")
     torch.testing.assert_close(found, wanted, atol=APART[precision], rtol=APART[precision])
@@ -88,3 +94,14 @@ def test_loss_and_gradients_are_those_of_a_cpu(name: str, loss: str, method: str
     apart = sum((on_card[key] - gradients[key]).square().sum() for key in gradients)
     whole = sum(gradient.square().sum() for gradient in gradients.values())
     assert (apart / whole) ** 0.5 < APART[precision]
+
+
+@pytest.mark.parametrize(("method", "contrast"), [("melt", "none"), ("llmesr", "none"), ("none", "cl4srec")])
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_what_methods_add_trains_on_the_card(tmp_path: Path, method: str, contrast: str, precision: str) -> None:
+    values = SMALL | {"rat__method": method, "rat__contrast": contrast, "rat__precision": precision}
+    values |= {"rat__epochs": 2, "rat__dropout": 0.1, "rat__device": "cuda"}
+    workspace, settings = make_workspace(tmp_path / "ws", **values)
+    summary = run_rat(workspace, settings, Reporter()).manifest["summary"]
+    assert summary["epochs"] == 2 and math.isfinite(summary["loss"])
+    assert summary["precision"] == ("bf16" if precision == "bf16" else "tf32")

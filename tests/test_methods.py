@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,8 +23,10 @@ from llmemb_cli.errors import WrongUseError
 from llmemb_cli.peers import ALONE
 from llmemb_cli.pipeline import run_name, vectors_needed
 from llmemb_cli.progress import Reporter
+from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.item_embedding import AdaptedTable, DualTable, FusedTable, ItemTable
+from llmemb_cli.srs.methods import melt as melt_module
 from llmemb_cli.srs.methods.distill import Distill, similar_users
 from llmemb_cli.srs.methods.melt import Melt, item_weights, make_contexts, user_weights
 from llmemb_cli.srs.objective import Step
@@ -222,7 +225,11 @@ def melt_model(tmp_path: Path, **values: Any) -> tuple[Recommender, Melt, Any, S
     return model, Melt(settings, data, model, "cpu"), data, settings
 
 
-def test_melt_overwrites_rare_items_with_the_mean_of_their_contexts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [melt_module.BLOCK, 50])
+def test_melt_overwrites_rare_items_with_the_mean_of_their_contexts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(melt_module, "BLOCK", block)
     model, melt, data, _ = melt_model(tmp_path)
     assert isinstance(model.embedding, ItemTable) and model.branches is not None
     counts = data.train_counts[1:]
@@ -245,6 +252,47 @@ def test_melt_overwrites_rare_items_with_the_mean_of_their_contexts(tmp_path: Pa
     torch.testing.assert_close(model.embedding.weight.detach(), expected, atol=1e-5, rtol=1e-4)
     heads = melt.head_items
     assert len(heads) and torch.equal(model.embedding.weight.detach()[heads], before[heads])
+
+
+def test_melt_never_holds_the_states_of_all_contexts_of_rare_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(melt_module, "BLOCK", 20)
+    model, melt, _, _ = melt_model(tmp_path)
+    made: list[weakref.ref[torch.Tensor]] = []
+    most, encode = [], model.last_states
+
+    def encoded(sequences: torch.Tensor) -> torch.Tensor:
+        most.append(sum(one() is not None for one in made))
+        states = encode(sequences)
+        made.append(weakref.ref(states))
+        return states
+
+    monkeypatch.setattr(model, "last_states", encoded)
+    melt.start_epoch(model, 0)
+    assert len(made) > 10 and max(most) <= 1
+
+
+def test_melt_orders_its_heads_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, melt, data, settings = melt_model(tmp_path, rat__melt_tail_share=0.5)
+    rng = np.random.default_rng(0)
+    batch = make_batch(training_rows(data.train, "sasrec"), np.arange(4), settings.rat, data.n_items, None, rng)
+    drawn: list[tuple[Any, ...]] = []
+
+    def counted(seed: int, *labels: str | int) -> np.random.Generator:
+        drawn.append(labels)
+        return numpy_rng(seed, *labels)
+
+    monkeypatch.setattr(melt_module, "numpy_rng", counted)
+    for epoch in (0, 1, 0):
+        met: dict[str, list[int]] = {"users": [], "items": []}
+        for number in range(3):
+            step = Step(batch, torch.empty(0), epoch, number, 3, rng, ALONE)
+            met["users"] += melt._part(melt.head_items, step, "users").tolist()
+            met["items"] += melt._part(melt.head_items, step, "items").tolist()
+        for label, items in met.items():
+            assert items == numpy_rng(settings.seed, "melt", label, epoch).permutation(melt.head_items).tolist()
+    assert drawn == [("melt", label, epoch) for epoch in (0, 1, 0) for label in ("users", "items")]
 
 
 def test_melt_losses_equal_a_loop_and_every_head_is_met_once_an_epoch(tmp_path: Path) -> None:

@@ -44,6 +44,21 @@ def test_bf16_multiplies_in_half_and_keeps_weights_states_and_tables_whole(name:
     torch.testing.assert_close(model.item_table, table, atol=0.02, rtol=0.02)
 
 
+def test_vectors_are_rounded_before_they_are_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = SMALL | {"rat__method": "llmemb", "rat__without": ["align"], "rat__precision": "bf16", "rat__epochs": 1}
+    workspace, settings = make_workspace(tmp_path / "ws", **values)
+    moved: list[torch.dtype] = []
+
+    def to(self: Recommender, device: str) -> Recommender:
+        assert isinstance(self.embedding, AdaptedTable)
+        moved.append(self.embedding.vectors.dtype)
+        return self
+
+    monkeypatch.setattr(Recommender, "to", to)
+    run_rat(workspace, settings, Reporter())
+    assert moved == [torch.bfloat16]
+
+
 def test_auto_is_fp32_on_a_cpu_and_changes_nothing() -> None:
     model, settings = adapted("sasrec")
     assert use_precision(model, settings.model_copy(update={"precision": "auto"}), "cpu") == "fp32"

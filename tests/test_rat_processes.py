@@ -25,7 +25,8 @@ from tests.make_workspace import make_workspace
 from tests.test_recommenders import SMALL
 from tests.test_scft_processes import finish, free_port
 
-FEW = SMALL | {"rat__epochs": 3, "rat__batch_size": 13, "rat__dropout": 0.0}
+# On a CPU: two processes with one card would both take it.
+FEW = SMALL | {"rat__epochs": 3, "rat__batch_size": 13, "rat__dropout": 0.0, "rat__device": "cpu"}
 
 
 def start(workspace: Workspace, *flags: str) -> list[subprocess.Popen[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from llmemb_cli.config.methods import METHODS
 from llmemb_cli.config.settings import load_settings, update_settings
 from llmemb_cli.datasets.prepare import prepare
 from llmemb_cli.datasets.split import load_split
-from llmemb_cli.errors import BadDataError, InterruptedRunError, WrongUseError
+from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, WrongUseError
 from llmemb_cli.pipeline import rat_stage, run_name
 from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.srs import loop
@@ -31,6 +32,7 @@ from llmemb_cli.srs.validate import validation_ranks, validation_users
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, stage_state
 from llmemb_cli.workspace.store import read_tensors, write_tensors
 from tests.make_workspace import make_workspace
+from tests.test_training_step import laid_out
 
 BACKBONES = tuple(TABLE)
 
@@ -45,6 +47,10 @@ SMALL: dict[str, Any] = {
     "rat__loss": "ce",
     "rat__mask_ratio": 0.3,
 }
+
+
+# Where two trainings are compared byte for byte: the order in which a card adds up is open.
+EXACT = SMALL | {"rat__device": "cpu"}
 
 
 def small(name: str, **values: Any) -> dict[str, Any]:
@@ -113,7 +119,7 @@ def test_no_validation_or_test_item_reaches_training(tmp_path: Path) -> None:
     # Eight items a user, the last two held out: five inputs, the sixth is the last target.
     assert len(batch.groups) == 1
     for user in range(data.n_users):
-        inputs, targets = batch.groups[0].inputs[user], batch.groups[0].targets[user]
+        inputs, targets = batch.groups[0].inputs[user], laid_out(batch.groups[0])[user]
         assert inputs[inputs > 0].tolist() == data.train.row(user)[:-1].tolist()
         assert targets[targets > 0].tolist() == data.train.row(user)[1:].tolist()
 
@@ -149,7 +155,7 @@ class StopAfter(Reporter):
 def test_interrupted_and_resumed_training_equals_an_uninterrupted_one(
     tmp_path: Path, name: str, method: str, epochs: int
 ) -> None:
-    values = SMALL | {"rat__epochs": 5, "rat__backbone": name, "rat__method": method, "rat__dropout": 0.2}
+    values = EXACT | {"rat__epochs": 5, "rat__backbone": name, "rat__method": method, "rat__dropout": 0.2}
     one, settings = make_workspace(tmp_path / "one", **values)
     run_rat(one, settings, Reporter())
     two, settings = make_workspace(tmp_path / "two", **values)
@@ -168,7 +174,7 @@ def test_interrupted_and_resumed_training_equals_an_uninterrupted_one(
 def test_a_signal_in_the_last_validation_stops_and_the_same_call_goes_on_behind_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = SMALL | {"rat__epochs": 3, "rat__method": "none"}
+    values = EXACT | {"rat__epochs": 3, "rat__method": "none"}
     one, settings = make_workspace(tmp_path / "one", **values)
     run_rat(one, settings, Reporter())
     two, settings = make_workspace(tmp_path / "two", **values)
@@ -205,6 +211,16 @@ def test_data_with_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
     assert run_rat(workspace, settings.model_copy(update={"rat": rat}), Reporter()).built
 
 
+@pytest.mark.parametrize("method", ["llmemb", "llm2x"])
+def test_missing_llm_vectors_are_told_before_a_collaborative_model_is_trained(tmp_path: Path, method: str) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", **SMALL | {"rat__method": method, "rat__vectors": "scft"})
+    shutil.rmtree(workspace.embeddings("scft"))
+    with pytest.raises(WrongUseError) as caught:
+        run_rat(workspace, settings, Reporter())
+    assert "llmemb embed" in (caught.value.hint or "")
+    assert not (workspace.root / "runs").exists()
+
+
 @pytest.mark.parametrize("method", ["none", "llmemb", "llmesr"])
 def test_heads_that_do_not_share_the_width_are_refused_before_anything_is_made(tmp_path: Path, method: str) -> None:
     workspace, settings = make_workspace(tmp_path / "ws", **(SMALL | {"rat__method": method, "rat__heads": 3}))
@@ -239,7 +255,7 @@ def test_a_disk_that_is_full_at_the_end_does_not_lose_the_training(
 ) -> None:
     import llmemb_cli.srs.train as module
 
-    values = SMALL | {"rat__epochs": 3, "rat__method": "none", "rat__checkpoint_minutes": 1e-6}
+    values = EXACT | {"rat__epochs": 3, "rat__method": "none", "rat__checkpoint_minutes": 1e-6}
     one, settings = make_workspace(tmp_path / "one", **values)
     run_rat(one, settings, Reporter())
     two, settings = make_workspace(tmp_path / "two", **values)
@@ -261,6 +277,81 @@ def test_a_disk_that_is_full_at_the_end_does_not_lose_the_training(
     runs = [workspace.run("sasrec-none-42") / "model.safetensors" for workspace in (one, two)]
     assert runs[0].read_bytes() == runs[1].read_bytes()
     assert not list(two.run("sasrec-none-42").glob("checkpoint*"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_is_said_with_what_to_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loop, "batch_loss", fails)
+    workspace, settings = make_workspace(tmp_path / "ws", **SMALL | {"rat__method": "none", "rat__epochs": 1})
+    with pytest.raises(LlmembError, match="out of memory") as told:
+        run_rat(workspace, settings, Reporter())
+    assert told.value.hint is not None and "rat.batch_size" in told.value.hint and "--jobs" in told.value.hint
+    # Any other error is a defect and stays one.
+    error = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run_rat(workspace, settings, Reporter())
+
+
+def test_a_search_goes_on_after_a_trial_that_was_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    from llmemb_cli.srs.tune import parse_space, run_tune
+
+    whole, calls = loop.batch_loss, []
+
+    def fails_first(*args: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*args)
+
+    monkeypatch.setattr(loop, "batch_loss", fails_first)
+    workspace, _ = make_workspace(tmp_path / "ws", **SMALL | {"rat__method": "none", "rat__epochs": 1})
+    found = run_tune(workspace, parse_space(["rat.dropout=0.1,0.2,0.3"]), {}, Reporter(), trials=2)
+    assert [trial["NDCG@10"] is None for trial in found["trials"]] == [True, False]
+
+
+def test_best_weights_are_kept_in_one_place_and_gradients_make_room_for_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = EXACT | {"rat__method": "none", "rat__checkpoint_minutes": 1e-9}
+    kept: list[dict[str, int]] = []
+    write, ranks = loop.save_checkpoint, iter([4, 3, 2, *[4, 3, 2, 6, 6]])
+
+    def saved(work: Path, groups: dict[str, dict[str, torch.Tensor]], *rest: Any) -> None:
+        kept.append({name: tensor.data_ptr() for name, tensor in groups["best"].items()})
+        own = {tensor.data_ptr() for tensor in groups["model"].values()}
+        assert not own & set(kept[-1].values()), "training goes on in tensors of its own"
+        write(work, groups, *rest)
+
+    def validated(model: torch.nn.Module, data: Any, users: np.ndarray, *rest: Any) -> np.ndarray:
+        assert all(parameter.grad is None for parameter in model.parameters())
+        return np.full(len(users), next(ranks))
+
+    monkeypatch.setattr(loop, "validation_ranks", validated)
+    short, settings = make_workspace(tmp_path / "short", **values | {"rat__epochs": 3})
+    run_rat(short, settings, Reporter())
+    monkeypatch.setattr(loop, "save_checkpoint", saved)
+    long, settings = make_workspace(tmp_path / "long", **values | {"rat__epochs": 5})
+    assert run_rat(long, settings, Reporter()).manifest["summary"]["best_epoch"] == 3
+    assert kept[0] == {} and kept[-1].keys() > {"embedding.weight"}
+    assert all(places in ({}, kept[-1]) for places in kept), "better weights are written over the earlier ones"
+    # The best epoch's weights, whatever came after it: those of a training that ended there.
+    runs = [workspace.run("sasrec-none-42") / "model.safetensors" for workspace in (short, long)]
+    assert runs[0].read_bytes() == runs[1].read_bytes()
 
 
 def test_loaded_recommender_scores_as_its_saved_table(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,18 @@ from llmemb_cli.cross_entropy import cross_entropy
 from llmemb_cli.datasets.split import Ragged
 from llmemb_cli.peers import ALONE, Peers
 from llmemb_cli.ranking import hit_rate, ndcg, rank_of_target, reciprocal_rank
+from llmemb_cli.seeds import seed_torch
 from llmemb_cli.srs import losses
-from llmemb_cli.srs.batch import make_batch, masked_pairs, next_item_pairs
-from llmemb_cli.srs.item_embedding import AdaptedTable, ItemTable
+from llmemb_cli.srs.batch import MARKS, Group, distinct_items, make_batch, masked_pairs, next_item_pairs
+from llmemb_cli.srs.item_embedding import (
+    AdaptedTable,
+    DualTable,
+    FrozenTable,
+    FusedTable,
+    ItemEmbedding,
+    ItemTable,
+    LinearTable,
+)
 from llmemb_cli.srs.methods import align
 from llmemb_cli.srs.methods.align import infonce
 from llmemb_cli.srs.negatives import NegativeSampler
@@ -29,6 +39,13 @@ from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import epoch_batches, left_padded, length_groups, training_rows
 
 D = 8
+
+
+def laid_out(group: Group) -> torch.Tensor:
+    """(rows, length) int64: the targets of a group at their places, 0 elsewhere."""
+    flat = torch.zeros_like(group.inputs).flatten()
+    flat[group.places] = group.targets
+    return flat.view_as(group.inputs)
 
 
 def test_adapter_is_two_linear_layers_worked_by_hand() -> None:
@@ -47,6 +64,29 @@ def test_adapter_is_two_linear_layers_worked_by_hand() -> None:
     table.outer(table.inner(vectors[:2])).sum().backward()
     for one, two in zip(fused, [p.grad for p in table.parameters()], strict=True):
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("kind", ["table", "adapter", "linear", "frozen", "dual", "fused"])
+def test_every_kind_of_table_gives_the_rows_of_its_items_and_zeros_for_padding(kind: str) -> None:
+    torch.manual_seed(0)
+    made: dict[str, ItemEmbedding] = {
+        "table": ItemTable(6, 3),
+        "adapter": AdaptedTable(torch.randn(6, 5), 3, freeze=False),
+        "linear": LinearTable(torch.randn(6, 5), 3),
+        "frozen": FrozenTable(torch.randn(6, 3)),
+        "dual": DualTable(torch.randn(6, 3), torch.randn(6, 5)),
+        "fused": FusedTable(torch.randn(6, 3), 2),
+    }
+    table = made[kind]
+    for parameter in table.parameters():
+        torch.nn.init.normal_(parameter)
+    every = table.items().detach()
+    torch.testing.assert_close(table.known(torch.tensor([6, 2])), every[[5, 1]])
+    got = table.rows(torch.tensor([0, 6, 2]))
+    torch.testing.assert_close(got, torch.stack([torch.zeros(table.width), every[5], every[1]]))
+    if list(table.parameters()):
+        got[0].sum().backward()
+        assert not any(bool(p.grad.any()) for p in table.parameters() if p.grad is not None)
 
 
 def test_padding_row_is_zero_and_is_never_trained() -> None:
@@ -221,7 +261,7 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(
     logged = (counts / counts[1:].mean()).log()
     total, at = 0.0, 0
     for group in batch.groups:
-        for inputs, targets in zip(group.inputs, group.targets, strict=True):
+        for inputs, targets in zip(group.inputs, laid_out(group), strict=True):
             row = inputs[inputs > 0]
             states = model.states(row[None], model.embedding.table()[row.clamp(max=12)][None])
             for state, target in zip(states[0], targets[inputs > 0], strict=True):
@@ -246,7 +286,7 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(
                 else:
                     total += float(losses.SAMPLED[loss](scores[target][None], drawn))
                 at += 1
-    assert batch.targets == sum(int((g.targets > 0).sum()) for g in batch.groups)
+    assert batch.targets == sum(int((laid_out(g) > 0).sum()) for g in batch.groups)
     assert batch.negatives is None or at == len(batch.negatives) == batch.targets
     got, embedded = batch_loss(model, chosen, batch, popularity_offset(train, 12, tau))
     assert got.item() == pytest.approx(total / batch.targets, rel=1e-4)
@@ -278,6 +318,68 @@ def test_shares_of_two_processes_add_up_to_the_batch_also_where_one_has_no_row(l
     assert len(found[0]) > 2
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(one, two)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("part", ["loss", "last states"])
+def test_backward_passes_with_two_threads_are_equal_bit_for_bit(part: str, two_threads: None) -> None:
+    # Few items, each of which many positions share: threads that add to one row at once would add in any order.
+    torch.manual_seed(0)
+    values = np.random.default_rng(0).integers(1, 31, (64, 20))
+    chosen = RatSettings(
+        loss="bce", negatives=64, hidden_size=64, layers=1, max_length=50, dropout=0, method="none", backbone="sasrec"
+    )
+    model, train = Recommender(chosen, 30, ItemTable(30, 64)), ragged(values.tolist())
+    sampler = NegativeSampler(ragged([[1]] * 64), 30)
+    batch = make_batch(training_rows(train, "sasrec"), np.arange(64), chosen, 30, sampler, np.random.default_rng(0))
+    sequences = torch.randint(1, 31, (768, 50))
+    found = []
+    for _ in range(3):
+        model.zero_grad()
+        value = batch_loss(model, chosen, batch)[0] if part == "loss" else model.last_states(sequences).pow(2).sum()
+        value.backward()
+        found.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@given(found=st.lists(st.integers(0, 40), max_size=30), beyond=st.integers(0, 2000))
+def test_distinct_items_are_those_of_a_set_in_order_for_small_and_large_catalogues(
+    found: list[int], beyond: int
+) -> None:
+    got = distinct_items(np.array(found, dtype=np.int64), 40 + beyond)
+    assert got.dtype == np.int64 and got.tolist() == sorted(set(found) - {0})
+
+
+def test_a_catalogue_that_is_large_beside_the_batch_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(np, "flatnonzero", lambda marks: looked.append(len(marks)) or np.nonzero(marks)[0])
+    assert distinct_items(np.array([7, 0, 7]), 3 * MARKS).tolist() == [7] and looked == [3 * MARKS + 1]
+    assert distinct_items(np.array([7, 0, 7]), 3 * MARKS + 1).tolist() == [7] and len(looked) == 1
+
+
+def test_seeding_for_a_step_gives_the_stream_of_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2**62 + 5)
+    expected = torch.rand(5), torch.randint(99, (5,))
+    # It also keeps a stack trace for every device that is not in use, which takes longer than a small step.
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("torch.manual_seed was called"))
+    seed_torch(2**62 + 5)
+    assert torch.equal(torch.rand(5), expected[0]) and torch.equal(torch.randint(99, (5,)), expected[1])
+    assert torch.initial_seed() == 2**62 + 5
+
+
+def test_seeding_reaches_the_generators_of_all_cards_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [torch.Generator(), torch.Generator()]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "default_generators", cards)
+    seed_torch(11)
+    assert [card.initial_seed() for card in cards] == [11, 11]
 
 
 def test_logit_adjustment_takes_popularity_out_of_the_scores() -> None:

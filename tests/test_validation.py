@@ -12,7 +12,7 @@ from llmemb_cli.datasets.split import Ragged, SplitData
 from llmemb_cli.srs import validate
 from llmemb_cli.srs.item_embedding import AdaptedTable, ItemEmbedding, ItemTable
 from llmemb_cli.srs.recommender import Recommender
-from llmemb_cli.srs.validate import validation_ranks, validation_users
+from llmemb_cli.srs.validate import users_at_once, validation_ranks, validation_users
 
 ITEMS = 21
 
@@ -63,6 +63,28 @@ def test_ranks_equal_a_loop(backbone: str, loss: str, adapter: bool, monkeypatch
         # Equal items may differ in the last bit of another order of additions.
         ahead = sum(float(scores[i]) >= float(scores[target]) - 1e-6 for i in others)
         assert rank == 1 + ahead
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1", "mps"])
+def test_scores_of_a_huge_catalogue_never_take_more_than_a_gibibyte(device: str) -> None:
+    few = 128 if device == "cpu" else 512
+    assert users_at_once(device, 20_000) == few
+    assert 20 <= users_at_once(device, 10_000_000) <= 2**30 / 4 / 10_000_000
+    assert users_at_once(device, 10**9) == 1
+
+
+@torch.no_grad()
+def test_ranks_do_not_depend_on_how_many_users_are_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    model = Recommender(RatSettings(hidden_size=6, max_length=5, method="none"), ITEMS, ItemTable(ITEMS, 6))
+    data = made_up(40)
+    users = validation_users(data, 0, 42)
+    together = validation_ranks(model, data, users)
+    monkeypatch.setattr(validate, "MOST_SCORES", 3 * 32 + 1)  # 22 scores, in rows of 32
+    sizes, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda rows, table: sizes.append(len(rows)) or encode(rows, table))
+    assert validation_ranks(model, data, users).tolist() == together.tolist()
+    assert max(sizes) == 3 and sum(sizes) == len(users)
 
 
 def test_a_model_without_numbers_ranks_last() -> None:

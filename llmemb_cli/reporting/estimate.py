@@ -148,8 +148,9 @@ def _train(workspace: Workspace, settings: Settings, data: SplitData) -> None:
     rat = settings.rat.model_copy(update={"epochs": 1, "track": []})
     chosen = settings.model_copy(update={"rat": rat})
     device = pick_device(rat.device)
-    model = Recommender(rat, data.n_items, _embedding(workspace, chosen, data.n_items)).to(device)
+    model = Recommender(rat, data.n_items, _embedding(workspace, chosen, data.n_items))
     use_precision(model, rat, device)
+    model.to(device)
     collaborative = torch.randn(data.n_items, rat.hidden_size)
     extra = make_extra(chosen, model, data, collaborative, device)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,8 @@ from llmemb_cli.srs.sequences import TrainingRows, group_saving, length_groups, 
 
 # One in eleven sequences masks its last item alone, as BERT4Rec's ten random copies and one last-item copy.
 LAST_ONLY = 1 / 11
+# Sorting a number takes as long as looking at this many marks.
+MARKS = 50
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,10 @@ class Group:
     """Rows of like length.
 
     Attributes:
-        inputs, targets: (rows, length) int64; a target is 0 where nothing is predicted.
-        places: (targets,) int64, where in the flattened targets there is one. They are known here, so that no step
-            has to wait for a device to find them.
+        inputs: (rows, length) int64.
+        targets: (targets,) int64, the items to predict.
+        places: (targets,) int64, at which of the flattened positions. They are known here, so that no step has to
+            wait for a device to find them.
     """
 
     inputs: torch.Tensor
@@ -158,21 +161,31 @@ def make_batch(
         some = mine[part]
         length = max(int(lengths[some].max()), 1)
         here = wanted[some, -length:]
-        tensors = (inputs[some, -length:], targets[some, -length:], np.flatnonzero(here))
+        tensors = (inputs[some, -length:], targets[some, -length:][here], np.flatnonzero(here))
         groups.append(Group(*(_to(values, device) for values in tensors)))
         if negatives is not None:
             kept.append(negatives[some, -length:][here])
-    items = np.unique(np.concatenate(parts))
     return Batch(
         users[mine],
         users,
         groups,
         _to(np.concatenate(kept), device) if kept else None,
         None if shared is None else _to(shared, device),
-        _to(items[items > 0], device),
+        _to(distinct_items(np.concatenate(parts), n_items), device),
         int(wanted.sum()),
         len(users),
     )
+
+
+def distinct_items(found: np.ndarray, n_items: int) -> np.ndarray:
+    """(m,) int64: the items among `found` (k,) int64 of 0..n_items, each once, in order; 0 is none."""
+    if n_items > MARKS * len(found):
+        items = np.unique(found)
+        return items[items > 0]
+    there = np.zeros(n_items + 1, dtype=bool)
+    there[found] = True
+    there[0] = False
+    return np.flatnonzero(there)
 
 
 def _to(values: np.ndarray, device: str) -> torch.Tensor:

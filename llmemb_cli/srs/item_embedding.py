@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.functional import embedding
 
 INIT_STD = 0.02
 
@@ -20,20 +21,19 @@ class ItemEmbedding(nn.Module):
         """(N, width): the embeddings of all items."""
         raise TypeError(f"{type(self).__name__} has no items")
 
-    def rows(self, items: torch.Tensor) -> torch.Tensor:
-        """(k, width): the embeddings of distinct `items` (k,) int64; 0 gives zeros."""
+    def known(self, items: torch.Tensor) -> torch.Tensor:
+        """(k, width): the embeddings of distinct `items` (k,) int64, none of them the padding."""
         raise TypeError(f"{type(self).__name__} has no rows")
+
+    def rows(self, items: torch.Tensor) -> torch.Tensor:
+        """As `known`, but 0 may be among the items: it gives zeros, and no gradient to any row."""
+        found = self.known(items.clamp(min=1))
+        return found * (items > 0).to(found.dtype)[:, None]
 
     def table(self) -> torch.Tensor:
         """(N + 1, width): zeros for the padding, then every item. A copy: for evaluation, not for training."""
         items = self.items()
         return torch.cat([items.new_zeros(1, items.shape[1]), items])
-
-
-def pick_rows(table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """(k, d) rows of items 1..N from `table` (N, d); 0 gives zeros, and no gradient to any row."""
-    picked = nn.functional.embedding((items - 1).clamp(min=0), table)
-    return picked * (items > 0).to(picked.dtype)[:, None]
 
 
 def mapped(vectors: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -54,8 +54,8 @@ class ItemTable(ItemEmbedding):
     def items(self) -> torch.Tensor:
         return self.weight
 
-    def rows(self, items: torch.Tensor) -> torch.Tensor:
-        return pick_rows(self.weight, items)
+    def known(self, items: torch.Tensor) -> torch.Tensor:
+        return embedding(items - 1, self.weight)
 
 
 class AdaptedTable(ItemEmbedding):
@@ -87,9 +87,8 @@ class AdaptedTable(ItemEmbedding):
     def items(self) -> torch.Tensor:
         return self._affine(self.vectors)
 
-    def rows(self, items: torch.Tensor) -> torch.Tensor:
-        adapted = self._affine(nn.functional.embedding((items - 1).clamp(min=0), self.vectors))
-        return adapted * (items > 0).to(adapted.dtype)[:, None]
+    def known(self, items: torch.Tensor) -> torch.Tensor:
+        return self._affine(embedding(items - 1, self.vectors))
 
 
 class LinearTable(ItemEmbedding):
@@ -105,9 +104,8 @@ class LinearTable(ItemEmbedding):
     def items(self) -> torch.Tensor:
         return mapped(self.vectors, self.linear.weight, self.linear.bias)
 
-    def rows(self, items: torch.Tensor) -> torch.Tensor:
-        vectors = nn.functional.embedding((items - 1).clamp(min=0), self.vectors)
-        return mapped(vectors, self.linear.weight, self.linear.bias) * (items > 0)[:, None]
+    def known(self, items: torch.Tensor) -> torch.Tensor:
+        return mapped(embedding(items - 1, self.vectors), self.linear.weight, self.linear.bias)
 
 
 class FrozenTable(ItemEmbedding):
@@ -122,8 +120,8 @@ class FrozenTable(ItemEmbedding):
     def items(self) -> torch.Tensor:
         return self.vectors
 
-    def rows(self, items: torch.Tensor) -> torch.Tensor:
-        return pick_rows(self.vectors, items)
+    def known(self, items: torch.Tensor) -> torch.Tensor:
+        return embedding(items - 1, self.vectors)
 
 
 class DualTable(ItemEmbedding):
@@ -139,8 +137,8 @@ class DualTable(ItemEmbedding):
     def items(self) -> torch.Tensor:
         return torch.cat([self.collaborative.items(), self.semantic.items()], dim=1)
 
-    def rows(self, items: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.collaborative.rows(items), self.semantic.rows(items)], dim=1)
+    def known(self, items: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.collaborative.known(items), self.semantic.known(items)], dim=1)
 
 
 class FusedTable(ItemEmbedding):
@@ -162,5 +160,5 @@ class FusedTable(ItemEmbedding):
     def items(self) -> torch.Tensor:
         return self._fuse(self.vectors, self.weight)
 
-    def rows(self, items: torch.Tensor) -> torch.Tensor:
-        return self._fuse(pick_rows(self.vectors, items), pick_rows(self.weight, items))
+    def known(self, items: torch.Tensor) -> torch.Tensor:
+        return self._fuse(embedding(items - 1, self.vectors), embedding(items - 1, self.weight))

@@ -20,7 +20,7 @@ from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.peers import Peers
 from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import hit_rate, ndcg
-from llmemb_cli.seeds import numpy_rng, stream_seed
+from llmemb_cli.seeds import numpy_rng, seed_torch, stream_seed
 from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import Extra, Step, batch_loss, loss_name, popularity_offset
@@ -120,7 +120,7 @@ def train(t: Training) -> tuple[State, float]:
                 # still works on the steps before while this batch is made.
                 rng = numpy_rng(seed, "step", state.epoch, number)
                 batch = make_batch(rows, batches[number], rat, data.n_items, sampler, rng, t.device, t.peers)
-                torch.manual_seed(stream_seed(seed, "dropout", state.epoch, state.step, t.peers.rank))
+                seed_torch(stream_seed(seed, "dropout", state.epoch, state.step, t.peers.rank))
                 loss, embedded = batch_loss(model, rat, batch, offset)
                 if t.extra is not None:
                     step = Step(batch, embedded, state.epoch, state.step, len(batches), rng, t.peers)
@@ -143,6 +143,7 @@ def train(t: Training) -> tuple[State, float]:
                 if stopping:
                     raise _interrupted(t, time.monotonic() - started)
             state.loss_sum = float(loss_sum)
+            optimizer.zero_grad(set_to_none=True)  # room for the scores of the validation
             best, record = _end_epoch(t, validated, state, best, clock)
             clock = time.monotonic()
             loss_sum.zero_()
@@ -213,9 +214,19 @@ def _end_epoch(
         append_jsonl(t.work / LOG, record)
     if score is None or state.best is None or score > state.best or not best:
         state.best, state.best_epoch = score, state.epoch
-        best = {name: tensor.detach().clone() for name, tensor in t.model.state_dict().items()}
+        best = _kept(t.model, best)
     state.done = state.epoch - state.best_epoch >= t.settings.rat.patience
     return best, record
+
+
+def _kept(model: Recommender, best: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The model's weights, written over the ones kept before: both together would take their room twice."""
+    weights = model.state_dict()
+    if best.keys() != weights.keys():
+        return {name: tensor.detach().clone() for name, tensor in weights.items()}
+    for name, tensor in weights.items():
+        best[name].copy_(tensor)
+    return best
 
 
 def _shown(record: dict[str, Any]) -> dict[str, str]:

@@ -23,7 +23,7 @@ def bce(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """
     total = F.logsigmoid(positive) + F.logsigmoid(-negative).sum(dim=1)
     count = negative.shape[1]
-    return -total.sum() / (1 if count == 1 else count + 1)
+    return -total.sum() if count == 1 else -total.sum() / (count + 1)
 
 
 def gbce(positive: torch.Tensor, negative: torch.Tensor, beta: float) -> torch.Tensor:

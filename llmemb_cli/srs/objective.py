@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch.nn.functional import embedding
 
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
@@ -80,7 +81,8 @@ def batch_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """This process's share of the mean loss over the targets of a batch.
 
-    The item embeddings are made once for every distinct item that the loss needs, not once a position.
+    The item embeddings are made once for every distinct item that the loss needs, not once a position. Rows are taken
+    by `embedding`, never by an index: the backward pass of an index adds up in any order where there are threads.
 
     Args:
         offset: (n_items + 1,) float, added to the scores of items, or None.
@@ -92,26 +94,26 @@ def batch_loss(
     if loss_name(settings) == "ce":
         table = model.embedding.items()
         if not batch.groups:
-            return _nothing(model), table[batch.items - 1]
+            return _nothing(model), embedding(batch.items - 1, table)
         states = model.scoring(_states(model, batch, table, None))
         loss = cross_entropy(states, _targets(batch) - 1, model.scored(table), None if bias is None else bias[1:])
-        return loss / batch.targets, table[batch.items - 1]
-    embedded = model.embedding.rows(batch.items)
+        return loss / batch.targets, embedding(batch.items - 1, table)
+    embedded = model.embedding.known(batch.items)
     if not batch.groups:
         return _nothing(model), embedded
     states = model.scoring(_states(model, batch, embedded, batch.items))
     targets, scored = _targets(batch), model.scored(embedded)
-    positive = (states * scored[torch.searchsorted(batch.items, targets)]).sum(dim=1)
+    positive = (states * embedding(torch.searchsorted(batch.items, targets), scored)).sum(dim=1)
     negatives = batch.negatives if batch.shared is None else batch.shared
     assert negatives is not None
-    negative_rows = scored[torch.searchsorted(batch.items, negatives)]
+    negative_rows = embedding(torch.searchsorted(batch.items, negatives), scored)
     if batch.shared is None:
         negative = torch.bmm(negative_rows, states[:, :, None])[:, :, 0]
     else:
         negative = (states @ negative_rows.T).masked_fill(targets[:, None] == batch.shared, -torch.inf)
     if bias is not None:
-        positive = positive + bias[targets]
-        negative = negative + bias[negatives]
+        positive = positive + bias.index_select(0, targets)
+        negative = negative + bias.index_select(0, negatives.flatten()).view_as(negatives)
     name = loss_name(settings)
     if name == "gbce":
         loss = losses.gbce(positive, negative, losses.gbce_beta(settings.negatives, model.n_items))
@@ -133,7 +135,7 @@ def _sum(bias: torch.Tensor | None, offset: torch.Tensor | None) -> torch.Tensor
 
 def _targets(batch: Batch) -> torch.Tensor:
     """(targets,) int64, in the order of the groups."""
-    return torch.cat([group.targets.flatten()[group.places] for group in batch.groups])
+    return _joined([group.targets for group in batch.groups])
 
 
 def _states(model: Recommender, batch: Batch, table: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
@@ -147,6 +149,11 @@ def _states(model: Recommender, batch: Batch, table: torch.Tensor, items: torch.
         # Padding and [MASK] may read any row: the backbone masks the one and replaces the other.
         known = group.inputs.clamp(1, model.n_items)
         place = known - 1 if items is None else torch.searchsorted(items, known).clamp(max=len(items) - 1)
-        states = model.states(group.inputs, torch.nn.functional.embedding(place, table))
+        states = model.states(group.inputs, embedding(place, table))
         found.append(states.flatten(0, 1).index_select(0, group.places))
-    return torch.cat(found)
+    return _joined(found)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The parts below each other; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

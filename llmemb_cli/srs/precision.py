@@ -22,15 +22,15 @@ MIXED_FROM = 512
 
 
 def use_precision(model: Recommender, settings: RatSettings, device: str) -> str:
-    """Set the model, already on its device, to the precision that the settings ask for.
+    """Set the model to the precision that the settings ask for, before it is moved to `device`.
 
     `auto` on a CUDA card that has bfloat16: bf16 from a width of 512 on, below that tf32; fp32 elsewhere. With bf16
-    and tf32, frozen LLM vectors are kept in bfloat16.
+    and tf32, frozen LLM vectors are kept in bfloat16: rounded here, half as much of them has to fit on a card.
 
     Returns:
         "bf16", "tf32" or "fp32".
     """
-    auto = settings.precision == "auto" and device.startswith("cuda") and cuda_has_bf16()
+    auto = settings.precision == "auto" and device.startswith("cuda") and cuda_has_bf16(device)
     if settings.precision != "bf16" and not auto:
         return "fp32"
     for part in model.embedding.modules():

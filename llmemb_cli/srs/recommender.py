@@ -105,7 +105,7 @@ class Recommender(nn.Module):
         if table is not None:
             return self.states(sequences, nn.functional.embedding(known, table))[:, -1]
         items, place = torch.unique(known, return_inverse=True)
-        return self.states(sequences, self.embedding.rows(items)[place])[:, -1]
+        return self.states(sequences, nn.functional.embedding(place, self.embedding.rows(items)))[:, -1]
 
     def last_states_in_groups(self, sequences: np.ndarray, device: str) -> torch.Tensor:
         """`last_states` of (batch, length) int64 on the CPU, each group of like lengths cut to its longest."""
@@ -115,7 +115,8 @@ class Recommender(nn.Module):
         for rows in groups:
             cut = sequences[rows, -max(int(lengths[rows].max(initial=0)), 1) :]
             states.append(self.last_states(torch.from_numpy(cut).to(device)))
-        return torch.cat(states)[torch.from_numpy(np.argsort(np.concatenate([*groups, []]))).to(device)]
+        place = torch.from_numpy(np.argsort(np.concatenate([*groups, []]))).to(device)
+        return nn.functional.embedding(place, torch.cat(states))
 
 
 def _common(s: RatSettings) -> tuple[int, int, int, int, float]:

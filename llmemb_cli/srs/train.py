@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData, load_split
 from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
+from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.peers import ALONE, Peers, own_device
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
@@ -56,6 +59,9 @@ def run_rat(
             f"--method {rat.method} with --backbone {rat.backbone}: {reason}", hint="take another one"
         )
     check_heads(rat)
+    if pipeline.vectors_needed(settings) == "scft":
+        # Before a collaborative model is trained: these are not made on the way.
+        require_stage(workspace.embeddings("scft"), made_by="llmemb embed")
     collaborative = pipeline.collaborative_settings(settings)
     if collaborative is not None:
         run_rat(workspace, collaborative, report, in_file=in_file, peers=peers)
@@ -88,6 +94,18 @@ def run_rat(
     return result or StageResult(False, 0.0, require_stage(stage.path, made_by="llmemb rat"))
 
 
+@contextmanager
+def _told_of_memory() -> Iterator[None]:
+    """Within, memory that ran out is an LlmembError: a search of settings goes on with its next trial."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not out_of_memory(error):
+            raise
+        raise LlmembError("out of memory", hint="lower rat.batch_size or rat.negatives, or fewer --jobs") from error
+
+
+@_told_of_memory()
 def _build(
     workspace: Workspace,
     settings: Settings,
@@ -107,7 +125,8 @@ def _build(
     model = Recommender(rat, data.n_items, make_embedding(workspace, settings, data, collaborative))
     if source is not None and pipeline.method_of(settings).start == "trained":
         _start_from(model, workspace.run(source))
-    precision = use_precision(model.to(device), rat, device)
+    precision = use_precision(model, rat, device)
+    model.to(device)
     extra = make_extra(settings, model, data, collaborative, device)
     scale = table_scale(model)
     report.note(f"item embeddings at the start: std {scale['std']:.3g}, mean norm {scale['mean_norm']:.3g}")

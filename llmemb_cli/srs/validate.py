@@ -13,9 +13,10 @@ from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import left_padded
 
-# Users scored at once; on a CPU their scores stay in its cache.
+# Users scored at once; on a CPU their scores stay in its cache. Of a huge catalogue fewer: MOST_SCORES (1 GiB) exist.
 BLOCK = {"cpu": 128}
 MOST = 512
+MOST_SCORES = 1 << 28
 
 
 def validation_users(data: SplitData, most: int, seed: int) -> np.ndarray:
@@ -24,6 +25,11 @@ def validation_users(data: SplitData, most: int, seed: int) -> np.ndarray:
     if 0 < most < len(users):
         users = numpy_rng(seed, "validation-users").choice(users, most, replace=False)
     return users[np.argsort(data.train.lengths()[users], kind="stable")]
+
+
+def users_at_once(device: str, scores: int) -> int:
+    """How many users are scored together when each has `scores` scores."""
+    return max(1, min(BLOCK.get(device, MOST), MOST_SCORES // scores))
 
 
 @torch.no_grad()
@@ -43,8 +49,9 @@ def validation_ranks(
     mine = users[peers.rank :: peers.size]
     raw = model.embedding.table()
     table, bias = model.scored(raw), model.item_bias
-    ranks, block = [], BLOCK.get(device, MOST)
-    buffer = raw.new_empty(min(block, len(mine)), -(-len(table) // ALIGNED) * ALIGNED)
+    width = -(-len(table) // ALIGNED) * ALIGNED
+    ranks, block = [], users_at_once(device, width)
+    buffer = raw.new_empty(min(block, len(mine)), width)
     for start in range(0, len(mine), block):
         chosen = mine[start : start + block]
         states = model.encode(left_padded(data.train, chosen, model.max_length).to(device), raw)

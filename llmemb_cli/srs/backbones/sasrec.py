@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -50,12 +51,16 @@ def attention_mask(real: torch.Tensor, causal: bool) -> torch.Tensor:
 
     Every query may look at itself, so that a row of padding alone is not a softmax over nothing.
     """
-    length = real.shape[1]
-    itself = torch.eye(length, dtype=torch.bool, device=real.device)
+    itself, past = _places(real.shape[1], real.device)
     allowed = real[:, None, :] | itself
-    if causal:
-        allowed = allowed & torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-    return allowed[:, None]
+    return (allowed & past if causal else allowed)[:, None]
+
+
+@lru_cache(maxsize=16)
+def _places(length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(length, length) bool each: which key is the query itself, and which is not later than the query."""
+    itself = torch.eye(length, dtype=torch.bool, device=device)
+    return itself, torch.ones_like(itself).tril()
 
 
 class Block(nn.Module):

@@ -26,19 +26,20 @@ class Align:
     def __init__(self, settings: RatSettings, collaborative: torch.Tensor) -> None:
         """`collaborative`: (n_items, d) float, item embeddings of a trained recommender; they take no gradient."""
         self.settings, self.collaborative = settings, collaborative
+        self.temperature = collaborative.new_tensor(settings.gamma)
 
     def start_epoch(self, model: Recommender, epoch: int) -> None:
         return None
 
     def loss(self, model: Recommender, step: Step) -> torch.Tensor:
         # Every process contrasts all items of the batch: their number is the number of negatives.
-        known, gamma = self.collaborative[step.batch.items - 1], self.settings.gamma
+        known, gamma = F.embedding(step.batch.items - 1, self.collaborative), self.settings.gamma
         if len(known) == 1:
             loss = step.embedded[:0].sum()  # nothing to contrast with: 0, also where a loss of `paper` has no value
         elif self.settings.align_loss == "infonce" and gamma >= SMALLEST_TEMPERATURE:
             loss = infonce(step.embedded, known, gamma)
         else:
-            loss = contrastive_loss(self.settings.align_loss, step.embedded, known, step.embedded.new_tensor(gamma))
+            loss = contrastive_loss(self.settings.align_loss, step.embedded, known, self.temperature)
         return self.settings.alpha * loss / step.peers.size
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.nn.functional import embedding
 
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.contrastive import contrastive_loss
@@ -50,14 +51,14 @@ class Distill:
 
     def __init__(self, settings: RatSettings, train: Ragged, similar: np.ndarray, device: str) -> None:
         self.settings, self.train, self.similar, self.device = settings, train, similar, device
+        self.temperature = torch.tensor(ALIGN_TEMPERATURE, device=device)
 
     def start_epoch(self, model: Recommender, epoch: int) -> None:
         return None
 
     def loss(self, model: Recommender, step: Step) -> torch.Tensor:
         collaborative, semantic = step.embedded.chunk(2, dim=1)
-        temperature = step.embedded.new_tensor(ALIGN_TEMPERATURE)
-        views = contrastive_loss("infonce", semantic, collaborative, temperature)
+        views = contrastive_loss("infonce", semantic, collaborative, self.temperature)
         total = self.settings.esr_align_weight * views / step.peers.size
         users = step.batch.users
         if len(users) and self.similar.shape[1]:
@@ -75,5 +76,6 @@ class Distill:
         distinct, place = np.unique(self.similar[users], return_inverse=True)
         order = np.argsort(self.train.lengths()[distinct], kind="stable")
         parts = [self._states(model, distinct[order[at : at + BLOCK]]) for at in range(0, len(order), BLOCK)]
-        states = torch.cat(parts)[torch.from_numpy(np.argsort(order, kind="stable")).to(self.device)]
-        return states[torch.from_numpy(place.reshape(self.similar[users].shape)).to(self.device)].mean(dim=1)
+        # Where the state of each distinct user stands among those sorted by length.
+        found = np.argsort(order, kind="stable")[place.reshape(self.similar[users].shape)]
+        return embedding(torch.from_numpy(found).to(self.device), torch.cat(parts)).mean(dim=1)

@@ -7,6 +7,7 @@ marked [choice].
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +98,7 @@ class Melt:
         self.item_threshold = max(int(np.quantile(self.counts, share)), 1)
         self.head_users = np.flatnonzero(self.lengths > self.user_threshold)
         self.head_items = np.flatnonzero(self.counts > self.item_threshold)
+        self._orders: dict[str, tuple[int, np.ndarray]] = {}
         self.tail_items = np.flatnonzero((self.counts <= self.item_threshold) & (self.counts > 0))
         _branches(model).user_threshold.fill_(self.user_threshold)
 
@@ -127,7 +129,10 @@ class Melt:
 
     def _part(self, heads: np.ndarray, step: Step, label: str) -> np.ndarray:
         """The heads of this step: a new order each epoch, as many a step as use them all up in an epoch."""
-        order = numpy_rng(self.seed, "melt", label, step.epoch).permutation(heads)
+        epoch, order = self._orders.get(label, (None, heads))
+        if epoch != step.epoch:
+            order = numpy_rng(self.seed, "melt", label, step.epoch).permutation(heads)
+            self._orders[label] = step.epoch, order
         size = len(heads) // max(step.steps - 1, 1) + 1
         return order[step.number * size : (step.number + 1) * size]
 
@@ -166,7 +171,7 @@ class Melt:
             return next(model.parameters()).new_zeros(())
         own = items[list(mine)]
         means = self._mean_states(model, [chosen[i] for i in mine], lifted=True)
-        embedded = model.embedding.rows(torch.from_numpy(own + 1).to(self.device))
+        embedded = model.embedding.known(torch.from_numpy(own + 1).to(self.device))
         weights = item_weights(self.counts[own], self.item_threshold, progress)
         return _weighted_square(_branches(model).item(means) - embedded, weights) / len(items)
 
@@ -178,18 +183,22 @@ class Melt:
         at = flat // 2
         reach = np.where(flat % 2 == 1, self.contexts.end[at] - at, at - self.contexts.begin[at])
         order = np.argsort(reach, kind="stable")
-        parts = [
-            model.last_states(
-                self.contexts.rows(flat[order[first : first + BLOCK]], model.max_length).to(self.device)
-            )
-            for first in range(0, len(flat), BLOCK)
-        ]
-        states = torch.cat(parts)
-        if lifted:
-            states = states + _branches(model).user(states)
         owner = torch.from_numpy(np.repeat(np.arange(len(chosen)), sizes)[order]).to(self.device)
-        total = states.new_zeros(len(chosen), states.shape[1]).index_add(0, owner, states)
-        return total / torch.from_numpy(sizes).to(self.device, states.dtype)[:, None]
+        owners, parts = owner.split(BLOCK), self._states(model, flat[order])
+        if lifted:
+            # The backward pass needs them all in any case.
+            states = torch.cat(list(parts))
+            owners, parts = (owner,), iter([states + _branches(model).user(states)])
+        total = torch.zeros(len(chosen), model.embedding.width, device=self.device)
+        for whose, states in zip(owners, parts, strict=True):
+            total.index_add_(0, whose, states)
+        return total / torch.from_numpy(sizes).to(self.device, total.dtype)[:, None]
+
+    def _states(self, model: Recommender, contexts: np.ndarray) -> Iterator[torch.Tensor]:
+        """(at most BLOCK, d) at a time: f(context) of every context, in order."""
+        for first in range(0, len(contexts), BLOCK):
+            rows = self.contexts.rows(contexts[first : first + BLOCK], model.max_length)
+            yield model.last_states(rows.to(self.device))
 
 
 def _branches(model: Recommender) -> MeltBranches:
