@@ -14,8 +14,9 @@ import pytest
 import typer
 
 from llmemb_cli.app import COMMANDS
-from llmemb_cli.commands.common import run_guarded
+from llmemb_cli.commands.common import parse_seeds, run_guarded
 from llmemb_cli.console import Output
+from llmemb_cli.errors import WrongUseError
 
 HEAVY = ("torch", "transformers", "polars", "sklearn", "numpy", "matplotlib", "pydantic")
 
@@ -109,3 +110,10 @@ def test_wrong_command_line_with_json_is_one_document_too(
 def test_help_asked_for_with_json_is_help(tmp_path: Path) -> None:
     done = llmemb("eval", "--help", "--json", cwd=tmp_path)
     assert done.returncode == 0 and "Usage" in done.stdout
+
+
+def test_seeds_are_whole_numbers_each_once_in_the_order_given() -> None:
+    assert parse_seeds("43, 42,43,0") == [43, 42, 0]
+    for text in ("-1", "42,", "1.5", "x", ""):
+        with pytest.raises(WrongUseError, match="separated by commas"):
+            parse_seeds(text)

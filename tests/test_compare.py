@@ -433,3 +433,17 @@ def test_command_writes_the_table_it_is_asked_for(measured: tuple[Workspace, Set
     assert shown.exit_code == 0 and "sasrec-llmemb" in shown.stdout and out.read_text().startswith(r"\begin{table}")
     assert runner.invoke(app, [*call, "--format", "csv"]).stdout.startswith("variant,seeds,baseline")
     assert runner.invoke(app, [*call, "--output", "table.doc"]).exit_code == 2
+
+
+def test_another_protocol_that_runs_were_evaluated_by_is_named(
+    measured: tuple[Workspace, Settings], tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(measured[0].root, tmp_path / "copy")))
+    for path in (workspace.root / "runs").glob("*/eval/full"):
+        shutil.rmtree(path)
+    said = CliRunner().invoke(app, ["compare", "-w", str(workspace.root)])
+    assert said.exit_code == 2 and "llmemb eval` first, or take --protocol sampled" in said.stderr
+    for path in (workspace.root / "runs").glob("*/eval/sampled-*"):
+        shutil.rmtree(path)
+    said = CliRunner().invoke(app, ["compare", "-w", str(workspace.root), "--protocol", "sampled"])
+    assert "llmemb eval --protocol sampled` first\n" in said.stderr

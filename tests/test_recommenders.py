@@ -211,6 +211,23 @@ def test_data_with_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
     assert run_rat(workspace, settings.model_copy(update={"rat": rat}), Reporter()).built
 
 
+def test_vectors_of_other_settings_are_used_and_said_to_be_old(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Heard(Reporter):
+        def note(self, message: str) -> None:
+            said.append(message)
+
+    values = SMALL | {"rat__method": "llm2x", "rat__vectors": "scft", "rat__epochs": 1}
+    workspace, settings = make_workspace(tmp_path / "ws", **values)
+    vectors = workspace.embeddings("scft") / "manifest.json"
+    before = vectors.read_bytes()
+    other = settings.model_copy(update={"embed": settings.embed.model_copy(update={"pca": 3})})
+    run_rat(workspace, other, Heard())
+    assert any("used as they are, though embed is stale" in message for message in said)
+    assert vectors.read_bytes() == before
+
+
 @pytest.mark.parametrize("method", ["llmemb", "llm2x"])
 def test_missing_llm_vectors_are_told_before_a_collaborative_model_is_trained(tmp_path: Path, method: str) -> None:
     workspace, settings = make_workspace(tmp_path / "ws", **SMALL | {"rat__method": method, "rat__vectors": "scft"})

@@ -25,6 +25,7 @@ from llmemb_cli.config.settings import Settings, load_settings, update_settings
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.progress import Reporter
+from llmemb_cli.reporting import grid
 from llmemb_cli.reporting.estimate import estimate, only_users
 from llmemb_cli.reporting.grid import is_done, run_grid, steps_before
 from llmemb_cli.reporting.reproduce import SWEEPS, grid_of, known, paper_figures, reproduce_document
@@ -32,6 +33,7 @@ from llmemb_cli.reporting.reproduce_text import markdown
 from llmemb_cli.reporting.verdicts import judge, verdict
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import Stage, output_fingerprint, read_manifest, run_stage
 from tests.make_workspace import make_workspace
 
 TINY: dict[str, Any] = {"rat__hidden_size": 8, "rat__epochs": 1, "eval__negatives": 10}
@@ -189,6 +191,70 @@ def test_interrupted_grid_keeps_what_is_finished_and_goes_on(tmp_path: Path) -> 
     assert cells[0].status == "done"
     lines = (workspace.run("sasrec-none-42") / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 401))
+
+
+def test_one_signal_ends_a_grid_of_which_a_worker_has_nothing_to_do(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "ws", **TINY)[0]
+    args = [sys.executable, "-m", "llmemb_cli", "reproduce", "fig5", "--method", "none", "--jobs", "2"]
+    args += ["-w", str(workspace.root), "--seeds"]
+    # Three runs for two workers, and the last of them has no end of its own.
+    assert subprocess.run([*args, "42,43"], capture_output=True, timeout=200).returncode == 0
+    update_settings(workspace.settings_file, {"rat.epochs": 100_000, "rat.patience": 100_000})
+    shutil.rmtree(workspace.run("sasrec-none-42"))
+    with workspace.settings_file.open("a", encoding="utf-8") as file:
+        file.write("\n[rat.gru4rec]\nepochs = 1\n")
+    both = [*args, "42", "--backbone", "sasrec", "--backbone", "gru4rec"]
+    process = subprocess.Popen(both, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    partial = workspace.root / "runs" / ".sasrec-none-42.partial" / "log.jsonl"
+    short = workspace.evaluation("gru4rec-none-42", "sampled-10-uniform-42") / "manifest.json"
+    while not (partial.is_file() and short.is_file()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert short.is_file(), "one worker has finished"
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in said
+    assert partial.is_file(), "what was trained is kept"
+
+
+def test_what_follows_from_a_changed_run_is_trained_again_in_the_same_call(workspace: Workspace) -> None:
+    def grid() -> Any:
+        return grid_of("fig5", [workspace], [42], methods=["none", "llmemb"], overrides=SAMPLED)
+
+    run_grid(grid(), Reporter())
+    with workspace.settings_file.open("a", encoding="utf-8") as file:
+        file.write("\n[rat.none]\ndropout = 0.31\n")
+    cells = grid()
+    assert [is_done(cell) for cell in cells] == [False, False]
+    run_grid(cells, Reporter(), jobs=2)
+    assert [(cell.error, is_done(cell)) for cell in cells] == [(None, True)] * 2
+    aligned = (read_manifest(workspace.run("sasrec-llmemb-42")) or {})["made_from"]["inputs"]["align"]
+    assert aligned == output_fingerprint(workspace.run("sasrec-none-42"))
+
+
+def test_stages_that_read_what_will_be_made_again_are_made_again_too(tmp_path: Path) -> None:
+    def stages(steps: int) -> list[Stage]:
+        data = Stage("data", tmp_path / "data", 1, {})
+        scft = Stage("scft", tmp_path / "scft", 1, {"steps": steps}, inputs={"data": data.path})
+        embed = Stage("embed", tmp_path / "embed", 1, {}, inputs={"scft": scft.path})
+        return [data, scft, embed]
+
+    for stage in stages(4):
+        run_stage(stage, lambda work: (work / "file").write_text("x") and {})
+    data, scft, embed = stages(4)
+    assert grid._made_again([data, scft, embed]) == set()
+    assert grid._made_again(stages(6)) == {scft.path, embed.path}
+    shutil.rmtree(scft.path)
+    assert grid._made_again([data, scft]) == {scft.path}
+
+
+def test_a_grid_keeps_the_settings_it_began_with(workspace: Workspace) -> None:
+    cells = grid_of("fig5", [workspace], [42], methods=["none", "llmemb"], overrides=SAMPLED)
+    update_settings(workspace.settings_file, {"rat.dropout": 0.37})
+    run_grid(cells, Reporter())
+    assert [cell.error for cell in cells] == [None, None]
+    assert {path.name for path in (workspace.root / "runs").glob("[!.]*")} == {"sasrec-none-42", "sasrec-llmemb-42"}
 
 
 def test_dry_run_trains_nothing_and_bad_choices_are_named(workspace: Workspace) -> None:

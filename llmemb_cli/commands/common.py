@@ -12,7 +12,7 @@ import typer
 
 from llmemb_cli.config.settings import Settings, load_settings, parse_assignments, setting_choices, setting_help
 from llmemb_cli.console import Output
-from llmemb_cli.errors import InterruptedRunError, LlmembError
+from llmemb_cli.errors import InterruptedRunError, LlmembError, WrongUseError
 from llmemb_cli.interrupt import terminate_as_interrupt
 from llmemb_cli.workspace.locate import Workspace, find_candidates, find_workspace, is_workspace
 
@@ -168,3 +168,15 @@ __all__ = [
     "short_path",
     "split_names",
 ]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The seeds of `--seeds 42,43`, each once.
+
+    Raises:
+        WrongUseError: they are no whole numbers of 0 or more.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise WrongUseError(f"--seeds {text}: whole numbers of 0 or more, separated by commas, are expected")
+    return list(dict.fromkeys(map(int, parts)))

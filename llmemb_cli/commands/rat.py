@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
+from llmemb_cli.commands.common import (
+    ForceOption,
+    SetOption,
+    WorkspaceOption,
+    command,
+    open_workspace,
+    option,
+    parse_seeds,
+)
 from llmemb_cli.config.backbones import backbones_help
 from llmemb_cli.config.methods import methods_help
 from llmemb_cli.config.settings import load_settings
@@ -77,7 +85,7 @@ def rat(
         raise WrongUseError("--without leaves out parts of llmemb", hint="add --method llmemb, or leave it out")
     if settings.rat.compat == "official" and settings.rat.backbone == "sasrec":
         output.message("compat official: positions of SASRec see their future", style="yellow")
-    chosen = _seeds(seeds) or [settings.seed]
+    chosen = parse_seeds(seeds) if seeds else [settings.seed]
     if process_rank():
         _train_along(located, settings, chosen, force, name, in_file)
         return
@@ -132,13 +140,6 @@ def _name(settings: Any, in_file: Any) -> str:
     from llmemb_cli.pipeline import run_name
 
     return run_name(settings, in_file)
-
-
-def _seeds(text: str | None) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")] if text else []
-    except ValueError:
-        raise WrongUseError(f"--seeds {text}: numbers separated by commas are expected") from None
 
 
 _SETTINGS = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmemb_cli.commands.common import SetOption, command
+from llmemb_cli.commands.common import SetOption, command, parse_seeds
 from llmemb_cli.console import Output, duration, table, titled
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def reproduce(
 
     _check(backbone, known("backbone"), "--backbone")
     _check(method, known("method"), "--method")
-    cells = grid_of(target, located, _seeds(seeds), backbones=backbone, methods=method, overrides=overrides)
+    cells = grid_of(target, located, parse_seeds(seeds), backbones=backbone, methods=method, overrides=overrides)
     if dry_run:
         document = _plan(target, cells, jobs)
         output.result(document, lambda console: show_plan(console, document))
@@ -89,15 +89,6 @@ def reproduce(
     output.result(document, lambda console: show(console, document, folder))
     if document["failed"]:
         raise typer.Exit(1)
-
-
-def _seeds(text: str) -> list[int]:
-    from llmemb_cli.errors import WrongUseError
-
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise WrongUseError(f"--seeds {text}: numbers separated by commas are expected") from None
 
 
 def _check_overrides(overrides: dict[str, Any]) -> None:

@@ -241,7 +241,7 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
         raise WrongUseError(
             f"unknown setting {key}",
             where="--set",
-            hint=f"did you mean {close}?" if close else "`llmemb config show` lists all",
+            hint=f"did you mean {close}?" if close else "`llmemb config` lists all",
         )
     *section, name = key.split(".")
     table = values.setdefault(section[0], {}) if section else values

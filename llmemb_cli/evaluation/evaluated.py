@@ -87,12 +87,22 @@ def read_evaluated(workspace: Workspace, settings: Settings, names: list[str]) -
     return found
 
 
+def _how_to_evaluate(workspace: Workspace, runs: list[str], protocol: str) -> str:
+    """The command that evaluates by the protocol, and the other one where there are evaluations by that."""
+    flag = {"full": "", "full-keep": " --history keep"}.get(protocol, " --protocol sampled")
+    other = "sampled" if protocol.startswith("full") else "full"
+    kinds = {path.name.partition("-")[0] for run in runs for path in (workspace.run(run) / "eval").glob("[!.]*")}
+    return f"run `llmemb eval{flag}` first" + (f", or take --protocol {other}" if other in kinds else "")
+
+
 def _places(workspace: Workspace, protocol: str, names: list[str]) -> list[Path]:
     known = known_runs(workspace)
     measured = [one for one in known if read_manifest(workspace.evaluation(one, protocol)) is not None]
     if not names:
         if not measured:
-            raise WrongUseError("nothing has been evaluated under this protocol", hint="run `llmemb eval` first")
+            raise WrongUseError(
+                f"nothing has been evaluated ({protocol})", hint=_how_to_evaluate(workspace, known, protocol)
+            )
         return [workspace.run(one) for one in measured]
     # A path to a run of this workspace means that run, wherever it was written down from.
     own = {workspace.run(one).resolve(): workspace.run(one) for one in known}

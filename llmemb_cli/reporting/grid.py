@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 from llmemb_cli import pipeline
 from llmemb_cli.chain import Step, chain, variants
-from llmemb_cli.config.settings import Settings, load_settings, rat_for
+from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.devices import give_back_memory
 from llmemb_cli.errors import InterruptedRunError, LlmembError
-from llmemb_cli.interrupt import StopRequest
+from llmemb_cli.interrupt import StopRequest, terminate_as_interrupt
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.lock import write_lock
-from llmemb_cli.workspace.stage import stage_state
+from llmemb_cli.workspace.stage import Stage, stage_state
 
 Status = Literal["waiting", "up-to-date", "done", "failed"]
 
@@ -68,10 +68,21 @@ class Cell:
 
 
 def is_done(cell: Cell) -> bool:
-    """Whether the run and its evaluation are up to date."""
+    """Whether the run and its evaluation are up to date, and all that they were made from."""
     trained = pipeline.rat_stage(cell.workspace, cell.settings, cell.run, cell.filed)
     measured = pipeline.eval_stage(cell.workspace, cell.settings, cell.run)
-    return all(stage_state(stage).state == "up-to-date" for stage in (trained, measured))
+    own = all(stage_state(stage).state == "up-to-date" for stage in (trained, measured))
+    return own and not _run_before(cell) and not steps_before(cell)
+
+
+def _run_before(cell: Cell) -> Path | None:
+    """The collaborative run that comes with the training of the cell's run, where it is not up to date."""
+    needed = pipeline.collaborative_settings(cell.settings)
+    if needed is None:
+        return None
+    name = pipeline.run_name(needed, cell.filed)
+    state = stage_state(pipeline.rat_stage(cell.workspace, needed, name, cell.filed)).state
+    return None if state == "up-to-date" else cell.workspace.run(name)
 
 
 def run_grid(cells: list[Cell], report: Reporter, jobs: int = 1) -> None:
@@ -140,18 +151,28 @@ def _before(steps: list[Step], run: str) -> list[Step]:
     # The run that it starts from or aligns to has the settings of the cell, and comes with the training.
     roles = [item for step in own for item in step.stage.inputs.items()]
     wanted = {path for role, path in roles if role not in ("align", "start")}
-    earlier: list[Step] = []
-    fine: set[Path] = set()
+    needed: list[Step] = []
     for step in reversed([step for step in steps if step.stage.name not in ("eval", "report")]):
-        if step.stage.path not in wanted or step in own:
-            continue
-        wanted |= set(step.stage.inputs.values())
-        state = stage_state(step.stage).state
-        readers = {other.stage.path for other in earlier if step.stage.path in other.stage.inputs.values()}
-        if state == "up-to-date" or (state == "missing" and readers and fine >= readers):
-            fine.add(step.stage.path)
-        earlier.append(step)
-    return [step for step in reversed(earlier) if step.stage.path not in fine]
+        if step.stage.path in wanted and step not in own:
+            wanted |= set(step.stage.inputs.values())
+            needed.insert(0, step)
+    made = _made_again([step.stage for step in needed])
+    return [step for step in needed if step.stage.path in made]
+
+
+def _made_again(stages: list[Stage]) -> set[Path]:
+    """Which of the stages have to be made: what is stale or missing, and what follows from it."""
+    states = {stage.path: stage_state(stage).state for stage in stages}
+    made = {path for path, state in states.items() if state == "stale"}
+    before: set[Path] | None = None
+    while made != before:
+        before = set(made)
+        for stage in stages:
+            readers = {other.path for other in stages if stage.path in other.inputs.values()}
+            missed = states[stage.path] == "missing" and (not readers or bool(readers & made))
+            if missed or made & set(stage.inputs.values()):
+                made.add(stage.path)
+    return made
 
 
 def _candidates(cell: Cell, report: Reporter) -> None:
@@ -183,7 +204,7 @@ def _trained(cells: list[Cell], report: Reporter, jobs: int) -> Iterator[Cell]:
     """Yield the cells as they are finished."""
     if jobs == 1:
         for cell in cells:
-            _take(cell, _train(str(cell.workspace.root), cell.settings.model_dump_json(), cell.run, report))
+            _take(cell, _train(*_work(cell), report))
             yield cell
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -217,19 +238,13 @@ def _start(pool: ProcessPoolExecutor, waiting: list[Cell], running: dict[Future,
         if any(cell.locks & other.locks for other in running.values()):
             continue
         waiting.remove(cell)
-        root, settings = str(cell.workspace.root), cell.settings.model_dump_json()
-        running[pool.submit(_train, root, settings, cell.run)] = cell
+        running[pool.submit(_train_in_worker, *_work(cell))] = cell
 
 
 def _directories(cell: Cell) -> set[Path]:
     """What training the cell may write: its run, and the collaborative run that it needs."""
-    paths = {cell.workspace.run(cell.run)}
-    needed = pipeline.collaborative_settings(cell.settings)
-    if needed is not None:
-        name = pipeline.run_name(needed, cell.filed)
-        if stage_state(pipeline.rat_stage(cell.workspace, needed, name, cell.filed)).state != "up-to-date":
-            paths.add(cell.workspace.run(name))
-    return paths
+    before = _run_before(cell)
+    return {cell.workspace.run(cell.run)} | ({before} if before is not None else set())
 
 
 def _cards(cells: list[Cell]) -> list[str]:
@@ -252,6 +267,8 @@ def _start_worker(threads: int, cards: list[str], started: Any) -> None:
     """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+    # One that waits for work must not die holding the queue that the others wait for.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with started.get_lock():
         number, started.value = started.value, started.value + 1
     if cards:
@@ -262,10 +279,26 @@ def _start_worker(threads: int, cards: list[str], started: Any) -> None:
     torch.set_num_threads(threads)
 
 
-def _train(root: str, settings: str, run: str, report: Reporter | None = None) -> dict[str, Any]:
-    """Train and evaluate one run, in whatever process; errors come back as data."""
+def _work(cell: Cell) -> tuple[str, str, str, str]:
+    """What another process needs to know of a cell."""
+    return str(cell.workspace.root), cell.settings.model_dump_json(), cell.filed.model_dump_json(), cell.run
+
+
+def _train_in_worker(root: str, settings: str, filed: str, run: str) -> dict[str, Any]:
+    """`_train`, which a SIGTERM ends: outside it a worker has nothing to lose and is told otherwise when to end."""
+    with terminate_as_interrupt():
+        return _train(root, settings, filed, run)
+
+
+def _train(root: str, settings: str, filed: str, run: str, report: Reporter | None = None) -> dict[str, Any]:
+    """Train and evaluate one run, in whatever process; errors come back as data.
+
+    Args:
+        filed: the settings of llmemb.toml as they were when the grid began: whoever edits it meanwhile must not
+            change what the runs before are called.
+    """
     workspace, chosen = Workspace(Path(root)), Settings.model_validate_json(settings)
-    in_file = load_settings(workspace.settings_file)
+    in_file = Settings.model_validate_json(filed)
     started = time.monotonic()
 
     def work() -> None:

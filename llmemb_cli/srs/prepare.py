@@ -21,9 +21,16 @@ def vectors_settings(settings: Settings, in_file: Settings | None) -> Settings:
 def prepare_vectors(workspace: Workspace, settings: Settings, base: Settings, report: Reporter) -> None:
     """Make the LLM vectors of the run's method with the settings `base`, unless they are up to date.
 
-    Those of SCFT are not made here: fine-tuning is a decision of its own.
+    Those of SCFT are not made here: fine-tuning is a decision of its own. That they are older than the settings is
+    said.
     """
     kind = pipeline.vectors_needed(settings)
+    if kind == "scft":
+        for stage in (pipeline.scft_stage(workspace, base), pipeline.embed_stage(workspace, base)):
+            state = stage_state(stage)
+            if state.state == "stale":
+                report.note(f"the LLM vectors are used as they are, though {stage.name} is stale: {state.reason}")
+                return
     if kind is not None and kind != "scft":
         if read_manifest(workspace.embeddings(kind)) is None:
             check_width(settings)
