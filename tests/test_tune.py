@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 from llmemb_cli.app import app
+from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.settings import load_settings, parse_assignments
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import EmbeddingTable, read_table, write_table
-from llmemb_cli.errors import InterruptedRunError, WrongUseError
+from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, WrongUseError
 from llmemb_cli.pipeline import embed_stage, run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs import loop
@@ -106,7 +109,7 @@ def test_a_later_better_trial_takes_the_plain_name_and_loses_nothing(tmp_path: P
     plain = workspace.run("sasrec-none-42")
     kept, tried = [(plain / "model.safetensors").read_bytes()], []
     for space in ("rat.learning_rate=0.0002,0.0003", "rat.learning_rate=0.01,0.02"):
-        found = run_tune(workspace, parse_space([space]), {}, Reporter(), trials=2, keep=True, name=space[-3:])
+        found = run_tune(workspace, parse_space([space]), {}, Reporter(), trials=2, keep=True, name=space[-2:])
         assert found["best"]["run"] == "sasrec-none-42"
         tried.append(found["best"]["settings"])
         assert (plain / "model.safetensors").read_bytes() not in kept
@@ -121,7 +124,7 @@ def test_a_later_better_trial_takes_the_plain_name_and_loses_nothing(tmp_path: P
         assert not run_rat(workspace, earlier, Reporter(), in_file=filed).built
     # The first search over again: its best run has another name now, and the settings it kept are in force again.
     again = run_tune(
-        workspace, parse_space(["rat.learning_rate=0.0002,0.0003"]), {}, Reporter(), trials=2, keep=True, name="003"
+        workspace, parse_space(["rat.learning_rate=0.0002,0.0003"]), {}, Reporter(), trials=2, keep=True, name="03"
     )
     assert load_settings(workspace.settings_file).rat.learning_rate == tried[0]["rat.learning_rate"]
     assert again["best"]["settings"] == tried[0] and again["best"]["run"] == "sasrec-none-42"
@@ -200,6 +203,96 @@ def test_a_trial_that_diverges_does_not_end_the_search(tmp_path: Path, monkeypat
     failed = [one for one in found["trials"] if one["NDCG@10"] is None]
     assert failed and all(one["settings"]["rat.learning_rate"] == 1e30 for one in failed)
     assert found["best"]["settings"] == {"rat.learning_rate": 0.005}
+
+
+@pytest.mark.parametrize(
+    ("method", "text", "wrong", "reason"),
+    [
+        ("none", "rat.heads=1,3", 3, "equal share"),
+        ("llm2x", "rat.hidden_size=16,999", 999, "principal components"),
+        ("none", "rat.method=none,llm2x", "llm2x", "--method"),
+    ],
+)
+def test_values_that_do_not_fit_are_a_failed_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, text: str, wrong: Any, reason: str
+) -> None:
+    sasrec = replace(BACKBONES["sasrec"], unfit={"llm2x": "a reason"} if wrong == "llm2x" else {})
+    monkeypatch.setitem(BACKBONES, "sasrec", sasrec)
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW | {"rat__epochs": 1, "rat__method": method})
+    key, space = text.partition("=")[0], parse_space([text])
+    trials = run_tune(workspace, space, {}, Reporter(), trials=5)["trials"]
+    assert {one["settings"][key] == wrong for one in trials} == {True, False}
+    assert all((one["NDCG@10"] is None) == (one["settings"][key] == wrong) for one in trials)
+    assert all(reason in one["reason"] for one in trials if one["NDCG@10"] is None)
+    assert len(run_tune(workspace, space, {}, Reporter(), trials=6)["trials"]) == 6
+
+
+def test_a_search_whose_trials_all_fail_says_why(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW)
+    for _ in range(2):
+        with pytest.raises(LlmembError, match=r"no trial has finished; the last one failed: rat\.heads is"):
+            run_tune(workspace, parse_space(["rat.heads=3,5"]), {}, Reporter(), trials=3)
+
+
+def test_an_error_that_every_trial_would_meet_ends_the_search(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW)
+    shutil.rmtree(workspace.embeddings("scft"))
+    for overrides, said in (
+        ({"rat.backbone": "caser", "rat.method": "melt"}, "Caser"),
+        ({"rat.method": "llmemb"}, "scft is not there yet"),
+        ({"rat.heads": 3}, "equal share"),
+        ({"rat.method": "llm2x", "rat.hidden_size": 999}, "principal components"),
+    ):
+        with pytest.raises((WrongUseError, BadDataError), match=said):
+            run_tune(workspace, parse_space(["rat.dropout=0.1,0.2"]), overrides, Reporter(), trials=3, name="one")
+        assert not (workspace.root / "tune" / "one" / "trials.jsonl").exists()
+        shutil.rmtree(workspace.root / "tune" / "one")
+
+
+def test_a_search_lies_in_its_directory(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW)
+    call = ["tune", "rat.dropout=0.0,0.2", "--trials", "1", "-w", str(workspace.root), "--name"]
+    for name in ("../m", "a/b", "..", ".m", str(tmp_path / "m")):
+        refused = CliRunner().invoke(app, [*call, name])
+        assert refused.exit_code == 2 and "no name for a search" in refused.stderr
+    assert not (workspace.root / "tune").exists() and not (workspace.root / "m").exists()
+
+
+class Notes(Reporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+
+
+def test_a_cut_last_line_is_a_trial_to_make_again(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW | {"rat__epochs": 1})
+    whole = run_tune(workspace, SPACE, {}, Reporter(), trials=3)["trials"]
+    log = workspace.root / "tune" / "sasrec-none-42" / "trials.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    scores = [(one["settings"], one["NDCG@10"]) for one in whole]
+    for cut in (lines[2][:40], lines[2][:-1], b'{"run": "\xc3', lines[2][:40] + b"\n", b"\0\0\n"):
+        log.write_bytes(b"".join(lines[:2]) + cut)
+        notes = Notes()
+        again = run_tune(workspace, SPACE, {}, notes, trials=3)["trials"]
+        assert [(one["settings"], one["NDCG@10"]) for one in again] == scores
+        assert any("was cut: trial 3 is made again" in said for said in notes.said)
+        assert [json.loads(line)["trial"] for line in log.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_another_broken_line_is_named(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW | {"rat__epochs": 1})
+    run_tune(workspace, SPACE, {}, Reporter(), trials=2)
+    log = workspace.root / "tune" / "sasrec-none-42" / "trials.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    for broken in (lines[0][:40] + b"\n", b"{}\n", b"\xff\n"):
+        log.write_bytes(broken + lines[1])
+        with pytest.raises(BadDataError) as raised:
+            run_tune(workspace, SPACE, {}, Reporter(), trials=3)
+        assert raised.value.where == f"{log}, line 1" and log.read_bytes() == broken + lines[1]
 
 
 def test_command_prints_one_document_and_a_table(tmp_path: Path) -> None:

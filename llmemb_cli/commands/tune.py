@@ -37,7 +37,8 @@ def tune(
     """Search settings by validation NDCG@10, trial after trial (Optuna); test items are not looked at.
 
     Ranges whose ends differ tenfold are searched on a logarithmic scale. Interrupted, or with more --trials, the same
-    command goes on. Results are kept in tune/NAME/; of the runs the best one stays.
+    command goes on. Results are kept in tune/NAME/; of the runs the best one stays. Values that do not go together,
+    such as heads that do not divide the width, are a failed trial; the search goes on.
 
     What is searched, and --set, counts for this backbone and method alone: a collaborative run that it aligns to is
     trained once, as llmemb.toml says. With --keep the best settings go into llmemb.toml, under a table such as

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import shutil
 import time
@@ -21,12 +22,13 @@ from llmemb_cli.config.settings import Settings, known_keys, load_settings, pars
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, MissingError, WrongUseError, near_match
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
-from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.locate import PLAIN_NAME, Workspace
 from llmemb_cli.workspace.stage import output_fingerprint
-from llmemb_cli.workspace.store import append_jsonl, read_json, write_json, write_parquet
+from llmemb_cli.workspace.store import append_jsonl, read_json, write_json, write_parquet, write_text
 
 NAMED = ("rat.backbone", "rat.method")  # have flags of their own
 SHARED = (*NAMED, "rat.without")  # they say which run it is, so no table of `[rat]` holds them
+FIELDS = {"trial", "settings", "run", "made", "NDCG@10", "epochs", "seconds"}  # of every line of trials.jsonl
 LOG_FROM = 10.0  # a range whose ends differ by this factor is searched on a logarithmic scale
 
 Range = tuple[float, float]
@@ -90,9 +92,9 @@ def run_tune(
         keep: write the best settings, and the overrides, into llmemb.toml for this backbone and method alone.
 
     Raises:
-        WrongUseError: `name` is a search over other settings, or a value of the space is not allowed.
+        WrongUseError: `name` is no plain one or a search over other settings, or a value of the space is not allowed.
         MissingError: Optuna is not installed.
-        BadDataError: no user has a validation item.
+        BadDataError: no user has a validation item, or the list of trials is damaged.
         InterruptedRunError: a signal came; the same call goes on.
     """
     fixed = load_settings(workspace.settings_file, overrides)
@@ -103,8 +105,8 @@ def run_tune(
         for value in values:
             load_settings(workspace.settings_file, common | _of_table(table, {key: value}))
     name = name or f"{fixed.rat.backbone}-{fixed.rat.method}-{fixed.seed}"
-    folder = workspace.root / "tune" / name
-    done = _open_study(folder, workspace, fixed, space)
+    folder = _folder(workspace, name)
+    done = _open_study(folder, workspace, fixed, space, report)
     started = time.monotonic()
     while len(done) < trials and not (minutes and time.monotonic() - started > minutes * 60):
         chosen = suggest(space, done, fixed.seed)
@@ -116,7 +118,11 @@ def run_tune(
     write_results(folder, done)
     best = _best(done)
     if best is None:
-        raise LlmembError("no trial has finished", hint="give it more --minutes, or look at the settings searched")
+        reason = done[-1].get("reason") if done else None
+        raise LlmembError(
+            "no trial has finished" + (f"; the last one failed: {reason}" if reason else ""),
+            hint="give it more --minutes, or look at the settings searched",
+        )
     # All that makes the best run what it is, also what was the same in all trials, with all digits: the command finds
     # that run and trains no other.
     flags = {key: value for key, value in common.items() if key not in NAMED} | _of_table(table, best["settings"])
@@ -165,7 +171,19 @@ def _keep(workspace: Workspace, common: dict[str, Any], kept: dict[str, Any], be
     best["run"] = plain.name
 
 
-def _open_study(folder: Path, workspace: Workspace, fixed: Settings, space: Space) -> list[dict[str, Any]]:
+def _folder(workspace: Workspace, name: str) -> Path:
+    """The directory of a search, whose name is as plain as that of a run: it lies in `tune/` and nowhere else."""
+    if not PLAIN_NAME.fullmatch(name):
+        raise WrongUseError(
+            f"{name!r} is no name for a search",
+            hint="letters, digits and -._+= are allowed, the first a letter or digit",
+        )
+    return workspace.root / "tune" / name
+
+
+def _open_study(
+    folder: Path, workspace: Workspace, fixed: Settings, space: Space, report: Reporter
+) -> list[dict[str, Any]]:
     """The trials so far of a search that is the same one."""
     searched = {key: list(values) if isinstance(values, tuple) else values for key, values in space.items()}
     study = {
@@ -185,10 +203,44 @@ def _open_study(folder: Path, workspace: Workspace, fixed: Settings, space: Spac
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "study.json", study)
-    log = folder / "trials.jsonl"
-    done = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    done = _read_trials(folder / "trials.jsonl", report)
     _check_vectors(folder, workspace, fixed, done)
     return done
+
+
+def _read_trials(log: Path, report: Reporter) -> list[dict[str, Any]]:
+    """The finished trials. A last line that was cut is taken out of the file: its trial is made again.
+
+    Raises:
+        BadDataError: another line is no trial.
+    """
+    # Not splitlines(), for which a line also ends at characters that JSON leaves inside a text.
+    lines = log.read_bytes().split(b"\n") if log.is_file() else [b""]
+    rest = lines.pop()  # after the last line end
+    done = [_as_trial(line) for line in lines]
+    cut = bool(rest)
+    if not cut and done and done[-1] is None:
+        cut = True
+        lines, done = lines[:-1], done[:-1]
+    if None in done:
+        raise BadDataError(
+            "not a trial of a search",
+            where=f"{log}, line {done.index(None) + 1}",
+            hint="remove this line, or give the search another --name",
+        )
+    if cut:
+        report.note(f"the last line of {log} was cut: trial {len(done) + 1} is made again")
+        write_text(log, b"".join(line + b"\n" for line in lines).decode())
+    return [record for record in done if record is not None]
+
+
+def _as_trial(line: bytes) -> dict[str, Any] | None:
+    """The trial that a line holds, or None."""
+    try:
+        record = json.loads(line.decode())
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record.keys() >= FIELDS else None
 
 
 def _searched(study: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +301,7 @@ def _distribution(key: str, values: Range | list[Any]) -> Any:
 def _trial(
     workspace: Workspace, overrides: dict[str, Any], values: dict[str, Any], number: int, report: Reporter
 ) -> dict[str, Any]:
-    """Train one run; a training that diverges is a failed trial, not the end of the search."""
+    """Train one run. One that diverges, or whose values do not fit, is a failed trial, not the end of the search."""
     from llmemb_cli.srs.train import run_rat
 
     settings = load_settings(workspace.settings_file, overrides)
@@ -259,11 +311,13 @@ def _trial(
     record: dict[str, Any] = {"trial": number + 1, "settings": values, "run": run, "made": not there}
     try:
         result = run_rat(workspace, settings, report, in_file=in_file)
-    except (InterruptedRunError, WrongUseError, MissingError, BadDataError):
+    except (InterruptedRunError, MissingError):
         raise
     except LlmembError as error:
+        if isinstance(error, (WrongUseError, BadDataError)) and not _names(error, values):
+            raise  # every trial would meet it
         report.warn(f"trial {number + 1} failed: {error.message}")
-        return record | {"NDCG@10": None, "epochs": None, "seconds": None}
+        return record | {"NDCG@10": None, "epochs": None, "seconds": None, "reason": error.message}
     summary = result.manifest["summary"]
     if summary["best_validation"] is None:
         raise BadDataError("no user has a validation item, so there is nothing to search by")
@@ -273,6 +327,18 @@ def _trial(
         "seconds": result.manifest["seconds"],
         "vectors": result.manifest["made_from"]["inputs"].get("embeddings"),
     }
+
+
+def _names(error: LlmembError, values: dict[str, Any]) -> bool:
+    """Whether an error speaks of a searched setting: other values may do, so that the search can go on.
+
+    What is said of no searched setting, such as vectors that are missing, is taken to hold for all trials.
+    """
+    said = f"{error.message} {error.hint or ''}"
+    if any(re.search(rf"\b{re.escape(key)}\b", said) for key in values):
+        return True
+    # Of these errors speak by their flags; hints do so too, where they say which command makes an input.
+    return any(f"--{key.removeprefix('rat.')} " in error.message for key in NAMED if key in values)
 
 
 def _best(done: list[dict[str, Any]]) -> dict[str, Any] | None:
