@@ -1,6 +1,7 @@
-"""What a CUDA card computes, beside a CPU; skipped where there is no card.
+"""The ways in which a card trains, beside float32 on a CPU: one group of rows, less precise products.
 
-All other tests that choose no device run on the card too where there is one.
+Both run on a CPU as well; where there is a CUDA card the same tests run on it too. All other tests that choose no
+device run on the card where there is one.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.datasets.split import Ragged
 from llmemb_cli.progress import Reporter
-from llmemb_cli.srs.batch import make_batch
+from llmemb_cli.srs import batch
 from llmemb_cli.srs.item_embedding import AdaptedTable, ItemEmbedding, ItemTable
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import batch_loss, loss_name
 from llmemb_cli.srs.precision import float32_products, use_precision
 from llmemb_cli.srs.recommender import Recommender
-from llmemb_cli.srs.sequences import training_rows
+from llmemb_cli.srs.sequences import GPU_GROUP_SAVING, training_rows
 from llmemb_cli.srs.train import run_rat
 from tests.make_workspace import make_workspace
 from tests.test_recommenders import SMALL
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
-
+# How far a gradient may be from that in float32 on a CPU, of its length.
+APART = {"fp32": 1e-4, "tf32": 0.03, "bf16": 0.05}
+WAYS = [("cpu", "fp32"), ("cpu", "bf16")]
+if torch.cuda.is_available():
+    WAYS += [("cuda", precision) for precision in APART]
 ITEMS, WIDTH = 60, 16
 
 
@@ -55,21 +59,19 @@ def loss_and_gradients(
     train = histories()
     rows = training_rows(train, settings.backbone)
     sampler = None if loss_name(settings) in ("ce", "sce") else NegativeSampler(train, ITEMS)
-    batch = make_batch(rows, np.arange(32), settings, ITEMS, sampler, np.random.default_rng(1), device)
-    loss, _ = batch_loss(model, settings, batch)
+    made = batch.make_batch(rows, np.arange(32), settings, ITEMS, sampler, np.random.default_rng(1), device)
+    loss, _ = batch_loss(model, settings, made)
     loss.backward()
     return loss.detach().cpu(), {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
-# How far a gradient may be from a CPU's, of its length.
-APART = {"fp32": 1e-4, "tf32": 0.03, "bf16": 0.05}
-
-
-@pytest.mark.parametrize("precision", list(APART))
+@pytest.mark.parametrize(("device", "precision"), WAYS)
 @pytest.mark.parametrize("method", ["none", "llmemb"])
 @pytest.mark.parametrize("loss", ["bce", "ce", "sce"])
 @pytest.mark.parametrize("name", list(BACKBONES))
-def test_loss_and_gradients_are_those_of_a_cpu(name: str, loss: str, method: str, precision: str) -> None:
+def test_loss_and_gradients_are_those_of_float32_on_a_cpu(
+    name: str, loss: str, method: str, device: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = RatSettings(
         backbone=name,
         method=method,
@@ -81,27 +83,32 @@ def test_loss_and_gradients_are_those_of_a_cpu(name: str, loss: str, method: str
         precision="auto" if precision == "tf32" else precision,
     )
     model = recommender(settings)
+    monkeypatch.setattr(batch, "group_saving", lambda device: 0)  # a group for every length that halves
     wanted, gradients = loss_and_gradients(
         copy.deepcopy(model), settings.model_copy(update={"precision": "fp32"}), "cpu"
     )
-    assert use_precision(model, settings, "cuda") == precision
-    model = model.to("cuda")
-    with float32_products(settings, "cuda"):
-        found, on_card = loss_and_gradients(model, settings, "cuda")
+    assert use_precision(model, settings, device) == precision
+    model = model.to(device)
+    monkeypatch.setattr(batch, "group_saving", lambda device: GPU_GROUP_SAVING)
+    with float32_products(settings, device):
+        found, there = loss_and_gradients(model, settings, device)
     torch.testing.assert_close(found, wanted, atol=APART[precision], rtol=APART[precision])
-    assert on_card.keys() == gradients.keys()
+    assert there.keys() == gradients.keys()
     # Held against all gradients together: that of a key's bias is nothing but rounding.
-    apart = sum((on_card[key] - gradients[key]).square().sum() for key in gradients)
+    apart = sum((there[key] - gradients[key]).square().sum() for key in gradients)
     whole = sum(gradient.square().sum() for gradient in gradients.values())
     assert (apart / whole) ** 0.5 < APART[precision]
 
 
 @pytest.mark.parametrize(("method", "contrast"), [("melt", "none"), ("llmesr", "none"), ("none", "cl4srec")])
-@pytest.mark.parametrize("precision", ["auto", "bf16"])
-def test_what_methods_add_trains_on_the_card(tmp_path: Path, method: str, contrast: str, precision: str) -> None:
-    values = SMALL | {"rat__method": method, "rat__contrast": contrast, "rat__precision": precision}
-    values |= {"rat__epochs": 2, "rat__dropout": 0.1, "rat__device": "cuda"}
+@pytest.mark.parametrize(("device", "precision"), [way for way in WAYS if way[1] != "fp32"])
+def test_what_methods_add_trains_in_less_precision(
+    tmp_path: Path, method: str, contrast: str, device: str, precision: str
+) -> None:
+    values = SMALL | {"rat__method": method, "rat__contrast": contrast}
+    values |= {"rat__precision": "auto" if precision == "tf32" else precision}
+    values |= {"rat__epochs": 2, "rat__dropout": 0.1, "rat__device": device}
     workspace, settings = make_workspace(tmp_path / "ws", **values)
     summary = run_rat(workspace, settings, Reporter()).manifest["summary"]
     assert summary["epochs"] == 2 and math.isfinite(summary["loss"])
-    assert summary["precision"] == ("bf16" if precision == "bf16" else "tf32")
+    assert summary["precision"] == precision
