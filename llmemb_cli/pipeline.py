@@ -75,6 +75,7 @@ def scft_stage(workspace: Workspace, settings: Settings, run: str = "default") -
         settings.seed,
         {"prompts": workspace.prompts},
         {"model": model_identity(settings.scft.model)},
+        unused=frozenset({"epochs"} if settings.scft.steps else ()),
     )
 
 
@@ -86,7 +87,7 @@ def embed_stage(workspace: Workspace, settings: Settings, *, tuned: bool = True,
     inputs = {"prompts": workspace.prompts} | ({"scft": workspace.scft(run)} if tuned else {})
     name = "base" if not tuned else "scft" if run == "default" else f"scft-{run}"
     files = {"model": model_identity(settings.scft.model)}
-    return Stage("embed", workspace.embeddings(name), 1, chosen, settings.seed, inputs, files)
+    return Stage("embed", workspace.embeddings(name), 1, chosen, inputs=inputs, files=files)
 
 
 def _llm(settings: Settings) -> dict[str, Any]:
@@ -127,10 +128,14 @@ def _unused(rat: RatSettings) -> set[str]:
     """Settings of `[rat]` that a run does not depend on: those of other methods, losses and backbones."""
     method = METHODS[rat.method]
     unused = set()
-    if method.extra != "align":
+    if method.extra != "align" or {"align", "adapter"} & set(rat.without):
         unused |= {"alpha", "gamma", "align_loss", "align_to"}
+    elif not rat.alpha:
+        unused |= {"gamma", "align_loss", "align_to"}
     if rat.method != "llmemb":
         unused.add("without")
+    elif "adapter" in rat.without:
+        unused.add("d_m")
     if not method.vectors:
         unused.add("control")
     if method.vectors != "base":
@@ -306,15 +311,26 @@ def diversity_space(workspace: Workspace) -> str | None:
 
 def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
     """`runs/<run>/eval/<protocol>/`: ranks and metrics."""
+    sampled = settings.eval.protocol == "sampled"
+    unused = {"history"} if sampled else {"negatives", "candidates", "candidate_seed"}
+    if settings.eval.tail_threshold is not None:
+        unused.add("tail_share")
     chosen = {key: v for key, v in _settings(settings.eval).items() if key not in ("batch_users", "groups")}
     chosen["tail_share"] = settings.data.tail_share
     chosen |= _known_histories(settings)
     inputs = {"run": workspace.run(run), "data": workspace.data}
-    if settings.eval.protocol == "sampled":
+    if sampled:
         inputs["candidates"] = workspace.candidates(protocol_name(settings))
     elif space := diversity_space(workspace):
         inputs["diversity"] = workspace.embeddings(space)
-    return Stage("eval", workspace.evaluation(run, protocol_name(settings)), EVAL_VERSION, chosen, inputs=inputs)
+    return Stage(
+        "eval",
+        workspace.evaluation(run, protocol_name(settings)),
+        EVAL_VERSION,
+        chosen,
+        inputs=inputs,
+        unused=frozenset(unused),
+    )
 
 
 # The folders of a workspace that stages are in; whatever else is there is somebody's own.

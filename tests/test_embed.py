@@ -290,6 +290,44 @@ def test_a_broken_export_loses_one_shard_and_goes_on(
     assert sorted(path.name for path in workspace.embeddings("base").iterdir()) == sorted(whole)
 
 
+def test_another_pca_is_made_of_the_vectors_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, settings = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"), max_tokens=8)
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    directory = workspace.embeddings("base")
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    said = json.loads(before["manifest.json"])["summary"]
+    narrow = settings.model_copy(update={"embed": settings.embed.model_copy(update={"pca": 5, "shard_items": 3})})
+    loaded = []
+    monkeypatch.setattr(encode_module, "load_model", lambda *args, **_: loaded.append(args))
+    notes = Notes()
+    result = run_embed(workspace, narrow, notes, tuned=False)
+    assert result.built and not loaded and any("are kept" in message for message in notes.said)
+    for name in ("embeddings.safetensors", "ids.parquet", "cut.json"):
+        assert (directory / name).read_bytes() == before[name]
+    pca, fresh = read_pca(directory), fit_pca(read_table(directory).vectors, 5)
+    assert np.array_equal(pca.components, fresh.components) and pca.components.shape[0] == 5
+    assert result.manifest["summary"]["pca"] == 5 and result.manifest["summary"]["tokens"] == said["tokens"]
+    assert stage_state(embed_stage(workspace, narrow, tuned=False)).state == "up-to-date"
+    # Whatever else changes, or where it is asked for, the LLM is read again.
+    longer = narrow.model_copy(update={"scft": narrow.scft.model_copy(update={"max_tokens": 9})})
+    for one, force in ((longer, False), (narrow, True)):
+        with pytest.raises(AttributeError):  # what stands in for the LLM is none
+            run_embed(workspace, one, Reporter(), force=force, tuned=False)
+        assert len(loaded) == 1
+        loaded.clear()
+
+
+def test_an_export_does_not_depend_on_the_seed(tmp_path: Path) -> None:
+    workspace, settings = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"))
+    run_embed(workspace, settings, Reporter(), tuned=False)
+    other = settings.model_copy(update={"seed": settings.seed + 1})
+    assert stage_state(embed_stage(workspace, other, tuned=False)).state == "up-to-date"
+    before = {p.name: p.read_bytes() for p in workspace.embeddings("base").iterdir() if p.name != "manifest.json"}
+    run_embed(workspace, other, Reporter(), force=True, tuned=False)
+    for name, content in before.items():
+        assert (workspace.embeddings("base") / name).read_bytes() == content
+
+
 def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, settings = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"))
     run_embed(workspace, settings, Reporter(), tuned=False)
@@ -424,7 +462,7 @@ def test_pca_in_blocks_exact_or_randomised_is_that_of_the_whole(monkeypatch: pyt
     monkeypatch.setattr(pca_module, "_by_svd", lambda *args: pytest.fail("not in blocks"))
     other = "_by_covariance" if width == 3 else "_by_subspace"
     monkeypatch.setattr(pca_module, other, lambda *args: pytest.fail("not the cheaper way"))
-    blockwise = fit_pca(vectors, width, seed=1)
+    blockwise = fit_pca(vectors, width)
     np.testing.assert_allclose(blockwise.mean, whole.mean, rtol=1e-5)
     np.testing.assert_allclose(blockwise.explained_variance, whole.explained_variance, rtol=1e-4)
     np.testing.assert_allclose(blockwise.components[:3], whole.components[:3], atol=1e-4)

@@ -20,6 +20,7 @@ import torch
 from llmemb_cli.chain import chain, states
 from llmemb_cli.config.settings import Settings, load_settings
 from llmemb_cli.datasets.split import Ragged, load_split
+from llmemb_cli.embeddings.pca import read_pca
 from llmemb_cli.embeddings.table import read_table
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError
 from llmemb_cli.llm.fit import fit, fitting
@@ -476,6 +477,25 @@ def test_errors_of_another_kind_are_not_taken_for_memory(tmp_path: Path, monkeyp
     monkeypatch.setattr(torch, "rand", wrong)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         fit_line(tmp_path / "w", MicroBatches(16, 0), 10**9, "forward", Heard())
+
+
+@pytest.mark.parametrize("method", ["said", "tslrec"])
+def test_another_pca_does_not_train_the_llm_stage_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    import llmemb_cli.llm.said as said
+    import llmemb_cli.llm.tslrec as tslrec
+
+    workspace, settings = ready(tmp_path, rat__method=method, rat__epochs=1, said__epochs=1.0)
+    run_rat(workspace, settings, Reporter())
+    before = read_table(workspace.embeddings(method)).vectors
+    for module in (said, tslrec):
+        monkeypatch.setattr(module, "fit", lambda *args, **_: pytest.fail("trained again"))
+    narrow = settings.model_copy(update={"embed": settings.embed.model_copy(update={"pca": 5})})
+    run_rat(workspace, narrow, Reporter())
+    assert read_pca(workspace.embeddings(method)).components.shape[0] == 5
+    assert np.array_equal(read_table(workspace.embeddings(method)).vectors, before)
+    assert (read_manifest(workspace.embeddings(method)) or {})["summary"]["loss"]["steps"] > 0
 
 
 @pytest.mark.parametrize("method", ["said", "tslrec"])

@@ -24,12 +24,15 @@ from llmemb_cli.evaluation.candidates import read_candidates
 from llmemb_cli.evaluation.compare import compare_runs
 from llmemb_cli.evaluation.significance import paired_test
 from llmemb_cli.evaluation.stage import run_eval
+from llmemb_cli.pipeline import eval_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import rank_of_target
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import output_fingerprint
+from llmemb_cli.workspace.stage import output_fingerprint, stage_state
 from tests.make_workspace import make_workspace
+
+RUN = "sasrec-llmemb-42"
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,29 @@ def test_two_evaluations_of_a_run_give_the_same_files(trained: tuple[Workspace, 
     other_blocks = chosen.model_copy(update={"eval": chosen.eval.model_copy(update={"batch_users": 37})})
     run_eval(workspace, other_blocks, "sasrec-llmemb-42", Reporter(), force=True)
     assert files(folder) == first and {"ranks.parquet", "metrics.json"} <= first.keys()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "unused"),
+    [("full", {"negatives", "candidates", "candidate_seed"}), ("sampled", {"history"})],
+)
+def test_settings_of_the_other_protocol_leave_an_evaluation_up_to_date(
+    trained: tuple[Workspace, Settings], protocol: str, unused: set[str]
+) -> None:
+    workspace, settings = trained
+    chosen = settings.eval.model_copy(update={"protocol": protocol})
+    one = settings.model_copy(update={"eval": chosen})
+    run_eval(workspace, one, RUN, Reporter())
+    changes = {"negatives": 7, "candidates": "popularity", "candidate_seed": 1, "history": "keep", "k": [5]}
+    for key, value in changes.items():
+        other = settings.model_copy(update={"eval": chosen.model_copy(update={key: value})})
+        state = stage_state(eval_stage(workspace, other, RUN)).state
+        assert (state == "up-to-date") == (key in unused), key
+    apart = settings.model_copy(update={"eval": chosen.model_copy(update={"tail_threshold": 3})})
+    run_eval(workspace, apart, RUN, Reporter())
+    share = apart.model_copy(update={"data": apart.data.model_copy(update={"tail_share": 0.5})})
+    assert stage_state(eval_stage(workspace, share, RUN)).state == "up-to-date", "the threshold says what the tail is"
+    run_eval(workspace, one, RUN, Reporter())
 
 
 def test_another_split_of_the_same_data_is_refused(trained: tuple[Workspace, Settings], tmp_path: Path) -> None:

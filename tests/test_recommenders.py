@@ -453,6 +453,34 @@ def test_settings_that_a_run_does_not_use_leave_it_up_to_date(tmp_path: Path) ->
             assert state == ("stale" if key in depended else "up-to-date"), (backbone, loss, key)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "unused"),
+    [
+        ({"without": ["align"]}, {"alpha", "gamma", "align_loss", "align_to"}),
+        ({"without": ["adapter"]}, {"alpha", "gamma", "align_loss", "align_to", "d_m"}),
+        ({"alpha": 0.0}, {"gamma", "align_loss", "align_to"}),
+        ({}, set()),
+    ],
+)
+def test_what_an_ablation_leaves_out_has_no_settings(
+    tmp_path: Path, chosen: dict[str, Any], unused: set[str]
+) -> None:
+    changed = {"alpha": 0.3, "gamma": 9.0, "align_loss": "soft", "align_to": "sasrec", "d_m": 7}
+    workspace, settings = make_workspace(
+        tmp_path / "ws", **SMALL | {"rat__epochs": 1, "rat__backbone": "gru4rec", "rat__hidden_size": 8}
+    )
+    one = settings.model_copy(update={"rat": settings.rat.model_copy(update=chosen)})
+    run_rat(workspace, one, Reporter())
+    table = (workspace.run(run_name(one)) / "item_embeddings.safetensors").read_bytes()
+    for key, value in changed.items():
+        other = one.model_copy(update={"rat": one.rat.model_copy(update={key: value})})
+        state = stage_state(rat_stage(workspace, other, run_name(one))).state
+        assert state == ("up-to-date" if key in unused else "stale"), key
+        if key in unused:
+            run_rat(workspace, other, Reporter(), name="again", force=True)
+            assert (workspace.run("again") / "item_embeddings.safetensors").read_bytes() == table, key
+
+
 def test_runs_that_start_from_other_runs_have_other_names(tmp_path: Path) -> None:
     path = tmp_path / "llmemb.toml"
     path.write_text(

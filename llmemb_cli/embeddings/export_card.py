@@ -65,6 +65,7 @@ def card_text(summary: dict[str, Any]) -> str:
     data, model = summary["data"], summary["model"]
     llm = "none took part" if model is None else f"{model['name']}; licence: {model['licence']}"
     bias = "\nScores of this recommender also add the item's `bias`.\n" if summary["bias"] else ""
+    seed = "" if summary["seed"] is None else f", seed {summary['seed']}"
     index = ""
     if "metric" in summary:
         kind = "inner product, as the recommender scores" if summary["metric"] == "ip" else "cosine"
@@ -85,7 +86,7 @@ def card_text(summary: dict[str, Any]) -> str:
 
 ## Where it comes from
 
-Stage {summary["stage"]}, seed {summary["seed"]}, made {summary["made"]} by llmemb {summary["llmemb"]},
+Stage {summary["stage"]}{seed}, made {summary["made"]} by llmemb {summary["llmemb"]},
 fingerprint `{summary["fingerprint"]}`.
 
 - Data: {data["dataset"]}, edition {data["edition"]}; licence: {data["licence"]}

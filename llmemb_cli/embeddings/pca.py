@@ -51,7 +51,7 @@ class Pca:
         return result
 
 
-def fit_pca(vectors: np.ndarray, width: int, report: Reporter | None = None, seed: int = 0) -> Pca:
+def fit_pca(vectors: np.ndarray, width: int, report: Reporter | None = None) -> Pca:
     """Fit on all rows; `width` is clamped to what the rows can give, min(width, n - 1, d), with a note.
 
     A small table is decomposed as a whole. A larger one, which may be a memory map, is read in blocks: its covariance
@@ -70,7 +70,7 @@ def fit_pca(vectors: np.ndarray, width: int, report: Reporter | None = None, see
         return _by_svd(vectors, possible)
     # A pass with l directions costs 4 n d l operations, the covariance matrix 2 n d d.
     if 2 * PASSES * (possible + SPARE) < vectors.shape[1]:
-        return _by_subspace(vectors, possible, seed)
+        return _by_subspace(vectors, possible)
     return _by_covariance(vectors, possible)
 
 
@@ -94,9 +94,10 @@ def _by_covariance(vectors: np.ndarray, width: int) -> Pca:
     return _signed(mean, directions.T[::-1], values[::-1], float(np.trace(scatter)))
 
 
-def _by_subspace(vectors: np.ndarray, width: int, seed: int) -> Pca:
+def _by_subspace(vectors: np.ndarray, width: int) -> Pca:
     mean, d = _mean(vectors), vectors.shape[1]
-    directions = np.random.default_rng(seed).normal(size=(d, min(width + SPARE, d)))
+    # Which directions it starts from makes no difference that counts: no seed of the user's.
+    directions = np.random.default_rng(0).normal(size=(d, min(width + SPARE, d)))
     for _ in range(PASSES - 1):
         directions = np.linalg.qr(directions)[0]
         turned = np.zeros_like(directions)

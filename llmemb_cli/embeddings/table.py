@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +14,8 @@ from llmemb_cli.errors import BadDataError, InterruptedRunError
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.rows import RowsFile, blocks, map_rows
-from llmemb_cli.workspace.stage import require_stage
-from llmemb_cli.workspace.store import read_json, write_json, write_parquet
+from llmemb_cli.workspace.stage import Stage, differs_in, require_stage
+from llmemb_cli.workspace.store import atomic_path, read_json, write_json, write_parquet
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,6 +25,10 @@ IDS = "ids.parquet"
 NAME = "embeddings"
 # How many shards of a table are on the disk, while it is being filled.
 DONE = "done.json"
+# Items whose prompts were longer than the LLM reads.
+CUT = "cut.json"
+# Settings that the vectors do not depend on once they are all there.
+AFTERWARDS = ("pca", "shard_items")
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,26 @@ def write_table(directory: Path, table: EmbeddingTable) -> None:
         for rows in blocks(*table.vectors.shape):
             file.write(np.arange(rows.start, rows.stop), table.vectors[rows])
     finish_table(directory, table.item_ids)
+
+
+def keep_table(stage: Stage, work: Path, report: Reporter) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """Take the table that stands in a stage's place over into `work`, where just what follows from it is to change.
+
+    Returns:
+        the vectors, mapped, and what the manifest said of them; None where they would be other ones.
+
+    Raises:
+        BadDataError: as `check_vectors`.
+    """
+    if not differs_in(stage, *AFTERWARDS):
+        return None
+    report.note(f"the vectors in {stage.path.name} are kept: what changed are settings of their PCA alone")
+    for name in (VECTORS, CUT):
+        if (stage.path / name).is_file():
+            with atomic_path(work / name) as part:
+                shutil.copyfile(stage.path / name, part)
+    vectors = finish_table(work, read_ids(stage.path))
+    return vectors, require_stage(stage.path, made_by=f"llmemb {stage.name}")["summary"]
 
 
 def read_table(directory: Path, *, made_by: str = "llmemb embed") -> EmbeddingTable:

@@ -16,7 +16,7 @@ from llmemb_cli.assets.models import local_model
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
-from llmemb_cli.embeddings.table import finish_table, forget_progress, open_rows, read_table
+from llmemb_cli.embeddings.table import CUT, finish_table, forget_progress, keep_table, open_rows, read_table
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.llm.adapter import attach_adapter
 from llmemb_cli.llm.load import LoadedModel, load_model
@@ -31,7 +31,6 @@ from llmemb_cli.workspace.stage import Stage, StageResult, require_stage, run_st
 from llmemb_cli.workspace.store import read_json, write_json
 
 __all__ = ["merge_parts", "open_llm", "run_embed", "run_part", "token_batches"]
-CUT = "cut.json"
 READ = ["item_id", "prompt"]
 MERGE_SECONDS = 3600.0
 
@@ -54,9 +53,12 @@ def run_embed(
     device = pick_device(settings.embed.device)
 
     def build(work: Path) -> dict[str, Any]:
-        frame, _ = read_prompts(workspace, READ)
-        vectors, summary = _embed(workspace, frame, settings, adapter, device, work, report)
-        return _with_pca(work, vectors, settings, report) | summary
+        kept = None if force else keep_table(stage, work, report)
+        if kept is None:
+            frame, _ = read_prompts(workspace, READ)
+            kept = _embed(workspace, frame, settings, adapter, device, work, report)
+        vectors, summary = kept
+        return summary | _with_pca(work, vectors, settings, report)
 
     return run_stage(stage, build, force=force, report=report, device=device)
 
@@ -145,7 +147,7 @@ def note_cut(work: Path, cut: list[str], settings: Settings, report: Reporter) -
 
 
 def _with_pca(work: Path, vectors: np.ndarray, settings: Settings, report: Reporter) -> dict[str, Any]:
-    pca = fit_pca(vectors, settings.embed.pca, report, settings.seed)
+    pca = fit_pca(vectors, settings.embed.pca, report)
     write_pca(work, pca)
     forget_progress(work)
     explained = float(pca.explained_variance.sum() / max(pca.total_variance, 1e-30))

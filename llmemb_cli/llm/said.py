@@ -19,7 +19,7 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.cross_entropy import cross_entropy
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
-from llmemb_cli.embeddings.table import EmbeddingTable, write_table
+from llmemb_cli.embeddings.table import EmbeddingTable, keep_table, write_table
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.llm.attention import use_short_attention
 from llmemb_cli.llm.fit import fit, fitting
@@ -48,7 +48,12 @@ def run_said(workspace: Workspace, settings: Settings, report: Reporter, force: 
     device = pick_device(settings.scft.device)
     local_model(settings.scft.model, report)  # the manifest says which weights it was made from
 
+    stage = said_stage(workspace, settings)
+
     def build(work: Path) -> dict[str, Any]:
+        if not force and (kept := keep_table(stage, work, report)):
+            write_pca(work, fit_pca(kept[0], settings.embed.pca, report))
+            return kept[1]
         frame, prompts = read_prompts(workspace)
         loaded = load_model(settings.scft, report, device=device)
         texts = [render("", parts, prompts["separator"]) for parts in frame["parts"].to_list()]
@@ -73,7 +78,7 @@ def run_said(workspace: Workspace, settings: Settings, report: Reporter, force: 
         with torch.no_grad():
             vectors = writer.vectors(torch.arange(len(texts), device=device)).float().cpu().numpy()
         write_table(work, EmbeddingTable(frame["item_id"], vectors))
-        write_pca(work, fit_pca(vectors, settings.embed.pca, report, settings.seed))
+        write_pca(work, fit_pca(vectors, settings.embed.pca, report))
         own, other = check(writer, len(texts), settings.seed)
         forget_checkpoint(work)
         return {
@@ -85,7 +90,7 @@ def run_said(workspace: Workspace, settings: Settings, report: Reporter, force: 
             "loss_with_another_vector": other,
         }
 
-    return run_stage(said_stage(workspace, settings), build, force=force, report=report, device=device)
+    return run_stage(stage, build, force=force, report=report, device=device)
 
 
 class ItemVectors(nn.Module):

@@ -18,7 +18,7 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
-from llmemb_cli.embeddings.table import fill_table, forget_progress
+from llmemb_cli.embeddings.table import fill_table, forget_progress, keep_table
 from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.llm.adapter import with_lora
 from llmemb_cli.llm.attention import use_short_attention
@@ -53,7 +53,12 @@ def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force
     local_model(settings.scft.model, report)  # the manifest says which weights it was made from
     source = run_name(tslrec_source(settings), settings)
 
+    stage = tslrec_stage(workspace, settings)
+
     def build(work: Path) -> dict[str, Any]:
+        if not force and (kept := keep_table(stage, work, report)):
+            write_pca(work, fit_pca(kept[0], settings.embed.pca, report))
+            return kept[1]
         require_stage(workspace.run(source), made_by="llmemb rat --method none")
         data = load_split(workspace.data)
         table = read_tensors(workspace.run(source) / "item_embeddings.safetensors")["item_embeddings"].numpy()
@@ -89,7 +94,7 @@ def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force
             report=report,
         )
         vectors = reader.items(data.item_ids, work, report)
-        write_pca(work, fit_pca(vectors, settings.embed.pca, report, settings.seed))
+        write_pca(work, fit_pca(vectors, settings.embed.pca, report))
         forget_progress(work)
         forget_checkpoint(work)
         return {
@@ -101,7 +106,7 @@ def run_tslrec(workspace: Workspace, settings: Settings, report: Reporter, force
             "loss": losses,
         }
 
-    return run_stage(tslrec_stage(workspace, settings), build, force=force, report=report, device=device)
+    return run_stage(stage, build, force=force, report=report, device=device)
 
 
 def item_groups(table: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -145,6 +145,15 @@ def stage_state(stage: Stage) -> StageState:
     if manifest.get("schema") != SCHEMA_VERSION:
         return StageState("stale", "made by an incompatible version of llmemb")
     return _difference(stage, manifest["made_from"], wanted(stage)) or StageState("up-to-date", "nothing changed")
+
+
+def differs_in(stage: Stage, *settings: str) -> bool:
+    """Whether its directory holds what it should but for these settings: what does not depend on them can be kept."""
+    manifest = read_manifest(stage.path)
+    if manifest is None or manifest.get("schema") != SCHEMA_VERSION:
+        return False
+    without = replace(stage, unused=stage.unused | {*settings})
+    return _difference(without, manifest["made_from"], wanted(stage)) is None
 
 
 def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> StageState | None:
