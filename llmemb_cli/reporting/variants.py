@@ -12,7 +12,7 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_evaluated
 from llmemb_cli.evaluation.document import known_runs
 from llmemb_cli.evaluation.evaluated import Evaluated
-from llmemb_cli.pipeline import EVAL_VERSION, made_with, plain_name, protocol_name, used_settings
+from llmemb_cli.pipeline import EVAL_VERSION, SWITCHES, made_with, plain_name, protocol_name, used_settings
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 from llmemb_cli.workspace.store import sha256_json
@@ -134,22 +134,30 @@ def _rank(one: Variant) -> tuple[bool, int]:
 
 
 def differing(one: Variant, other: Variant) -> set[str]:
-    """The settings in which two variants differ, and `embeddings` where the same settings read other LLM vectors."""
-    keys = one.settings.keys() | other.settings.keys()
+    """The settings in which two variants differ, and `embeddings` where the same settings read other LLM vectors.
+
+    A setting that one of them does not depend on follows from another in which they differ: no alignment, no alpha.
+    """
+    keys = one.settings.keys() & other.settings.keys() | set(SWITCHES)
     found = {key for key in keys if one.value(key) != other.value(key)}
     chosen = "vectors" in found or ("scft" in one.without) != ("scft" in other.without)
     return found if chosen or one.vectors == other.vectors else found | {"embeddings"}
 
 
 def ablations(variants: list[Variant]) -> list[list[Variant]]:
-    """For each whole method with some, main ones first: it, then those that differ in what they leave out alone."""
+    """For each whole method with some, main ones first: it, then those that differ in what they leave out alone.
+
+    A part that fits several, since it does not depend on where they differ, makes no family of those after the first.
+    """
     found = []
+    shown: set[str] = set()
     mains = main_variants(variants)
     others = [one for one in variants if not one.without and one not in mains]
     for whole in [*mains, *others]:
         parts = [one for one in variants if one.without and differing(one, whole) == {"without"}]
-        if parts:
+        if not {one.label for one in parts} <= shown:
             found.append([whole, *sorted(parts, key=lambda one: one.without)])
+            shown |= {one.label for one in parts}
     return found
 
 
