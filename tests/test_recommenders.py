@@ -103,10 +103,15 @@ def test_other_llm_vectors_make_a_run_stale_and_leave_what_it_says_as_it_was(tmp
 
 def test_a_switch_turned_off_by_a_flag_is_another_run_than_that_of_the_settings_file(tmp_path: Path) -> None:
     _, settings = make_workspace(
-        tmp_path / "ws", **(SMALL | {"rat__logit_adjustment": 0.5, "rat__contrast": "cl4srec"})
+        tmp_path / "ws",
+        **(
+            SMALL
+            | {"rat__logit_adjustment": 0.5, "rat__contrast": "cl4srec", "rat__start_decay": 1.0}
+            | {"rat__method": "llm2x"}
+        ),
     )
-    assert run_name(settings, settings) == "sasrec-llmemb-42"
-    for key, off in (("logit_adjustment", 0.0), ("contrast", "none")):
+    assert run_name(settings, settings) == "sasrec-llm2x-42"
+    for key, off in (("logit_adjustment", 0.0), ("contrast", "none"), ("start_decay", 0.0)):
         rat = settings.rat.model_copy(update={key: off})
         assert run_name(settings.model_copy(update={"rat": rat}), settings) != run_name(settings, settings)
 
@@ -143,19 +148,21 @@ class StopAfter(Reporter):
 
 
 @pytest.mark.parametrize(
-    ("name", "method", "epochs"),
+    ("name", "method", "epochs", "more"),
     # melt and llmemb train the plain model first: its five epochs pass before theirs.
     [
-        *((name, "none", 2) for name in ("sasrec", "gru4rec", "bert4rec", "bsarec")),
-        ("gru4rec", "melt", 7),
-        ("sasrec", "llmemb", 7),
-        ("bert4rec", "llmesr", 2),
+        *((name, "none", 2, {}) for name in ("sasrec", "gru4rec", "bert4rec", "bsarec")),
+        ("gru4rec", "melt", 7, {}),
+        ("sasrec", "llmemb", 7, {}),
+        ("bert4rec", "llmesr", 2, {}),
+        ("sasrec", "llm2x", 2, {"rat__start_decay": 2.0}),
+        ("sasrec", "none", 2, {"rat__start_decay": 2.0}),
     ],
 )
 def test_interrupted_and_resumed_training_equals_an_uninterrupted_one(
-    tmp_path: Path, name: str, method: str, epochs: int
+    tmp_path: Path, name: str, method: str, epochs: int, more: dict[str, Any]
 ) -> None:
-    values = EXACT | {"rat__epochs": 5, "rat__backbone": name, "rat__method": method, "rat__dropout": 0.2}
+    values = EXACT | {"rat__epochs": 5, "rat__backbone": name, "rat__method": method, "rat__dropout": 0.2} | more
     one, settings = make_workspace(tmp_path / "one", **values)
     run_rat(one, settings, Reporter())
     two, settings = make_workspace(tmp_path / "two", **values)
@@ -169,6 +176,31 @@ def test_interrupted_and_resumed_training_equals_an_uninterrupted_one(
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in runs]
     assert all(record.pop("seconds") > 0 for log in logs for record in log)
     assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("method", ["none", "llm2x", "melt", "llmesr", "alphafuse", "llmemb"])
+def test_start_decay_keeps_items_near_their_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """With the whole way back each step, what is left of a table's training is one step of Adam: the rate."""
+    values = EXACT | {"rat__epochs": 4, "rat__method": method, "rat__hidden_size": 8, "rat__without": ["freeze"]}
+    workspace, settings = make_workspace(tmp_path / "ws", **values, rat__vectors="scft", rat__alphafuse_dims=4)
+    moved: list[float] = []
+
+    def watched(t: loop.Training) -> Any:
+        starts = [own.detach().clone() for own in t.model.embedding.own()]
+        assert starts and len(starts[0]) == t.data.n_items
+        trained = loop.train(t)
+        moved.append(float((t.model.embedding.own()[0].detach() - starts[0]).abs().max()))
+        return trained
+
+    monkeypatch.setattr("llmemb_cli.srs.train.train", watched)
+    last = []  # of each run; what it starts from or aligns to was trained before
+    for decay in (0.0, 1.0, 1 / 0.005):
+        rat = settings.rat.model_copy(update={"start_decay": decay})
+        run_rat(workspace, settings.model_copy(update={"rat": rat}), Reporter(), in_file=settings)
+        last.append(moved[-1])
+    assert last[2] < 3 * 0.005 < last[1] < last[0]
 
 
 def test_a_signal_in_the_last_validation_stops_and_the_same_call_goes_on_behind_the_training(

@@ -21,6 +21,7 @@ from llmemb_cli.peers import ALONE, Peers
 from llmemb_cli.ranking import hit_rate, ndcg, rank_of_target, reciprocal_rank
 from llmemb_cli.seeds import seed_torch
 from llmemb_cli.srs import losses
+from llmemb_cli.srs.anchor import pull_back, table_starts
 from llmemb_cli.srs.batch import MARKS, Group, distinct_items, make_batch, masked_pairs, next_item_pairs
 from llmemb_cli.srs.item_embedding import (
     AdaptedTable,
@@ -87,6 +88,42 @@ def test_every_kind_of_table_gives_the_rows_of_its_items_and_zeros_for_padding(k
     if list(table.parameters()):
         got[0].sum().backward()
         assert not any(bool(p.grad.any()) for p in table.parameters() if p.grad is not None)
+
+
+def test_pull_to_a_start_of_zeros_is_adamw() -> None:
+    """L2-SP with zeros as the start is weight decay; decoupled, it is AdamW's."""
+    torch.manual_seed(0)
+    rates = {"lr": 0.01, "betas": (0.9, 0.98)}
+    target = torch.randn(6, 3)
+    model = Recommender(RatSettings(hidden_size=3, method="alphafuse"), 6, FusedTable(torch.randn(6, 3), 3))
+    starts = table_starts(model, 0.5)
+    ((own, start),) = starts
+    reference = torch.nn.Parameter(own.detach().clone())
+    assert not start.any()
+    ours, theirs = torch.optim.Adam([own], **rates), torch.optim.AdamW([reference], weight_decay=0.5, **rates)
+    for _ in range(20):
+        for table, optimizer in ((own, ours), (reference, theirs)):
+            optimizer.zero_grad()
+            (table - target).pow(4).sum().backward()
+            if optimizer is ours:
+                pull_back(starts, 0.01 * 0.5)
+            optimizer.step()
+    torch.testing.assert_close(own, reference)
+    assert not torch.allclose(own, torch.zeros(6, 3))
+
+
+def test_pull_to_a_start_is_a_share_of_the_way_and_never_beyond_it() -> None:
+    torch.manual_seed(0)
+    model = Recommender(RatSettings(hidden_size=3), 6, ItemTable(6, 3))
+    starts = table_starts(model, 1.0)
+    ((own, start),) = starts
+    for share, left in ((0.25, 0.75), (4.0, 0.0)):
+        with torch.no_grad():
+            own.copy_(start + 1)
+        pull_back(starts, share)
+        torch.testing.assert_close(own - start, torch.full((6, 3), left))
+    assert table_starts(model, 0.0) == []
+    assert table_starts(Recommender(RatSettings(hidden_size=3), 6, FrozenTable(torch.randn(6, 3))), 1.0) == []
 
 
 def test_padding_row_is_zero_and_is_never_trained() -> None:

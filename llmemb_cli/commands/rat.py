@@ -39,6 +39,7 @@ def rat(
     negatives: Annotated[int | None, option("rat.negatives", panel=WHAT)] = None,
     similarity: Annotated[str | None, option("rat.similarity", panel=WHAT)] = None,
     logit_adjustment: Annotated[float | None, option("rat.logit_adjustment", panel=WHAT)] = None,
+    start_decay: Annotated[float | None, option("rat.start_decay", panel=WHAT)] = None,
     contrast: Annotated[str | None, option("rat.contrast", panel=WHAT)] = None,
     seeds: Annotated[
         str | None, typer.Option("--seeds", help="Seeds to train, e.g. 42,43,44.", rich_help_panel=WHAT)
@@ -152,6 +153,7 @@ _SETTINGS = {
         "negatives",
         "similarity",
         "logit_adjustment",
+        "start_decay",
         "contrast",
         "hidden_size",
         "layers",

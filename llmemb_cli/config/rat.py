@@ -49,6 +49,12 @@ class RatSettings(Section):
         ge=0,
         source="Menon et al., ICLR 2021",
     )
+    start_decay: float = setting(
+        0.0,
+        "pull of a table back to its start (LLM vectors, say), learning_rate * start_decay of the way each step",
+        ge=0,
+        source="L2-SP, Li et al., ICML 2018",
+    )
     hidden_size: int = setting(128, "width of item embeddings and states", ge=1, source="LLMEmb code")
     layers: int = setting(2, "blocks (gru4rec and caser have one layer)", ge=1, source="LLMEmb code")
     heads: int = setting(1, "attention heads", ge=1, source="LLMEmb code")

@@ -25,6 +25,10 @@ class ItemEmbedding(nn.Module):
         """(k, width): the embeddings of distinct `items` (k,) int64, none of them the padding."""
         raise TypeError(f"{type(self).__name__} has no rows")
 
+    def own(self) -> list[nn.Parameter]:
+        """What is trained of single items: parameters with a row an item."""
+        return []
+
     def rows(self, items: torch.Tensor) -> torch.Tensor:
         """As `known`, but 0 may be among the items: it gives zeros, and no gradient to any row."""
         found = self.known(items.clamp(min=1))
@@ -50,6 +54,9 @@ class ItemTable(ItemEmbedding):
         super().__init__()
         self.width = hidden_size
         self.weight = nn.Parameter(torch.randn(n_items, hidden_size) * std if start is None else start.clone())
+
+    def own(self) -> list[nn.Parameter]:
+        return [self.weight]
 
     def items(self) -> torch.Tensor:
         return self.weight
@@ -78,6 +85,9 @@ class AdaptedTable(ItemEmbedding):
             self.register_buffer("vectors", vectors, persistent=False)
         else:
             self.vectors = nn.Parameter(vectors.clone())
+
+    def own(self) -> list[nn.Parameter]:
+        return [self.vectors] if isinstance(self.vectors, nn.Parameter) else []
 
     def _affine(self, vectors: torch.Tensor) -> torch.Tensor:
         weight = self.outer.weight @ self.inner.weight
@@ -134,6 +144,9 @@ class DualTable(ItemEmbedding):
         self.collaborative = ItemTable(len(start), hidden_size, start)
         self.semantic = AdaptedTable(vectors, hidden_size)
 
+    def own(self) -> list[nn.Parameter]:
+        return self.collaborative.own()
+
     def items(self) -> torch.Tensor:
         return torch.cat([self.collaborative.items(), self.semantic.items()], dim=1)
 
@@ -153,6 +166,9 @@ class FusedTable(ItemEmbedding):
         self.weight = nn.Parameter(torch.zeros(len(vectors), dims))
         self.vectors: torch.Tensor
         self.register_buffer("vectors", vectors, persistent=False)
+
+    def own(self) -> list[nn.Parameter]:
+        return [self.weight]
 
     def _fuse(self, vectors: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         return vectors + nn.functional.pad(table, (self.width - table.shape[1], 0))

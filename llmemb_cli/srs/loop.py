@@ -21,6 +21,7 @@ from llmemb_cli.peers import Peers
 from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import hit_rate, ndcg
 from llmemb_cli.seeds import numpy_rng, seed_torch, stream_seed
+from llmemb_cli.srs.anchor import pull_back, table_starts
 from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import Extra, Step, batch_loss, loss_name, popularity_offset
@@ -97,6 +98,7 @@ def train(t: Training) -> tuple[State, float]:
         trained, lr=rat.learning_rate, betas=(0.9, 0.98), weight_decay=rat.weight_decay, fused=True
     )
     sampler = None if loss_name(rat) in ("ce", "sce") else NegativeSampler(data.train, data.n_items)
+    starts = table_starts(model, rat.start_decay)
     offset = popularity_offset(data.train, data.n_items, rat.logit_adjustment)
     offset = None if offset is None else offset.to(t.device)
     validated = validation_users(data, rat.validation_users, seed)
@@ -129,6 +131,7 @@ def train(t: Training) -> tuple[State, float]:
                 loss.backward()
                 _complete_gradients(trained)
                 t.peers.sum_gradients(trained)
+                pull_back(starts, rat.learning_rate * rat.start_decay)
                 optimizer.step()
                 shares = t.peers.gather(loss.detach().to(exact)[None], [1] * t.peers.size)
                 loss_sum += shares.sum() * batch.targets
