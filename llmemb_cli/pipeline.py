@@ -24,7 +24,7 @@ _HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkp
 # The same of `[rat]`.
 HOW = _HOW | {"precision", "track"}
 # Settings of `[rat]` that a run does not depend on while they are off. Off where llmemb.toml has them on is a change.
-SWITCHES = ("contrast", "logit_adjustment", "start_decay")
+SWITCHES = ("contrast", "logit_adjustment", "start_decay", "averaging")
 
 DATA_VERSION = 2
 EVAL_VERSION = 3
@@ -155,6 +155,8 @@ def _unused(rat: RatSettings) -> set[str]:
         unused |= {"contrast", "contrast_weight"}
     if not rat.logit_adjustment:
         unused.add("logit_adjustment")
+    if not rat.averaging:
+        unused.add("averaging")
     if not rat.start_decay or not _has_table(rat):
         unused.add("start_decay")
     if not rat.scores_cosines:

@@ -107,11 +107,11 @@ def test_a_switch_turned_off_by_a_flag_is_another_run_than_that_of_the_settings_
         **(
             SMALL
             | {"rat__logit_adjustment": 0.5, "rat__contrast": "cl4srec", "rat__start_decay": 1.0}
-            | {"rat__method": "llm2x"}
+            | {"rat__method": "llm2x", "rat__averaging": 0.99}
         ),
     )
     assert run_name(settings, settings) == "sasrec-llm2x-42"
-    for key, off in (("logit_adjustment", 0.0), ("contrast", "none"), ("start_decay", 0.0)):
+    for key, off in (("logit_adjustment", 0.0), ("contrast", "none"), ("start_decay", 0.0), ("averaging", 0.0)):
         rat = settings.rat.model_copy(update={key: off})
         assert run_name(settings.model_copy(update={"rat": rat}), settings) != run_name(settings, settings)
 
@@ -156,7 +156,7 @@ class StopAfter(Reporter):
         ("sasrec", "llmemb", 7, {}),
         ("bert4rec", "llmesr", 2, {}),
         ("sasrec", "llm2x", 2, {"rat__start_decay": 2.0}),
-        ("sasrec", "none", 2, {"rat__start_decay": 2.0}),
+        ("sasrec", "none", 2, {"rat__start_decay": 2.0, "rat__averaging": 0.9}),
     ],
 )
 def test_interrupted_and_resumed_training_equals_an_uninterrupted_one(
@@ -176,6 +176,43 @@ def test_interrupted_and_resumed_training_equals_an_uninterrupted_one(
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in runs]
     assert all(record.pop("seconds") > 0 for log in logs for record in log)
     assert logs[0] == logs[1]
+
+
+def test_averaging_keeps_a_moving_average_of_the_weights_and_changes_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = EXACT | {"rat__epochs": 3, "rat__method": "none", "rat__dropout": 0.2, "rat__learning_rate": 0.001}
+    workspace, settings = make_workspace(tmp_path / "ws", **values)
+    steps: list[np.ndarray] = []
+    update = loop.update_average
+
+    def watched(average: Any, trained: Any, *args: Any) -> None:
+        steps.append(trained[0].detach().numpy().astype(np.float64).copy())
+        update(average, trained, *args)
+
+    monkeypatch.setattr(loop, "update_average", watched)
+    plain = run_rat(workspace, settings, Reporter())
+    unchanged, steps = steps, []
+    rat = settings.rat.model_copy(update={"averaging": 0.9})
+    kept = run_rat(workspace, settings.model_copy(update={"rat": rat}), Reporter(), name="kept", in_file=settings)
+    np.testing.assert_array_equal(steps, unchanged)
+    logs = [
+        [json.loads(line) for line in (workspace.run(run) / "log.jsonl").read_text().splitlines()]
+        for run in ("sasrec-none-42", "kept")
+    ]
+    assert [one["loss"] for one in logs[0]] == [one["loss"] for one in logs[1]]
+    assert [one["NDCG@10"] for one in logs[0]] != [one["NDCG@10"] for one in logs[1]]
+    # The table is the first of the weights. Step t (from 1) counts 1 - min(0.9, (1 + t) / (10 + t)).
+    count = len(steps) // 3 * kept.manifest["summary"]["best_epoch"]
+    weights = np.array([1 - min(0.9, (2 + at) / (11 + at)) for at in range(count)])
+    after = np.array([np.prod(1 - weights[at + 1 :]) for at in range(count)])
+    mean = sum(w * rest * table for w, rest, table in zip(weights, after, steps, strict=False))
+    table = read_tensors(workspace.run("kept") / "item_embeddings.safetensors")["item_embeddings"].numpy()
+    # What is left of the start is not more than the product of all decays.
+    assert np.prod(1 - weights) < 1e-3
+    np.testing.assert_allclose(table, mean, atol=np.prod(1 - weights) * 0.2 + 1e-5)
+    assert np.abs(table - steps[count - 1]).max() > 1e-3
+    assert plain.built and kept.built
 
 
 @pytest.mark.parametrize("method", ["none", "llm2x", "melt", "llmesr", "alphafuse", "llmemb"])

@@ -40,6 +40,7 @@ def rat(
     similarity: Annotated[str | None, option("rat.similarity", panel=WHAT)] = None,
     logit_adjustment: Annotated[float | None, option("rat.logit_adjustment", panel=WHAT)] = None,
     start_decay: Annotated[float | None, option("rat.start_decay", panel=WHAT)] = None,
+    averaging: Annotated[float | None, option("rat.averaging", panel=WHAT)] = None,
     contrast: Annotated[str | None, option("rat.contrast", panel=WHAT)] = None,
     seeds: Annotated[
         str | None, typer.Option("--seeds", help="Seeds to train, e.g. 42,43,44.", rich_help_panel=WHAT)
@@ -154,6 +155,7 @@ _SETTINGS = {
         "similarity",
         "logit_adjustment",
         "start_decay",
+        "averaging",
         "contrast",
         "hidden_size",
         "layers",

@@ -55,6 +55,13 @@ class RatSettings(Section):
         ge=0,
         source="L2-SP, Li et al., ICML 2018",
     )
+    averaging: float = setting(
+        0.0,
+        "decay of a moving average of the weights over steps, which is what is validated and kept; 0: the last ones",
+        ge=0,
+        lt=1,
+        source="Polyak and Juditsky, 1992",
+    )
     hidden_size: int = setting(128, "width of item embeddings and states", ge=1, source="LLMEmb code")
     layers: int = setting(2, "blocks (gru4rec and caser have one layer)", ge=1, source="LLMEmb code")
     heads: int = setting(1, "attention heads", ge=1, source="LLMEmb code")

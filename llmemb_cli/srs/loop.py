@@ -22,6 +22,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import hit_rate, ndcg
 from llmemb_cli.seeds import numpy_rng, seed_torch, stream_seed
 from llmemb_cli.srs.anchor import pull_back, table_starts
+from llmemb_cli.srs.averaging import Average, averaged, start_average, update_average
 from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import Extra, Step, batch_loss, loss_name, popularity_offset
@@ -101,8 +102,9 @@ def train(t: Training) -> tuple[State, float]:
     starts = table_starts(model, rat.start_decay)
     offset = popularity_offset(data.train, data.n_items, rat.logit_adjustment)
     offset = None if offset is None else offset.to(t.device)
+    average = start_average(trained, rat.averaging)
     validated = validation_users(data, rat.validation_users, seed)
-    state, best = _resume(t, optimizer)
+    state, best = _resume(t, optimizer, average)
     # Kept on the device, so that no step waits for it; Apple's GPUs have no float64.
     exact = torch.float32 if t.device.startswith("mps") else torch.float64
     loss_sum = torch.tensor(state.loss_sum, dtype=exact, device=t.device)
@@ -137,17 +139,19 @@ def train(t: Training) -> tuple[State, float]:
                 loss_sum += shares.sum() * batch.targets
                 state.targets += batch.targets
                 state.step += 1
+                update_average(average, trained, rat.averaging, state.epoch * len(batches) + state.step)
                 stopping = t.peers.any(stop.requested)
                 if t.writes and (stopping or time.monotonic() - saved > rat.checkpoint_minutes * 60):
                     state.loss_sum, now = float(loss_sum), time.monotonic()
                     state.seconds, clock = state.seconds + now - clock, now
-                    _save(t, optimizer, state, best)
+                    _save(t, optimizer, state, best, average)
                     saved = time.monotonic()
                 if stopping:
                     raise _interrupted(t, time.monotonic() - started)
             state.loss_sum = float(loss_sum)
             optimizer.zero_grad(set_to_none=True)  # room for the scores of the validation
-            best, record = _end_epoch(t, validated, state, best, clock)
+            with averaged(average, trained):
+                best, record = _end_epoch(t, validated, state, best, clock)
             clock = time.monotonic()
             loss_sum.zero_()
             figures = {} if state.best is None else {"best": state.best}
@@ -156,7 +160,7 @@ def train(t: Training) -> tuple[State, float]:
     # A signal in the last validation: whoever trains several runs in a row must not begin the next one.
     if t.peers.any(stop.requested):
         if t.writes:
-            _save(t, optimizer, state, best)
+            _save(t, optimizer, state, best, average)
         raise _interrupted(t, time.monotonic() - started)
     model.load_state_dict(best)
     return state, state.epoch_seconds / max(state.epoch, 1)
@@ -239,19 +243,24 @@ def _shown(record: dict[str, Any]) -> dict[str, str]:
     return {"epoch": str(record["epoch"])} | figures
 
 
-def _save(t: Training, optimizer: torch.optim.Optimizer, state: State, best: dict[str, torch.Tensor]) -> None:
+def _save(
+    t: Training, optimizer: torch.optim.Optimizer, state: State, best: dict[str, torch.Tensor], average: Average
+) -> None:
     groups = {"model": t.model.state_dict(), "best": best}
+    groups["average"] = {str(place): weight for place, weight in enumerate(average)}
     save_checkpoint(t.work, groups, optimizer, state.__dict__, t.work / LOG)
 
 
-def _resume(t: Training, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, torch.Tensor]]:
-    """The state of the last checkpoint, or a fresh one."""
+def _resume(t: Training, optimizer: torch.optim.Optimizer, average: Average) -> tuple[State, dict[str, torch.Tensor]]:
+    """The state and best weights of the last checkpoint, or fresh ones; fills the model, optimizer and average."""
     # Only process 0 may cut the log back to the checkpoint.
     found = load_checkpoint(t.work, optimizer, t.work / (LOG if t.writes else ".none"))
     if found is None:
         return State(), {}
     groups, values = found
     t.model.load_state_dict(groups["model"])
+    for place, weight in enumerate(average):
+        weight.copy_(groups["average"][str(place)])
     state = State(**values)
     t.report.note(f"going on at epoch {state.epoch + 1}, step {state.step}")
     return state, groups.get("best", {})
