@@ -20,10 +20,10 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from llmemb_cli.app import app
-from llmemb_cli.chain import variants
+from llmemb_cli.chain import Step, variants
 from llmemb_cli.config.settings import Settings, load_settings, update_settings
 from llmemb_cli.datasets.split import load_split
-from llmemb_cli.errors import BadDataError
+from llmemb_cli.errors import BadDataError, MissingError
 from llmemb_cli.progress import Reporter
 from llmemb_cli.reporting import grid
 from llmemb_cli.reporting.estimate import estimate, only_users
@@ -272,6 +272,66 @@ def test_dry_run_trains_nothing_and_bad_choices_are_named(workspace: Workspace) 
     assert call("table1", "--seeds", "one").exit_code == 2
     assert call("table9").exit_code == 2
     assert "llmemb.toml" in call("table1", "--set", "scft.steps=3").stderr
+    for setting, flag in (
+        ("rat.method=none", "--method"),
+        ("rat.backbone=gru4rec", "--backbone"),
+        ("seed=1", "--seeds"),
+    ):
+        refused = call("table1", "--set", setting)
+        assert refused.exit_code == 2 and f"take {flag}" in refused.stderr
+
+
+def test_pairs_that_cannot_be_trained_are_left_out_and_told(workspace: Workspace) -> None:
+    def call(*args: str) -> Any:
+        args = ("table1", "--backbone", "caser", "--seeds", "42", *args, "-w", str(workspace.root))
+        return CliRunner().invoke(app, ["reproduce", *args])
+
+    plan = call("--method", "none", "--method", "melt", "--dry-run", "--json")
+    assert [one["run"] for one in json.loads(plan.stdout)["runs"]] == ["caser-none-42"]
+    assert "left out: caser with melt" in json.loads(plan.stdout)["notes"][0]
+    assert "left out: caser with melt" in call("--method", "none", "--method", "melt", "--dry-run").stderr
+    done = call("--method", "none", "--method", "melt", "--json")
+    assert done.exit_code == 0 and "caser with melt" in json.loads(done.stdout)["notes"][0]
+    alone = call("--method", "melt")
+    assert alone.exit_code == 2 and "training diverges" in alone.stderr
+
+
+def test_a_stage_before_the_grid_that_fails_is_told_before_the_rest_is_trained(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Noting(Reporter):
+        def warn(self, message: str) -> None:
+            told.append(message)
+
+    def unable(*args: Any) -> None:
+        raise MissingError("no such model", where="scft.model", hint="take another one")
+
+    def tried(cell: Any) -> list[Step]:
+        return [Step("said", Stage("said", workspace.embeddings("said"), 1, {}), unable)] * (cell.run in blocked)
+
+    blocked = ["sasrec-said-42", "gru4rec-said-42"]
+    monkeypatch.setattr(grid, "steps_before", tried)
+    monkeypatch.setattr(grid, "is_done", lambda cell: False)
+    trained = grid._train
+
+    def noted(*args: Any) -> dict[str, Any]:
+        assert told, "said must have been told to fail by now"
+        return trained(*args)
+
+    monkeypatch.setattr(grid, "_train", noted)
+    cells = grid_of("table1", [workspace], [42], backbones=["sasrec", "gru4rec"], methods=["none", "said"])
+    run_grid(cells, Noting())
+    assert {cell.run: cell.status for cell in cells} == {
+        "sasrec-none-42": "done",
+        "gru4rec-none-42": "done",
+        "sasrec-said-42": "failed",
+        "gru4rec-said-42": "failed",
+    }
+    assert told == [
+        "said failed: scft.model: no such model (take another one); left out for it: sasrec-said-42, gru4rec-said-42"
+    ]
 
 
 def test_time_is_estimated_from_runs_like_it_and_else_from_steps(workspace: Workspace) -> None:

@@ -71,19 +71,23 @@ def reproduce(
     for path in paths:
         one, _ = open_workspace(output, path, overrides)
         located.append(one)
-    from llmemb_cli.reporting.reproduce import grid_of, known, reproduce_document
+    from llmemb_cli.reporting.reproduce import grid_of, known, reproduce_document, unfit_pairs
 
     _check(backbone, known("backbone"), "--backbone")
     _check(method, known("method"), "--method")
     cells = grid_of(target, located, parse_seeds(seeds), backbones=backbone, methods=method, overrides=overrides)
+    left_out = [f"left out: {b} with {m}: {why}" for (b, m), why in unfit_pairs(target, backbone, method).items()]
+    for text in left_out:
+        output.reporter().warn(text)
     if dry_run:
-        document = _plan(target, cells, jobs)
+        document = _plan(target, cells, jobs) | {"notes": left_out}
         output.result(document, lambda console: show_plan(console, document))
         return
     from llmemb_cli.reporting.grid import run_grid
 
     run_grid(cells, output.reporter(), jobs)
     document = reproduce_document(target, cells)
+    document["notes"] = left_out + document["notes"]
     folder = out or located[0].root / "reproduce"
     _write(folder, document)
     output.result(document, lambda console: show(console, document, folder))
@@ -94,7 +98,12 @@ def reproduce(
 def _check_overrides(overrides: dict[str, Any]) -> None:
     from llmemb_cli.errors import WrongUseError
 
+    flags = {"rat.backbone": "--backbone", "rat.method": "--method", "seed": "--seeds"}
     for key in overrides:
+        if key in flags:
+            raise WrongUseError(f"--set {key} has no effect on a grid", hint=f"take {flags[key]}")
+        if key == "rat.without":
+            raise WrongUseError("--set rat.without has no effect on a grid", hint="table2 leaves each part out")
         if not key.startswith(("rat.", "eval.")):
             raise WrongUseError(
                 f"--set {key}: only settings of [rat] and [eval] can be changed for a grid",

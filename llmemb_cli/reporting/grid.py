@@ -127,18 +127,39 @@ def steps_before(cell: Cell) -> list[Step]:
 
 
 def _prepare(cells: list[Cell], report: Reporter) -> None:
-    """Make what comes before the recommenders, once a workspace; a cell whose inputs cannot be made has failed."""
+    """Make what comes before the recommenders, once a workspace; a cell whose inputs cannot be made has failed.
+
+    What failed is told at once, and what it costs: the recommenders may take days.
+    """
     made: dict[Path, LlmembError | None] = {}
-    for cell in cells:
-        for step in steps_before(cell):
-            if step.stage.path not in made:
-                made[step.stage.path] = _attempt(partial(step.make, report, False))
-            _blame(cell, made[step.stage.path])
-        if cell.settings.eval.protocol == "sampled" and cell.status == "waiting":
-            path = cell.workspace.candidates(pipeline.protocol_name(cell.settings))
+    wanted = [(cell, _inputs(cell, report)) for cell in cells]
+    for cell, inputs in wanted:
+        for path, (name, make) in inputs.items():
             if path not in made:
-                made[path] = _attempt(partial(_candidates, cell, report))
-            _blame(cell, made[path])
+                made[path] = _attempt(make)
+                if error := made[path]:
+                    _warn(name, error, [other.run for other, needed in wanted if path in needed], report)
+            if error := made[path]:
+                _blame(cell, error)
+                break
+
+
+def _inputs(cell: Cell, report: Reporter) -> dict[Path, tuple[str, Callable[[], object]]]:
+    """What has to be made before the cell is trained: where, what it is called, and how."""
+    inputs: dict[Path, tuple[str, Callable[[], object]]] = {}
+    for step in steps_before(cell):
+        inputs[step.stage.path] = step.name, partial(step.make, report, False)
+    if cell.settings.eval.protocol == "sampled":
+        path = cell.workspace.candidates(pipeline.protocol_name(cell.settings))
+        inputs[path] = "candidates", partial(_candidates, cell, report)
+    return inputs
+
+
+def _warn(name: str, error: LlmembError, runs: list[str], report: Reporter) -> None:
+    shown = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+    parts = [part for part in (error.where, error.message) if part]
+    hint = f" ({error.hint})" if error.hint else ""
+    report.warn(f"{name} failed: {': '.join(parts)}{hint}; left out for it: {shown}")
 
 
 def _before(steps: list[Step], run: str) -> list[Step]:
@@ -187,17 +208,17 @@ def _attempt(action: Callable[[], object]) -> LlmembError | None:
     except InterruptedRunError:
         raise
     except LlmembError as error:
-        return error
+        # Without its traceback, which would hold everything that the failed run had in memory.
+        return LlmembError(error.message, where=error.where, hint=error.hint)
     except Exception as error:
         # Whatever went wrong in one run must not cost the others of a grid that takes days.
         return LlmembError(f"{type(error).__name__}: {error}")
     return None
 
 
-def _blame(cell: Cell, error: LlmembError | None) -> None:
-    if error is not None:
-        cell.status = "failed"
-        cell.error = {"message": error.message, "where": error.where, "hint": error.hint}
+def _blame(cell: Cell, error: LlmembError) -> None:
+    cell.status = "failed"
+    cell.error = {"message": error.message, "where": error.where, "hint": error.hint}
 
 
 def _trained(cells: list[Cell], report: Reporter, jobs: int) -> Iterator[Cell]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import Settings, load_settings, rat_for
 from llmemb_cli.errors import WrongUseError
@@ -65,25 +66,44 @@ def grid_of(
         overrides: settings changed for the whole grid ({"rat.epochs": 5}).
 
     Raises:
-        WrongUseError: other methods for a target that is about llmemb.
+        WrongUseError: other methods for a target that is about llmemb, or nothing that can be trained.
     """
     if VARIANTS[target] is not _methods and set(methods or ["llmemb"]) != {"llmemb"}:
         raise WrongUseError(
             f"{target} is about llmemb alone: no --method {', '.join(methods or [])}",
             hint="leave it out; table1, fig5 and fig6 compare methods",
         )
-    paper = paper_figures(target)
-    chosen, compared = backbones or paper["backbones"], methods or paper["methods"]
+    chosen, compared = _compared(target, backbones, methods)
+    unfit = unfit_pairs(target, backbones, methods)
     cells: dict[tuple[Path, str], Cell] = {}  # two sweeps share the run with both settings as in llmemb.toml
     for workspace in workspaces:
         filed = load_settings(workspace.settings_file)
         base = load_settings(workspace.settings_file, overrides)
         for changes in VARIANTS[target](chosen, compared):
+            if (changes["backbone"], changes["method"]) in unfit:
+                continue
             for seed in seeds:
                 settings = base.model_copy(update={"rat": rat_for(base, **changes), "seed": seed})
                 cell = Cell(workspace, settings, filed)
                 cells.setdefault((workspace.root, cell.run), cell)
+    if not cells and unfit:
+        ((backbone, method), reason), *_ = unfit.items()
+        raise WrongUseError(f"--method {method} with --backbone {backbone}: {reason}", hint="take another one")
     return list(cells.values())
+
+
+def _compared(target: Target, backbones: list[str] | None, methods: list[str] | None) -> tuple[list[str], list[str]]:
+    paper = paper_figures(target)
+    return backbones or paper["backbones"], methods or paper["methods"]
+
+
+def unfit_pairs(
+    target: Target, backbones: list[str] | None = None, methods: list[str] | None = None
+) -> dict[tuple[str, str], str]:
+    """Backbones and methods of the target that cannot be trained together, and why; `grid_of` leaves them out."""
+    reasons = {name: dict(backbone.unfit) for name, backbone in BACKBONES.items()}
+    chosen, compared = _compared(target, backbones, methods)
+    return {(b, m): reasons[b][m] for b in chosen for m in compared if m in reasons[b]}  # type: ignore[index]
 
 
 def _methods(backbones: list[str], methods: list[str]) -> list[dict[str, Any]]:
