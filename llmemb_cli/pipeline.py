@@ -284,8 +284,10 @@ def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Sett
         inputs[role] = workspace.run(run_name(collaborative, in_file))
     # Contrasted views of a backbone without a mask of its own had another item in its place.
     version = 3 if settings.rat.contrast != "none" and settings.rat.backbone != "bert4rec" else 2
-    unused = frozenset(_unused(settings.rat))
-    return Stage("rat", workspace.run(name), version, rat_settings(settings), settings.seed, inputs, unused=unused)
+    chosen, path = rat_settings(settings), workspace.run(name)
+    off = {key: RatSettings.model_fields[key].default for key in SWITCHES}
+    unused = frozenset(_unused(settings.rat) - off.keys())
+    return Stage("rat", path, version, chosen, settings.seed, inputs, unused=unused, off=off)
 
 
 def protocol_name(settings: Settings) -> str:

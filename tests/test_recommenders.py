@@ -116,6 +116,30 @@ def test_a_switch_turned_off_by_a_flag_is_another_run_than_that_of_the_settings_
         assert run_name(settings.model_copy(update={"rat": rat}), settings) != run_name(settings, settings)
 
 
+@pytest.mark.parametrize(
+    ("switch", "on"), [("contrast", "cl4srec"), ("logit_adjustment", 0.5), ("start_decay", 1.0), ("averaging", 0.5)]
+)
+def test_a_switch_turned_on_or_off_in_the_settings_file_makes_the_run_stale(
+    tmp_path: Path, switch: str, on: Any
+) -> None:
+    values = SMALL | {"rat__epochs": 1, "rat__method": "none"}
+    workspace, settings = make_workspace(tmp_path / "ws", **values)
+    switched = settings.model_copy(update={"rat": settings.rat.model_copy(update={switch: on})})
+    for one, other in ((settings, switched), (switched, settings)):
+        run_rat(workspace, one, Reporter(), in_file=one)
+        states = [stage_state(rat_stage(workspace, chosen, "sasrec-none-42", chosen)) for chosen in (one, other)]
+        assert [state.state for state in states] == ["up-to-date", "stale"]
+        before, now = (chosen.rat.model_dump()[switch] for chosen in (one, other))
+        # Runs with a contrast are of another version.
+        assert states[1].reason == f"setting {switch} changed: {before!r} -> {now!r}" or switch == "contrast"
+        # Older runs say that it was off.
+        manifest = workspace.run("sasrec-none-42") / "manifest.json"
+        made = json.loads(manifest.read_text())
+        made["made_from"]["settings"].setdefault(switch, before)
+        manifest.write_text(json.dumps(made))
+        assert stage_state(rat_stage(workspace, one, "sasrec-none-42", one)).state == "up-to-date"
+
+
 def test_no_validation_or_test_item_reaches_training(tmp_path: Path) -> None:
     workspace, settings = make_workspace(tmp_path / "ws", **SMALL)
     data = load_split(workspace.data)

@@ -45,6 +45,7 @@ class Stage:
         about: names of its files that only describe the others: no stage that reads it depends on them.
         told: keys of its summary that a stage that reads it depends on.
         unused: settings that do not count, which an older manifest may hold.
+        off: what settings were that are not among those of a directory, or of `settings`: switches that were off.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Stage:
     about: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
     unused: frozenset[str] = frozenset()
+    off: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> Stag
     if want["seed"] is not None and had["seed"] != want["seed"]:
         return StageState("stale", f"seed changed: {had['seed']} -> {want['seed']}")
     for key in sorted((set(had["settings"]) | set(want["settings"])) - stage.unused):
-        before, now = had["settings"].get(key), want["settings"].get(key)
+        before, now = (made["settings"].get(key, stage.off.get(key)) for made in (had, want))
         if before != now:
             return StageState("stale", f"setting {key} changed: {before!r} -> {now!r}")
     for role in sorted(set(had["inputs"]) | set(want["inputs"])):
