@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -28,6 +29,7 @@ from llmemb_cli.srs.train import run_rat
 from llmemb_cli.srs.tune import parse_space, run_tune, suggest
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest, run_stage
+from llmemb_cli.workspace.store import sha256_json
 from tests.make_workspace import make_workspace
 from tests.test_recommenders import SMALL, StopAfter
 
@@ -131,6 +133,43 @@ def test_a_later_better_trial_takes_the_plain_name_and_loses_nothing(tmp_path: P
     assert (plain / "model.safetensors").read_bytes() == kept[1]
     filed = load_settings(workspace.settings_file)
     assert not run_rat(workspace, filed, Reporter(), in_file=filed).built
+
+
+def test_runs_that_kept_settings_leave_behind_get_the_names_that_their_settings_find(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW | {"rat__method": "llmemb", "rat__epochs": 1})
+    before = load_settings(workspace.settings_file)
+    plain = {"rat.method": "none"}
+    of_before = {"rat.sasrec-none.dropout": before.rat.dropout}
+    made = [{"seed": 42}, {"seed": 43}, plain | {"seed": 43}, {"rat.without": ["scft"]}, plain | {"rat.layers": 1}]
+    for flags in (*made, plain | {"rat.backbone": "gru4rec"}):
+        run_rat(workspace, load_settings(workspace.settings_file, flags), Reporter(), in_file=before)
+    notes = Notes()
+    run_tune(workspace, parse_space(["rat.dropout=0.05,0.15"]), plain, notes, trials=1, keep=True)
+    filed = load_settings(workspace.settings_file)
+    # Also what aligns to a run that was put aside; runs of another backbone, and those of changed settings, stay.
+    stay = {"sasrec-none-42", "gru4rec-none-42"}
+    swept = run_name(load_settings(workspace.settings_file, made[4]), before)
+    assert {name for name in names(workspace) if re.fullmatch(r".*-\d\d", name)} == stay and swept in names(workspace)
+    assert len(names(workspace)) == 8 and len([said for said in notes.said if "it is called" in said]) == 5
+    for flags in made[:4]:
+        earlier = load_settings(workspace.settings_file, of_before | flags)
+        assert not run_rat(workspace, earlier, Reporter(), in_file=filed).built
+        assert run_name(earlier, filed) in names(workspace)
+
+
+def test_a_name_that_is_taken_is_no_obstacle_to_the_best_run(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW | {"rat__epochs": 1})
+    filed = load_settings(workspace.settings_file)
+    run_rat(workspace, filed, Reporter(), in_file=filed)
+    changed = {"rat.dropout": filed.rat.dropout}
+    taken = f"sasrec-none-42-{sha256_json({'dropout': filed.rat.dropout})[:6]}"
+    shutil.copytree(workspace.run("sasrec-none-42"), workspace.run(taken))
+    found = run_tune(workspace, parse_space(["rat.dropout=0.3"]), {}, Reporter(), trials=1, keep=True)
+    assert found["best"]["run"] == "sasrec-none-42"
+    assert names(workspace) == {"sasrec-none-42", taken, f"{taken}-2"}
+    now = load_settings(workspace.settings_file)
+    assert run_name(load_settings(workspace.settings_file, changed), now) == taken
+    assert not run_rat(workspace, now, Reporter(), in_file=now).built
 
 
 def test_what_a_search_varies_does_not_reach_the_collaborative_run(tmp_path: Path) -> None:

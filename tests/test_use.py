@@ -188,6 +188,14 @@ def test_runs_are_listed_shown_and_removed_with_what_needs_them(tmp_path: Path) 
     listed = {one["run"]: one for one in document(workspace, "runs")["runs"]}
     assert listed.keys() == {"sasrec-none-42", "sasrec-llmemb-42"}
     assert listed["sasrec-none-42"]["evaluated"] == ["full"] and listed["sasrec-none-42"]["state"] == "current"
+    file = workspace.settings_file
+    before = file.read_text()
+    file.write_text(before.replace("hidden_size = 8", "hidden_size = 16"))
+    reason = "stale: setting hidden_size changed: 8 -> 16"
+    assert [one["state"] for one in document(workspace, "runs")["runs"]] == [reason] * 2
+    assert reason in " ".join(call(workspace, "runs", "show", "sasrec-none-42").stdout.split())
+    assert call(workspace, "runs").stdout.count("stale") == 3, "two runs, and what it means"
+    file.write_text(before)
     needed = listed["sasrec-none-42"]["needed_by"]
     assert len(needed) == 1 and "sasrec-llmemb-42 was aligned to it" in needed[0]
     done = call(workspace, "runs", "remove", "sasrec-none-42", "--yes")

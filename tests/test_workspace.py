@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
 from llmemb_cli.workspace.locate import Workspace, find_workspace
 from llmemb_cli.workspace.lock import write_lock
 from llmemb_cli.workspace.stage import Stage, read_manifest, require_stage, run_stage, stage_state
-from llmemb_cli.workspace.store import atomic_path, read_json, write_json, write_text
+from llmemb_cli.workspace.store import append_jsonl, atomic_path, read_json, read_jsonl, write_json, write_text
 from tests.test_init_disk import as_nobody
 
 
@@ -322,3 +324,30 @@ def test_a_folder_that_is_read_is_known_by_its_files(tmp_path: Path) -> None:
     assert stage_state(stage).state == "up-to-date"
     (source / "below" / "log.csv").write_text("a,b,c")
     assert stage_state(stage).reason == "file source changed"
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=4), st.text() | st.integers(), max_size=3), max_size=5), st.data())
+def test_a_log_reads_back_and_loses_nothing_but_a_cut_last_line(records: list[dict[str, Any]], data: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.jsonl"
+        assert read_jsonl(log) == ([], False)
+        for record in records:
+            append_jsonl(log, record)
+        assert read_jsonl(log) == (records, False)
+        if records:
+            whole = log.read_bytes()
+            kept = len(whole) - len(whole.split(b"\n")[-2]) - 1
+            at = data.draw(st.integers(kept, len(whole) - 1))
+            log.write_bytes(whole[:at])
+            assert read_jsonl(log) == (records[:-1], at > kept)
+
+
+def test_another_broken_line_of_a_log_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    for broken in (b'{"a": 1', b"[]", b"\xff", b"\0\0"):
+        log.write_bytes(b'{"a": 1}\n' + broken + b'\n{"a": 2}\n')
+        with pytest.raises(BadDataError) as raised:
+            read_jsonl(log)
+        assert raised.value.where == f"{log}, line 2"
+        log.write_bytes(b'{"a": 1}\n' + broken + b"\n")
+        assert read_jsonl(log, {"a"}) == ([{"a": 1}], True)

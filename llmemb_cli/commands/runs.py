@@ -27,7 +27,7 @@ def runs(
 
     Example: `llmemb runs show sasrec-llmemb-42`
     """
-    located, _ = open_workspace(output, workspace)
+    located, settings = open_workspace(output, workspace)
     from llmemb_cli.errors import WrongUseError
     from llmemb_cli.evaluation.catalogue import describe_run, needed_by, remove_runs
     from llmemb_cli.evaluation.document import check_runs, known_runs
@@ -35,7 +35,7 @@ def runs(
     if action == "list":
         if names:
             raise WrongUseError("list takes no names", hint=f"llmemb runs show {' '.join(names)}")
-        entries = [describe_run(located, name) for name in known_runs(located)]
+        entries = [describe_run(located, settings, name) for name in known_runs(located)]
         document: dict[str, Any] = {"workspace": str(located.root), "runs": entries}
         output.result(document, lambda console: show_list(console, entries))
         return
@@ -43,7 +43,7 @@ def runs(
         raise WrongUseError(f"which run to {action}?", hint=", ".join(known_runs(located)) or "there are no runs")
     chosen = check_runs(located, list(dict.fromkeys(names)))
     if action == "show":
-        entries = [describe_run(located, name) for name in chosen]
+        entries = [describe_run(located, settings, name) for name in chosen]
         output.result({"workspace": str(located.root), "runs": entries}, lambda console: show_runs(console, entries))
         return
     needs = {name: needed_by(located, name, besides=chosen) for name in chosen}
@@ -84,7 +84,7 @@ def show_list(console: Console, entries: list[dict[str, Any]]) -> None:
             duration(entry["seconds"]),
             f"{entry['bytes'] / 1e6:,.1f}",
             " ".join(dict.fromkeys(name.split("-")[0] for name in entry["evaluated"])) or "-",
-            "" if entry["state"] == "current" else entry["state"],
+            "" if entry["state"] == "current" else entry["state"].split(":")[0],
         ]
         for entry in entries
     ]
@@ -92,6 +92,8 @@ def show_list(console: Console, entries: list[dict[str, Any]]) -> None:
     for number in (4, 5):
         made.columns[number].justify = "left"
     console.print(made)
+    if any(entry["state"].startswith("stale:") for entry in entries):
+        console.print("stale: llmemb.toml says otherwise now; `llmemb runs show` says what", style="dim")
     console.print("valid: best NDCG@10 on validation items, full ranking; - where there are none", style="dim")
 
 

@@ -6,21 +6,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from llmemb_cli.config.rat import settings_of_run
+from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.evaluation.document import known_runs
-from llmemb_cli.pipeline import made_stages
+from llmemb_cli.pipeline import made_stages, rat_stage, run_name
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, require_stage
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, require_stage, stage_state
 
 
-def describe_run(workspace: Workspace, name: str) -> dict[str, Any]:
-    """A run with its settings, size, evaluations, and whether its inputs are still what it was trained on."""
+def describe_run(workspace: Workspace, settings: Settings, name: str) -> dict[str, Any]:
+    """A run with its settings, size, evaluations, and whether it is still what it would be if trained now.
+
+    Args:
+        settings: of llmemb.toml.
+    """
     directory = workspace.run(name)
     manifest = require_stage(directory, made_by="llmemb rat")
     evaluations = sorted(path.parent.name for path in (directory / "eval").glob("*/manifest.json"))
     return {
         "run": name,
         **manifest["summary"],
-        "state": _state(workspace, manifest),
+        "state": _state(workspace, settings, name, manifest),
         "evaluated": [one for one in evaluations if not one.startswith(".")],
         "needed_by": needed_by(workspace, name),
         "made": manifest["made"],
@@ -33,8 +39,8 @@ def describe_run(workspace: Workspace, name: str) -> dict[str, Any]:
     }
 
 
-def _state(workspace: Workspace, manifest: dict[str, Any]) -> str:
-    """`current`, or which of its inputs is another one now, or gone."""
+def _state(workspace: Workspace, settings: Settings, name: str, manifest: dict[str, Any]) -> str:
+    """`current`, or what is another one now: an input, or a setting where its name says that it is llmemb.toml's."""
     runs: list[str | None] = [output_fingerprint(workspace.run(one)) for one in known_runs(workspace)]
     there: dict[str, list[str | None]] = {
         "data": [output_fingerprint(workspace.data)],
@@ -45,7 +51,13 @@ def _state(workspace: Workspace, manifest: dict[str, Any]) -> str:
     for role, fingerprint in manifest["made_from"]["inputs"].items():
         if fingerprint not in there.get(role, embeddings):
             return f"other {role} now"
-    return "current"
+    made = settings_of_run(manifest)
+    rat = rat_for(settings, backbone=made.backbone, method=made.method, without=list(made.without))
+    chosen = settings.model_copy(update={"rat": rat, "seed": manifest["made_from"]["seed"]})
+    if run_name(chosen, settings) != name:
+        return "current"
+    state = stage_state(rat_stage(workspace, chosen, name, settings))
+    return "current" if state.state == "up-to-date" else f"stale: {state.reason}"
 
 
 def needed_by(workspace: Workspace, name: str, besides: list[str] | None = None) -> list[str]:

@@ -7,6 +7,7 @@ again for the trial it was at, and the training of that trial goes on from its c
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -18,13 +19,20 @@ from typing import Any
 
 from llmemb_cli import pipeline
 from llmemb_cli.config.rat import RatSettings
-from llmemb_cli.config.settings import Settings, known_keys, load_settings, parse_assignments, update_settings
+from llmemb_cli.config.settings import (
+    Settings,
+    known_keys,
+    load_settings,
+    parse_assignments,
+    rat_for,
+    update_settings,
+)
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, MissingError, WrongUseError, near_match
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
 from llmemb_cli.workspace.locate import PLAIN_NAME, Workspace
-from llmemb_cli.workspace.stage import output_fingerprint
-from llmemb_cli.workspace.store import append_jsonl, read_json, write_json, write_parquet, write_text
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
+from llmemb_cli.workspace.store import append_jsonl, read_json, read_jsonl, write_json, write_parquet, write_text
 
 NAMED = ("rat.backbone", "rat.method")  # have flags of their own
 SHARED = (*NAMED, "rat.without")  # they say which run it is, so no table of `[rat]` holds them
@@ -128,7 +136,7 @@ def run_tune(
     flags = {key: value for key, value in common.items() if key not in NAMED} | _of_table(table, best["settings"])
     if keep:
         kept = {key: value for key, value in flags.items() if key.startswith(f"{table}.")}
-        _keep(workspace, common, kept, best)
+        _keep(workspace, common, kept, best, report)
         flags = {key: value for key, value in flags.items() if key not in kept}
     return {
         "name": name,
@@ -149,10 +157,13 @@ def _of_table(table: str, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _keep(workspace: Workspace, common: dict[str, Any], kept: dict[str, Any], best: dict[str, Any]) -> None:
+def _keep(
+    workspace: Workspace, common: dict[str, Any], kept: dict[str, Any], best: dict[str, Any], report: Reporter
+) -> None:
     """Put the settings `kept` into llmemb.toml; the best run takes the plain name, which they now give it.
 
-    A run that has that name from settings of before is kept, under the name that these settings give it now.
+    Runs that have such a name from settings of before, with any seed, are kept under the name that these settings
+    give them now: beside the best run they would look as if only their seed were another.
     """
     rest = {key: value for key, value in common.items() if key not in kept}
     filed = load_settings(workspace.settings_file)
@@ -161,14 +172,36 @@ def _keep(workspace: Workspace, common: dict[str, Any], kept: dict[str, Any], be
     found = workspace.run(pipeline.run_name(load_settings(workspace.settings_file, rest | kept), filed))
     update_settings(workspace.settings_file, kept)
     in_file = load_settings(workspace.settings_file)
+    for run in [path for path in pipeline.made_stages(workspace) if path.parent == workspace.root / "runs"]:
+        earlier = _settings_before(run, filed)
+        if run.name == pipeline.run_name(earlier):
+            _rename(run, pipeline.run_name(earlier, in_file), report)
     plain = workspace.run(pipeline.run_name(load_settings(workspace.settings_file, rest), in_file))
     if found.exists() and found != plain:
-        aside = workspace.run(pipeline.run_name(before, in_file))
-        if plain.exists() and not aside.exists():
-            plain.rename(aside)
+        if plain.exists():  # flags that are not kept gave it a name with a digest
+            _rename(plain, pipeline.run_name(before, in_file), report)
         if not plain.exists():
             found.rename(plain)
     best["run"] = plain.name
+
+
+def _settings_before(run: Path, filed: Settings) -> Settings:
+    """What a run was trained with; what it did not depend on is as in `filed`, the llmemb.toml of before."""
+    made = (read_manifest(run) or {})["made_from"]
+    off = {key: RatSettings.model_fields[key].default for key in pipeline.SWITCHES}
+    values = off | {key: value for key, value in made["settings"].items() if key in RatSettings.model_fields}
+    rat = rat_for(filed, **{key: values[key] for key in ("backbone", "method")}).model_copy(update=values)
+    return filed.model_copy(update={"rat": rat, "seed": made["seed"]})
+
+
+def _rename(run: Path, wanted: str, report: Reporter) -> None:
+    """Give a run the name that its settings find, or one like it where that is taken."""
+    if wanted == run.name:
+        return
+    names = (f"{wanted}-{number}" if number > 1 else wanted for number in itertools.count(1))
+    free = next(path for path in map(run.with_name, names) if not path.exists())
+    run.rename(free)
+    report.note(f"{run.name} has other settings than llmemb.toml now: it is called {free.name}")
 
 
 def _folder(workspace: Workspace, name: str) -> Path:
@@ -209,38 +242,12 @@ def _open_study(
 
 
 def _read_trials(log: Path, report: Reporter) -> list[dict[str, Any]]:
-    """The finished trials. A last line that was cut is taken out of the file: its trial is made again.
-
-    Raises:
-        BadDataError: another line is no trial.
-    """
-    # Not splitlines(), for which a line also ends at characters that JSON leaves inside a text.
-    lines = log.read_bytes().split(b"\n") if log.is_file() else [b""]
-    rest = lines.pop()  # after the last line end
-    done = [_as_trial(line) for line in lines]
-    cut = bool(rest)
-    if not cut and done and done[-1] is None:
-        cut = True
-        lines, done = lines[:-1], done[:-1]
-    if None in done:
-        raise BadDataError(
-            "not a trial of a search",
-            where=f"{log}, line {done.index(None) + 1}",
-            hint="remove this line, or give the search another --name",
-        )
+    """The finished trials. A last line that was cut is taken out of the file: its trial is made again."""
+    done, cut = read_jsonl(log, FIELDS)
     if cut:
         report.note(f"the last line of {log} was cut: trial {len(done) + 1} is made again")
-        write_text(log, b"".join(line + b"\n" for line in lines).decode())
-    return [record for record in done if record is not None]
-
-
-def _as_trial(line: bytes) -> dict[str, Any] | None:
-    """The trial that a line holds, or None."""
-    try:
-        record = json.loads(line.decode())
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and record.keys() >= FIELDS else None
+        write_text(log, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in done))
+    return done
 
 
 def _searched(study: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,38 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
             file.write(line)
     except OSError as error:
         raise explain_os_error(error, path) from error
+
+
+def read_jsonl(path: Path, fields: Set[str] = frozenset()) -> tuple[list[dict[str, Any]], bool]:
+    """The records of a log that `append_jsonl` wrote, and whether its last line was cut (by a full disk, a crash).
+
+    Args:
+        path: none if it is not there.
+        fields: what every record has.
+
+    Raises:
+        BadDataError: another line is no record.
+    """
+    # Not splitlines(), for which a line also ends at characters that JSON leaves inside a text.
+    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    cut = bool(lines.pop())  # after the last line end
+    records = [_record(line, fields) for line in lines]
+    if not cut and records and records[-1] is None:
+        cut = True
+        records.pop()
+    if None in records:
+        where = f"{path}, line {records.index(None) + 1}"
+        raise BadDataError("not a line of this log", where=where, hint="remove this line")
+    return [record for record in records if record is not None], cut
+
+
+def _record(line: bytes, fields: Set[str]) -> dict[str, Any] | None:
+    """What a line holds, or None where that is no record."""
+    try:
+        record = json.loads(line.decode())
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record.keys() >= fields else None
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
