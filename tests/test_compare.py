@@ -31,7 +31,7 @@ from llmemb_cli.evaluation.stage import figures, run_eval
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.reporting.spreadsheet import csv_table, safe_cell
-from llmemb_cli.reporting.tables import csv_text, latex, markdown
+from llmemb_cli.reporting.tables import csv_text, latex, markdown, unsaid_runs
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
 from tests.make_workspace import make_workspace
@@ -307,7 +307,16 @@ def test_variants_say_in_what_they_differ_and_stand_in_the_order_of_their_number
     # A name that its owner chose stays, also if it ends like a digest.
     workspace.run(run_name(chosen, settings)).rename(workspace.run("mine-abc123"))
     # There is no plain llm2x: what counts is how they differ from llmemb.toml.
-    names = [entry["variant"] for entry in compare_runs(workspace, settings, [])["variants"]]
+    document = compare_runs(workspace, settings, [])
+    names = [entry["variant"] for entry in document["variants"]]
+    # Where the name of a variant does not tell its runs, they are told beside the table.
+    runs = {entry["variant"]: entry["runs"] for entry in document["variants"]}
+    assert unsaid_runs(document) == {name: runs[name] for name in names if "=" in name}
+    assert f"negatives=20: {runs[names[3]][0]}." in markdown(document).replace("\\", "")
+    shown = CliRunner().invoke(app, ["compare", "-w", str(workspace.root)]).stdout
+    assert f"negatives=20: {runs[names[3]][0]}" in " ".join(shown.split())
+    rows = list(csv.DictReader(csv_text(document).splitlines()))
+    assert {row["variant"]: row["runs"].split() for row in rows} == runs
     assert names == [
         "sasrec-none",
         "mine-abc123",
@@ -390,7 +399,7 @@ def test_cells_are_no_formulas_and_numbers_stay(name: str) -> None:
 @given(name=NAMES | ODD)
 def test_names_are_text_in_markdown_and_latex(name: str) -> None:
     cell = {"mean": 0.5, "deviation": None, "place": None}
-    entry = {"variant": name, "backbone": "sasrec", "seeds": [1], "baseline": None}
+    entry = {"variant": name, "backbone": "sasrec", "seeds": [1], "runs": [name], "baseline": None}
     document = {
         "variants": [entry | {"parts": {"overall": {"n": 3, "HR@10": cell}}}],
         "metrics": ["HR@10"],

@@ -143,12 +143,12 @@ def test_runs_that_kept_settings_leave_behind_get_the_names_that_their_settings_
     made = [{"seed": 42}, {"seed": 43}, plain | {"seed": 43}, {"rat.without": ["scft"]}, plain | {"rat.layers": 1}]
     for flags in (*made, plain | {"rat.backbone": "gru4rec"}):
         run_rat(workspace, load_settings(workspace.settings_file, flags), Reporter(), in_file=before)
+    swept = run_name(load_settings(workspace.settings_file, made[4]), before)
     notes = Notes()
     run_tune(workspace, parse_space(["rat.dropout=0.05,0.15"]), plain, notes, trials=1, keep=True)
     filed = load_settings(workspace.settings_file)
     # Also what aligns to a run that was put aside; runs of another backbone, and those of changed settings, stay.
     stay = {"sasrec-none-42", "gru4rec-none-42"}
-    swept = run_name(load_settings(workspace.settings_file, made[4]), before)
     assert {name for name in names(workspace) if re.fullmatch(r".*-\d\d", name)} == stay and swept in names(workspace)
     assert len(names(workspace)) == 8 and len([said for said in notes.said if "it is called" in said]) == 5
     for flags in made[:4]:
@@ -161,14 +161,13 @@ def test_a_name_that_is_taken_is_no_obstacle_to_the_best_run(tmp_path: Path) -> 
     workspace, _ = make_workspace(tmp_path / "ws", **FEW | {"rat__epochs": 1})
     filed = load_settings(workspace.settings_file)
     run_rat(workspace, filed, Reporter(), in_file=filed)
-    changed = {"rat.dropout": filed.rat.dropout}
     taken = f"sasrec-none-42-{sha256_json({'dropout': filed.rat.dropout})[:6]}"
     shutil.copytree(workspace.run("sasrec-none-42"), workspace.run(taken))
     found = run_tune(workspace, parse_space(["rat.dropout=0.3"]), {}, Reporter(), trials=1, keep=True)
     assert found["best"]["run"] == "sasrec-none-42"
     assert names(workspace) == {"sasrec-none-42", taken, f"{taken}-2"}
     now = load_settings(workspace.settings_file)
-    assert run_name(load_settings(workspace.settings_file, changed), now) == taken
+    assert run_name(load_settings(workspace.settings_file, {"rat.dropout": filed.rat.dropout}), now) == taken
     assert not run_rat(workspace, now, Reporter(), in_file=now).built
 
 

@@ -38,6 +38,15 @@ def caption(document: dict[str, Any]) -> str:
     return text
 
 
+def unsaid_runs(document: dict[str, Any]) -> dict[str, list[str]]:
+    """The runs of variants whose name does not tell them: where settings stand in the place of a digest."""
+    return {
+        entry["variant"]: entry["runs"]
+        for entry in document["variants"]
+        if any(entry["variant"].split("/")[-1] not in (run, run.rsplit("-", 1)[0]) for run in entry["runs"])
+    }
+
+
 def protocol_label(protocol: dict[str, Any]) -> str:
     """The protocol in words."""
     if protocol["kind"] == "full":
@@ -65,7 +74,9 @@ def markdown(document: dict[str, Any]) -> str:
             cells.append(f"{before}{figure(cell)}{after}".replace("*" + after, after + "\\*"))
         lines.append("| " + " | ".join([_md(entry["variant"]), str(len(entry["seeds"])), *cells]) + " |")
     users = ", ".join(f"{part} {n:,}" for part, n in sizes.items())
-    return "\n".join([*lines, "", _md(f"{caption(document)} {about(document)} Users: {users}.")]) + "\n"
+    told = f"{caption(document)} {about(document)} Users: {users}."
+    told += "".join(f" Runs of {name}: {', '.join(runs)}." for name, runs in unsaid_runs(document).items())
+    return "\n".join([*lines, "", _md(told)]) + "\n"
 
 
 def about(document: dict[str, Any]) -> str:
@@ -134,7 +145,6 @@ def csv_text(document: dict[str, Any]) -> str:
             low, high = cell.get("interval", (None, None))
             values = [(cell | {"low": low, "high": high}).get(name) for name in fields]
             seeds = " ".join(map(str, entry["seeds"]))
-            rows.append(
-                [entry["variant"], seeds, entry["baseline"], part, entry["parts"][part]["n"], metric, *values]
-            )
-    return csv_table(["variant", "seeds", "baseline", "part", "n", "metric", *fields], rows)
+            about_it = [entry["variant"], seeds, entry["baseline"], part, entry["parts"][part]["n"], metric]
+            rows.append([*about_it, *values, " ".join(entry["runs"])])
+    return csv_table(["variant", "seeds", "baseline", "part", "n", "metric", *fields, "runs"], rows)
