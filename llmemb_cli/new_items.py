@@ -15,7 +15,7 @@ from llmemb_cli.datasets.columns import guess_column
 from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.pca import fit_pca, read_pca
-from llmemb_cli.embeddings.table import read_ids, rows_for
+from llmemb_cli.embeddings.table import MADE_BY, read_ids, rows_for
 from llmemb_cli.embeddings.table import read_table as read_vectors
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.llm.encode import fetch_llm, note_cut, open_llm, resolve
@@ -64,8 +64,8 @@ def embed_new_items(
     _check_target(out, items)
     kind = "scft" if tuned else "base"
     directory = workspace.embeddings(kind)
-    manifest = require_stage(directory, made_by="llmemb embed" if tuned else "llmemb embed --without scft")
-    _check_inputs(workspace, manifest, tuned)
+    manifest = require_stage(directory, made_by=MADE_BY[kind])
+    _check_inputs(workspace, manifest, kind)
     settings, adapter = resolve(workspace, _as_embedded(settings, manifest), tuned)
     fetch_llm(settings, adapter, report)
     _check_weights(settings, manifest, directory)
@@ -147,15 +147,15 @@ def _as_frame(folder: Path, tables: Mapping[str, int]) -> pl.DataFrame:
     return frame
 
 
-def _check_inputs(workspace: Workspace, manifest: dict[str, Any], tuned: bool) -> None:
+def _check_inputs(workspace: Workspace, manifest: dict[str, Any], kind: str) -> None:
     """The prompts and the adapter must still be those that the workspace's vectors came from."""
     inputs = manifest["made_from"]["inputs"]
-    for role, path in (("prompts", workspace.prompts), *((("scft", workspace.scft()),) if tuned else ())):
+    for role, path in (("prompts", workspace.prompts), *((("scft", workspace.scft()),) if kind == "scft" else ())):
         if output_fingerprint(path) != inputs[role]:
             raise BadDataError(
                 f"{role} changed after the workspace's items were embedded: new vectors would not fit the old",
                 where=str(path),
-                hint="run `llmemb embed` first",
+                hint=f"run `{MADE_BY[kind]}` first",
             )
 
 
@@ -166,7 +166,7 @@ def _check_weights(settings: Settings, manifest: dict[str, Any], directory: Path
         raise BadDataError(
             f"the workspace's items were embedded with other weights than {settings.scft.model} has now",
             where=str(directory),
-            hint="run `llmemb embed` again, or put the old weights back",
+            hint=f"run `{MADE_BY[directory.name]}` again, or put the old weights back",
         )
 
 
@@ -283,10 +283,8 @@ class RunMapping:
                 hint="train a run with `llmemb rat --method llmemb`",
             )
         if used != kind:
-            flag = "with" if used == "base" else "without"
-            raise WrongUseError(
-                f"{run} was trained on the vectors in embeddings/{used}", hint=f"{flag} --without scft"
-            )
+            hint = "add --without scft" if used == "base" else "leave out --without scft"
+            raise WrongUseError(f"{run} was trained on the vectors in embeddings/{used}", hint=hint)
         if output_fingerprint(workspace.embeddings(kind)) not in inputs.values():
             raise BadDataError(
                 f"{run} was trained on other vectors than embeddings/{kind} has now",

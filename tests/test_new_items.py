@@ -128,6 +128,12 @@ def test_a_run_without_adapter_for_new_items_says_so(tmp_path: Path, trained: tu
     code, document = embed_items(workspace, items, "--run", "plain")
     assert code == 2 and "without vectors of the LLM" in document["error"]["message"]
     assert embed_items(workspace, items, "--run", "nothing")[0] == 2
+    manifest = workspace.run("adapted") / "manifest.json"
+    kept = manifest.read_text()
+    manifest.write_text(kept.replace('"vectors": "base"', '"vectors": "scft"'))
+    code, document = embed_items(workspace, items, "--run", "adapted")
+    manifest.write_text(kept)
+    assert code == 2 and document["error"]["hint"] == "leave out --without scft"
     done = CliRunner().invoke(app, ["embed", "-w", str(workspace.root), "--run", "adapted", "--json"])
     assert done.exit_code == 2 and "--items" in json.loads(done.stdout)["error"]["message"]
 
@@ -140,6 +146,7 @@ def test_prompts_that_changed_since_are_not_mixed_in(tmp_path: Path, trained: tu
     code, document = embed_items(workspace, items)
     make_prompts(workspace, settings, Reporter())
     assert code == 4 and "prompts changed" in document["error"]["message"]
+    assert document["error"]["hint"] == "run `llmemb embed --without scft` first"
     assert embed_items(workspace, items)[0] == 0
 
 
@@ -197,4 +204,5 @@ def test_other_weights_in_the_models_folder_are_refused(tmp_path: Path, trained:
     code, document = embed_items(workspace, items)
     weights.write_bytes(kept)
     assert code == 4 and "other weights" in document["error"]["message"]
+    assert "`llmemb embed --without scft` again" in document["error"]["hint"]
     assert embed_items(workspace, items)[0] == 0

@@ -18,6 +18,7 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.candidates import test_users as users_with_test
+from llmemb_cli.evaluation.document import near_or_some
 from llmemb_cli.evaluation.rank import full_ranking
 from llmemb_cli.evaluation.recommend import known_history, top_items
 from llmemb_cli.evaluation.spaces import background, best_run, find_item, unit_vectors
@@ -118,6 +119,13 @@ def test_users_from_a_file_to_a_file(trained: tuple[Workspace, Settings], tmp_pa
     assert pl.read_csv(tmp_path / "all.csv")["user_id"].n_unique() == 150
     shown = call(workspace, "recommend", "--all-users", "-k", "1").stdout
     assert shown.count("for user") == 10 and "140 more users" in shown
+
+
+def test_a_hint_with_some_names_counts_no_runs_among_methods() -> None:
+    known = [f"sasrec-none-{seed}" for seed in range(7)]
+    some = ", ".join(known[:6])
+    assert near_or_some("zzz", known[:6]) == some
+    assert near_or_some("zzz", [*known, "sasrec", "none"]) == f"{some}, ... (`llmemb runs` lists the runs)"
 
 
 def test_wrong_questions_are_answered_kindly(trained: tuple[Workspace, Settings], tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def show_list(console: Console, entries: list[dict[str, Any]]) -> None:
         made.columns[number].justify = "left"
     console.print(made)
     if any(entry["state"].startswith("stale:") for entry in entries):
-        console.print("stale: llmemb.toml says otherwise now; `llmemb runs show` says what", style="dim")
+        console.print("stale: would be trained anew now; `llmemb runs show` says why", style="dim")
     console.print("valid: best NDCG@10 on validation items, full ranking; - where there are none", style="dim")
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 VECTORS = "embeddings.safetensors"
 IDS = "ids.parquet"
 NAME = "embeddings"
+# The commands that make vectors of the LLM, by their directory.
+MADE_BY = {"scft": "llmemb embed", "base": "llmemb embed --without scft"}
 # How many shards of a table are on the disk, while it is being filled.
 DONE = "done.json"
 # Items whose prompts were longer than the LLM reads.
@@ -191,6 +193,6 @@ def rows_for(table: EmbeddingTable, item_ids: pl.Series, where: str) -> np.ndarr
         raise BadDataError(
             f"{len(missing)} items have no embedding, for example {missing[0]}",
             where=where,
-            hint="run `llmemb embed`",
+            hint="make them again: `llmemb embed` (base with --without scft) or `llmemb rat`",
         )
     return table.vectors[found["row"].to_numpy()]

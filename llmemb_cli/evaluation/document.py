@@ -64,7 +64,7 @@ def named_runs(workspace: Workspace, names: list[str]) -> list[str]:
 def near_or_some(name: str, known: list[str]) -> str:
     """A hint for a name that is not there: the one that was meant, or some of those there are."""
     close = near_match(name, known)
-    more = f", ... (`llmemb runs` lists all {len(known)})" if len(known) > SHOWN else ""
+    more = ", ... (`llmemb runs` lists the runs)" if len(known) > SHOWN else ""
     return f"did you mean {close}?" if close else ", ".join(known[:SHOWN]) + more
 
 

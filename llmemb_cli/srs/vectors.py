@@ -9,7 +9,7 @@ from llmemb_cli.config.methods import METHODS
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.embeddings.pca import Pca, fit_pca, read_pca
-from llmemb_cli.embeddings.table import read_table, rows_for
+from llmemb_cli.embeddings.table import MADE_BY, read_table, rows_for
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.pipeline import vectors_needed
 from llmemb_cli.seeds import numpy_rng
@@ -28,8 +28,6 @@ from llmemb_cli.workspace.rows import blocks
 # Root mean square of frozen vectors that pass a trained layer. LLM states differ in scale by orders of magnitude
 # between models; with this one the adapter's first output has a standard deviation of about 0.1 [choice].
 INPUT_RMS = 0.3
-
-_MADE_BY = {"scft": "llmemb embed", "base": "llmemb embed --without scft"}
 
 
 def make_embedding(
@@ -74,7 +72,7 @@ class Source:
 
     def __init__(self, workspace: Workspace, settings: Settings, data: SplitData, kind: str) -> None:
         self.directory = workspace.embeddings(kind)
-        table = read_table(self.directory, made_by=_MADE_BY.get(kind, f"llmemb rat --method {kind}"))
+        table = read_table(self.directory, made_by=MADE_BY.get(kind, f"llmemb rat --method {kind}"))
         self.vectors = rows_for(table, data.item_ids, str(self.directory))
         self.control, self.seed = settings.rat.control, settings.seed
 
