@@ -51,16 +51,16 @@ def records(workspace: Workspace, run: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("method", "backbone", "loss", "contrast"),
+    ("method", "backbone", "loss", "more"),
     [
-        ("llmemb", "sasrec", "bce", "none"),
-        ("melt", "gru4rec", "ce", "none"),
-        ("llmesr", "bert4rec", "ce", "none"),
-        ("none", "bsarec", "sce", "cl4srec"),
+        ("llmemb", "sasrec", "bce", {}),
+        ("melt", "gru4rec", "ce", {}),
+        ("llmesr", "bert4rec", "ce", {"rat__start_decay": 2.0, "rat__averaging": 0.9}),
+        ("none", "bsarec", "sce", {"rat__contrast": "cl4srec"}),
     ],
 )
-def test_two_processes_equal_one(tmp_path: Path, method: str, backbone: str, loss: str, contrast: str) -> None:
-    values = FEW | {"rat__method": method, "rat__backbone": backbone, "rat__loss": loss, "rat__contrast": contrast}
+def test_two_processes_equal_one(tmp_path: Path, method: str, backbone: str, loss: str, more: dict[str, Any]) -> None:
+    values = FEW | {"rat__method": method, "rat__backbone": backbone, "rat__loss": loss} | more
     # 144 histories in batches of 13: the last one has a single row, and the second process none.
     alone, settings = make_workspace(tmp_path / "alone", users=144, **values)
     summary = run_rat(alone, settings, Reporter()).manifest["summary"]
