@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from llmemb_cli.app import app
 from llmemb_cli.chain import Step, variants
 from llmemb_cli.config.settings import Settings, load_settings, update_settings
 from llmemb_cli.datasets.split import load_split
-from llmemb_cli.errors import BadDataError, MissingError
+from llmemb_cli.errors import BadDataError, LlmembError, MissingError
 from llmemb_cli.progress import Reporter
 from llmemb_cli.reporting import grid
 from llmemb_cli.reporting.estimate import estimate, only_users
@@ -332,6 +333,33 @@ def test_a_stage_before_the_grid_that_fails_is_told_before_the_rest_is_trained(
     assert told == [
         "said failed: scft.model: no such model (take another one); left out for it: sasrec-said-42, gru4rec-said-42"
     ]
+
+
+def test_candidates_that_cannot_be_drawn_fail_before_a_language_model_is_trained(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(*args: Any) -> None:
+        raise AssertionError("hours of an LLM, and then no candidates")
+
+    stage = Stage("said", workspace.embeddings("said"), 1, {})
+    monkeypatch.setattr(grid, "steps_before", lambda cell: [Step("said", stage, trained)])
+    cells = grid_of("table1", [workspace], [42], methods=["said"], overrides=SAMPLED | {"eval.negatives": 9999})
+    run_grid(cells, Reporter())
+    assert cells and all("fewer than 9999 items" in (cell.error or {})["message"] for cell in cells)
+
+
+def test_a_failure_holds_nothing_of_what_failed() -> None:
+    class Tensors: ...
+
+    held: list[weakref.ref[Tensors]] = []
+
+    def fail() -> None:
+        tensors = Tensors()
+        held.append(weakref.ref(tensors))
+        raise LlmembError("out of memory", hint="lower rat.batch_size")
+
+    error = grid._attempt(fail)
+    assert error is not None and error.hint == "lower rat.batch_size" and held[0]() is None
 
 
 def test_time_is_estimated_from_runs_like_it_and_else_from_steps(workspace: Workspace) -> None:

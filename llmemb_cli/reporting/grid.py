@@ -135,24 +135,26 @@ def _prepare(cells: list[Cell], report: Reporter) -> None:
     wanted = [(cell, _inputs(cell, report)) for cell in cells]
     for cell, inputs in wanted:
         for path, (name, make) in inputs.items():
-            if path not in made:
+            # Nothing more is made for a cell that has failed by what another one needed as well.
+            if path not in made and not any(made.get(other) for other in inputs):
                 made[path] = _attempt(make)
                 if error := made[path]:
                     _warn(name, error, [other.run for other, needed in wanted if path in needed], report)
-            if error := made[path]:
-                _blame(cell, error)
-                break
+        if error := next((made[path] for path in inputs if made.get(path)), None):
+            _blame(cell, error)
 
 
 def _inputs(cell: Cell, report: Reporter) -> dict[Path, tuple[str, Callable[[], object]]]:
-    """What has to be made before the cell is trained: where, what it is called, and how."""
-    inputs: dict[Path, tuple[str, Callable[[], object]]] = {}
-    for step in steps_before(cell):
-        inputs[step.stage.path] = step.name, partial(step.make, report, False)
+    """What has to be made before the cell is trained: where, what it is called, and how; in order."""
+    steps = {step.stage.path: (step.name, partial(step.make, report, False)) for step in steps_before(cell)}
+    inputs: dict[Path, tuple[str, Callable[[], object]]] = {
+        path: step for path, step in steps.items() if path == cell.workspace.data
+    }
     if cell.settings.eval.protocol == "sampled":
+        # A matter of seconds, which must not fail after the hours of an LLM.
         path = cell.workspace.candidates(pipeline.protocol_name(cell.settings))
         inputs[path] = "candidates", partial(_candidates, cell, report)
-    return inputs
+    return inputs | steps
 
 
 def _warn(name: str, error: LlmembError, runs: list[str], report: Reporter) -> None:
