@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -347,7 +348,9 @@ def test_too_many_negatives_are_refused_with_a_number_that_works(tmp_path: Path,
     data = load_split(workspace.data)
     with pytest.raises(BadDataError, match="items left to rank among") as refused:
         draw_candidates(data, 30, how, 1)
-    least = int(str(refused.value.hint).split()[1])
+    hint = re.fullmatch(r"--set eval\.negatives=(\d+), or --set eval\.protocol=full", str(refused.value.hint))
+    assert hint
+    least = int(hint[1])
     history = data.test_history()
     pool = {item for item in range(1, data.n_items + 1) if how == "uniform" or data.train_counts[item]}
     expected = min(len(pool - {*history.row(u).tolist(), int(data.test[u])}) for u in test_users(data))

@@ -121,11 +121,12 @@ def _check_enough(data: SplitData, own: np.ndarray, users: np.ndarray, negatives
     left = int(drawable.sum()) - had
     if len(users) and left.min() < negatives:
         user, least = data.user_ids[int(users[left.argmin()])], int(left.min())
-        fewer = f"--negatives {least} or fewer, or " if least else ""
+        # By settings: not every command that draws candidates has flags for them.
+        fewer = f"--set eval.negatives={least}, or " if least else ""
         raise BadDataError(
             f"{int((left < negatives).sum())} users have fewer than {negatives} items left to rank among; "
             f"user {user} has {least}",
-            hint=f"{fewer}--protocol full",
+            hint=f"{fewer}--set eval.protocol=full",
         )
 
 
