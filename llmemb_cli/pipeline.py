@@ -152,12 +152,8 @@ def _unused(rat: RatSettings) -> set[str]:
     for prefix in prefixes - {"", method.options, BACKBONES[rat.backbone].options}:
         unused |= {key for key in RatSettings.model_fields if key.startswith(prefix)}
     if rat.contrast == "none":
-        unused |= {"contrast", "contrast_weight"}
-    if not rat.logit_adjustment:
-        unused.add("logit_adjustment")
-    if not rat.averaging:
-        unused.add("averaging")
-    if not rat.start_decay or not _has_table(rat):
+        unused.add("contrast_weight")
+    if not _has_table(rat):
         unused.add("start_decay")
     if not rat.scores_cosines:
         unused.add("temperature")
@@ -180,6 +176,11 @@ def _has_table(rat: RatSettings) -> bool:
     return not (method.freezable and rat.freeze_vectors)
 
 
+def _off(rat: RatSettings) -> set[str]:
+    """The switches that are off. They stand in no manifest; unlike what is unused they count: on is another run."""
+    return {key for key in SWITCHES if getattr(rat, key) == RatSettings.model_fields[key].default}
+
+
 def made_with(made: dict[str, Any], key: str, otherwise: Any = None) -> Any:
     """A setting of `[rat]` that a run was `made` from: a switch that is not among them was off.
 
@@ -191,13 +192,20 @@ def made_with(made: dict[str, Any], key: str, otherwise: Any = None) -> Any:
 
 def rat_settings(settings: Settings) -> dict[str, Any]:
     """The settings of `[rat]` that a run depends on."""
+    off = _off(settings.rat)
+    return {key: value for key, value in _with_switches(settings).items() if key not in off}
+
+
+def _with_switches(settings: Settings) -> dict[str, Any]:
+    """`rat_settings`, and the switches that the run depends on and that are off."""
     unused = _unused(settings.rat) | HOW
     return {key: value for key, value in _settings(settings.rat).items() if key not in unused}
 
 
 def used_settings(manifest: dict[str, Any]) -> dict[str, Any]:
     """The settings of `[rat]` that a trained run depends on; an older manifest holds others too."""
-    unused = _unused(settings_of_run(manifest))
+    rat = settings_of_run(manifest)
+    unused = _unused(rat) | _off(rat)
     return {key: value for key, value in manifest["made_from"]["settings"].items() if key not in unused}
 
 
@@ -216,10 +224,9 @@ def run_name(settings: Settings, in_file: Settings | None = None) -> str:
     parts = [plain_name(rat_settings(settings)), str(settings.seed)]
     if in_file is not None:
         filed = rat_for(in_file, backbone=rat.backbone, method=rat.method).model_dump(mode="json")
-        chosen = rat_settings(settings) | {key: getattr(rat, key) for key in SWITCHES}
         changed = {
             key: value
-            for key, value in chosen.items()
+            for key, value in _with_switches(settings).items()
             if key not in ("backbone", "method", "without") and value != filed[key]
         }
         changed |= _changed_before(settings, in_file, changed)
@@ -240,7 +247,7 @@ def _changed_before(settings: Settings, in_file: Settings, changed: dict[str, An
     if filed is None or needed is None:
         return {}
     told = filed.rat.model_dump(mode="json") | changed
-    return {f"collaborative.{key}": value for key, value in rat_settings(needed).items() if value != told[key]}
+    return {f"collaborative.{key}": value for key, value in _with_switches(needed).items() if value != told[key]}
 
 
 def plain_settings(settings: Settings, backbone: str | None = None, same: Collection[str] = ()) -> Settings:
@@ -286,7 +293,7 @@ def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Sett
     version = 3 if settings.rat.contrast != "none" and settings.rat.backbone != "bert4rec" else 2
     chosen, path = rat_settings(settings), workspace.run(name)
     off = {key: RatSettings.model_fields[key].default for key in SWITCHES}
-    unused = frozenset(_unused(settings.rat) - off.keys())
+    unused = frozenset(_unused(settings.rat))
     return Stage("rat", path, version, chosen, settings.seed, inputs, unused=unused, off=off)
 
 

@@ -31,7 +31,7 @@ from llmemb_cli.evaluation.stage import figures, run_eval
 from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.reporting.spreadsheet import csv_table, safe_cell
-from llmemb_cli.reporting.tables import csv_text, latex, markdown, unsaid_runs
+from llmemb_cli.reporting.tables import csv_text, latex, markdown, runs_behind
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
 from tests.make_workspace import make_workspace
@@ -311,7 +311,7 @@ def test_variants_say_in_what_they_differ_and_stand_in_the_order_of_their_number
     names = [entry["variant"] for entry in document["variants"]]
     # Where the name of a variant does not tell its runs, they are told beside the table.
     runs = {entry["variant"]: entry["runs"] for entry in document["variants"]}
-    assert unsaid_runs(document) == {name: runs[name] for name in names if "=" in name}
+    assert runs_behind(document) == {name: runs[name] for name in names if "=" in name}
     assert f"negatives=20: {runs[names[3]][0]}." in markdown(document).replace("\\", "")
     shown = CliRunner().invoke(app, ["compare", "-w", str(workspace.root)]).stdout
     assert f"negatives=20: {runs[names[3]][0]}" in " ".join(shown.split())

@@ -21,7 +21,7 @@ from llmemb_cli.config.settings import load_settings, update_settings
 from llmemb_cli.datasets.prepare import prepare
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, WrongUseError
-from llmemb_cli.pipeline import rat_stage, run_name
+from llmemb_cli.pipeline import collaborative_settings, rat_settings, rat_stage, run_name, vectors_needed
 from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.srs import loop
 from llmemb_cli.srs.batch import make_batch
@@ -29,6 +29,7 @@ from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.srs.sequences import training_rows
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.srs.validate import validation_ranks, validation_users
+from llmemb_cli.srs.vectors import make_embedding
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, stage_state
 from llmemb_cli.workspace.store import read_tensors, write_tensors
 from tests.make_workspace import make_workspace
@@ -114,6 +115,27 @@ def test_a_switch_turned_off_by_a_flag_is_another_run_than_that_of_the_settings_
     for key, off in (("logit_adjustment", 0.0), ("contrast", "none"), ("start_decay", 0.0), ("averaging", 0.0)):
         rat = settings.rat.model_copy(update={key: off})
         assert run_name(settings.model_copy(update={"rat": rat}), settings) != run_name(settings, settings)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("more", [{}, {"without": ["freeze"]}, {"without": ["adapter"]}, {"freeze_vectors": True}])
+def test_start_decay_counts_where_an_item_has_something_of_its_own(
+    tmp_path: Path, method: str, more: dict[str, Any]
+) -> None:
+    values = {"rat__method": method, "rat__hidden_size": 8, "rat__vectors": "scft", "rat__alphafuse_dims": 4}
+    workspace, settings = make_workspace(tmp_path / "ws", **values, **{f"rat__{key}": v for key, v in more.items()})
+    kind = vectors_needed(settings)
+    if kind in ("said", "tslrec"):
+        shutil.copytree(workspace.embeddings("base"), workspace.embeddings(kind))
+    data = load_split(workspace.data)
+    embedding = make_embedding(workspace, settings, data, torch.zeros(data.n_items, 8))
+    pulled = settings.model_copy(update={"rat": settings.rat.model_copy(update={"start_decay": 1.0})})
+    tables = [one for one in embedding.item_parameters() if one.requires_grad and len(one) == data.n_items]
+    assert ("start_decay" in rat_settings(pulled)) == bool(tables) and len(tables) < 2
+    # Where it does not count for the run itself, it still does for the run that this one aligns to or starts from.
+    named = run_name(pulled, settings) != run_name(settings, settings)
+    assert named == bool(tables or collaborative_settings(settings))
+    assert (run_name(settings, pulled) != run_name(pulled, pulled)) == named
 
 
 @pytest.mark.parametrize(
@@ -249,10 +271,10 @@ def test_start_decay_keeps_items_near_their_start(
     moved: list[float] = []
 
     def watched(t: loop.Training) -> Any:
-        starts = [own.detach().clone() for own in t.model.embedding.own()]
+        starts = [own.detach().clone() for own in t.model.embedding.item_parameters()]
         assert starts and len(starts[0]) == t.data.n_items
         trained = loop.train(t)
-        moved.append(float((t.model.embedding.own()[0].detach() - starts[0]).abs().max()))
+        moved.append(float((t.model.embedding.item_parameters()[0].detach() - starts[0]).abs().max()))
         return trained
 
     monkeypatch.setattr("llmemb_cli.srs.train.train", watched)

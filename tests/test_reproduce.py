@@ -359,7 +359,7 @@ def test_a_failure_holds_nothing_of_what_failed() -> None:
         raise LlmembError("out of memory", hint="lower rat.batch_size")
 
     error = grid._attempt(fail)
-    assert error is not None and error.hint == "lower rat.batch_size" and held[0]() is None
+    assert error is not None and error["hint"] == "lower rat.batch_size" and held[0]() is None
 
 
 def test_time_is_estimated_from_runs_like_it_and_else_from_steps(workspace: Workspace) -> None:

@@ -21,7 +21,6 @@ from llmemb_cli.peers import ALONE, Peers
 from llmemb_cli.ranking import hit_rate, ndcg, rank_of_target, reciprocal_rank
 from llmemb_cli.seeds import seed_torch
 from llmemb_cli.srs import losses
-from llmemb_cli.srs.anchor import pull_back, table_starts
 from llmemb_cli.srs.batch import MARKS, Group, distinct_items, make_batch, masked_pairs, next_item_pairs
 from llmemb_cli.srs.item_embedding import (
     AdaptedTable,
@@ -38,6 +37,7 @@ from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import Step, batch_loss, popularity_offset
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import epoch_batches, left_padded, length_groups, training_rows
+from llmemb_cli.srs.start_decay import pull_back, table_starts
 
 D = 8
 

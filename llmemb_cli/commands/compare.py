@@ -112,7 +112,7 @@ def _text(document: dict[str, Any], format: str) -> str:
 
 def show(console: Console, document: dict[str, Any], details: bool = False) -> None:
     """One table for each part of the users; one for each metric too, where the terminal is narrow."""
-    from llmemb_cli.reporting.tables import caption, unsaid_runs
+    from llmemb_cli.reporting.tables import caption, runs_behind
 
     parts = document["variants"][0]["parts"]
     everybody = [part for part in parts if part != "overall" and parts[part]["n"] == parts["overall"]["n"]]
@@ -137,7 +137,7 @@ def show(console: Console, document: dict[str, Any], details: bool = False) -> N
             against.setdefault(entry["baseline"], []).append(entry["variant"])
     for baseline, variants in against.items():
         console.print(f"against {baseline}: {', '.join(variants)}", style="dim", markup=False)
-    for variant, runs in unsaid_runs(document).items():
+    for variant, runs in runs_behind(document).items():
         console.print(f"{variant}: {', '.join(runs)}", style="dim", markup=False)
     for part in everybody:
         console.print(f"{part}: all {parts[part]['n']:,} users, so as overall", style="dim", markup=False)

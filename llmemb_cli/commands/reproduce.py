@@ -98,12 +98,15 @@ def reproduce(
 def _check_overrides(overrides: dict[str, Any]) -> None:
     from llmemb_cli.errors import WrongUseError
 
-    flags = {"rat.backbone": "--backbone", "rat.method": "--method", "seed": "--seeds"}
+    instead = {
+        "rat.backbone": "take --backbone",
+        "rat.method": "take --method",
+        "rat.without": "table2 leaves each part out",
+        "seed": "take --seeds",
+    }
     for key in overrides:
-        if key in flags:
-            raise WrongUseError(f"--set {key} has no effect on a grid", hint=f"take {flags[key]}")
-        if key == "rat.without":
-            raise WrongUseError("--set rat.without has no effect on a grid", hint="table2 leaves each part out")
+        if key in instead:
+            raise WrongUseError(f"--set {key} has no effect on a grid", hint=instead[key])
         if not key.startswith(("rat.", "eval.")):
             raise WrongUseError(
                 f"--set {key}: only settings of [rat] and [eval] can be changed for a grid",

@@ -26,6 +26,7 @@ from llmemb_cli.workspace.lock import write_lock
 from llmemb_cli.workspace.stage import Stage, stage_state
 
 Status = Literal["waiting", "up-to-date", "done", "failed"]
+Failure = dict[str, str | None]  # message, where and hint of an error
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Cell:
     filed: Settings
     status: Status = "waiting"
     seconds: float = 0.0
-    error: dict[str, str | None] | None = None
+    error: Failure | None = None
     locks: set[Path] = field(default_factory=set)
 
     @property
@@ -131,7 +132,7 @@ def _prepare(cells: list[Cell], report: Reporter) -> None:
 
     What failed is told at once, and what it costs: the recommenders may take days.
     """
-    made: dict[Path, LlmembError | None] = {}
+    made: dict[Path, Failure | None] = {}
     wanted = [(cell, _inputs(cell, report)) for cell in cells]
     for cell, inputs in wanted:
         for path, (name, make) in inputs.items():
@@ -141,7 +142,7 @@ def _prepare(cells: list[Cell], report: Reporter) -> None:
                 if error := made[path]:
                     _warn(name, error, [other.run for other, needed in wanted if path in needed], report)
         if error := next((made[path] for path in inputs if made.get(path)), None):
-            _blame(cell, error)
+            cell.status, cell.error = "failed", error
 
 
 def _inputs(cell: Cell, report: Reporter) -> dict[Path, tuple[str, Callable[[], object]]]:
@@ -157,10 +158,10 @@ def _inputs(cell: Cell, report: Reporter) -> dict[Path, tuple[str, Callable[[], 
     return inputs | steps
 
 
-def _warn(name: str, error: LlmembError, runs: list[str], report: Reporter) -> None:
+def _warn(name: str, error: Failure, runs: list[str], report: Reporter) -> None:
     shown = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
-    parts = [part for part in (error.where, error.message) if part]
-    hint = f" ({error.hint})" if error.hint else ""
+    parts = [part for part in (error["where"], error["message"]) if part]
+    hint = f" ({error['hint']})" if error["hint"] else ""
     report.warn(f"{name} failed: {': '.join(parts)}{hint}; left out for it: {shown}")
 
 
@@ -204,23 +205,18 @@ def _candidates(cell: Cell, report: Reporter) -> None:
     make_candidates(cell.workspace, cell.settings, report)
 
 
-def _attempt(action: Callable[[], object]) -> LlmembError | None:
+def _attempt(action: Callable[[], object]) -> Failure | None:
+    """Do it; what went wrong comes back as data, since an exception holds all that the failed run had in memory."""
     try:
         action()
     except InterruptedRunError:
         raise
     except LlmembError as error:
-        # Without its traceback, which would hold everything that the failed run had in memory.
-        return LlmembError(error.message, where=error.where, hint=error.hint)
+        return {"message": error.message, "where": error.where, "hint": error.hint}
     except Exception as error:
         # Whatever went wrong in one run must not cost the others of a grid that takes days.
-        return LlmembError(f"{type(error).__name__}: {error}")
+        return {"message": f"{type(error).__name__}: {error}", "where": None, "hint": None}
     return None
-
-
-def _blame(cell: Cell, error: LlmembError) -> None:
-    cell.status = "failed"
-    cell.error = {"message": error.message, "where": error.where, "hint": error.hint}
 
 
 def _trained(cells: list[Cell], report: Reporter, jobs: int) -> Iterator[Cell]:
@@ -332,8 +328,7 @@ def _train(root: str, settings: str, filed: str, run: str, report: Reporter | No
         run_eval(workspace, chosen, run, report or Reporter())
 
     error = _attempt(work)
-    failure = None if error is None else {"message": error.message, "where": error.where, "hint": error.hint}
-    return {"seconds": time.monotonic() - started, "error": failure}
+    return {"seconds": time.monotonic() - started, "error": error}
 
 
 def _outcome(future: Future) -> dict[str, Any]:

@@ -101,9 +101,13 @@ def unfit_pairs(
     target: Target, backbones: list[str] | None = None, methods: list[str] | None = None
 ) -> dict[tuple[str, str], str]:
     """Backbones and methods of the target that cannot be trained together, and why; `grid_of` leaves them out."""
-    reasons = {name: dict(backbone.unfit) for name, backbone in BACKBONES.items()}
     chosen, compared = _compared(target, backbones, methods)
-    return {(b, m): reasons[b][m] for b in chosen for m in compared if m in reasons[b]}  # type: ignore[index]
+    return {
+        (name, method): reason
+        for name, backbone in BACKBONES.items()
+        for method, reason in backbone.unfit.items()
+        if name in chosen and method in compared
+    }
 
 
 def _methods(backbones: list[str], methods: list[str]) -> list[dict[str, Any]]:

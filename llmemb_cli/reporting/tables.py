@@ -38,7 +38,7 @@ def caption(document: dict[str, Any]) -> str:
     return text
 
 
-def unsaid_runs(document: dict[str, Any]) -> dict[str, list[str]]:
+def runs_behind(document: dict[str, Any]) -> dict[str, list[str]]:
     """The runs of variants whose name does not tell them: where settings stand in the place of a digest."""
     return {
         entry["variant"]: entry["runs"]
@@ -75,7 +75,7 @@ def markdown(document: dict[str, Any]) -> str:
         lines.append("| " + " | ".join([_md(entry["variant"]), str(len(entry["seeds"])), *cells]) + " |")
     users = ", ".join(f"{part} {n:,}" for part, n in sizes.items())
     told = f"{caption(document)} {about(document)} Users: {users}."
-    told += "".join(f" Runs of {name}: {', '.join(runs)}." for name, runs in unsaid_runs(document).items())
+    told += "".join(f" Runs of {name}: {', '.join(runs)}." for name, runs in runs_behind(document).items())
     return "\n".join([*lines, "", _md(told)]) + "\n"
 
 

@@ -25,7 +25,7 @@ class ItemEmbedding(nn.Module):
         """(k, width): the embeddings of distinct `items` (k,) int64, none of them the padding."""
         raise TypeError(f"{type(self).__name__} has no rows")
 
-    def own(self) -> list[nn.Parameter]:
+    def item_parameters(self) -> list[nn.Parameter]:
         """What is trained of single items: parameters with a row an item."""
         return []
 
@@ -55,7 +55,7 @@ class ItemTable(ItemEmbedding):
         self.width = hidden_size
         self.weight = nn.Parameter(torch.randn(n_items, hidden_size) * std if start is None else start.clone())
 
-    def own(self) -> list[nn.Parameter]:
+    def item_parameters(self) -> list[nn.Parameter]:
         return [self.weight]
 
     def items(self) -> torch.Tensor:
@@ -86,7 +86,7 @@ class AdaptedTable(ItemEmbedding):
         else:
             self.vectors = nn.Parameter(vectors.clone())
 
-    def own(self) -> list[nn.Parameter]:
+    def item_parameters(self) -> list[nn.Parameter]:
         return [self.vectors] if isinstance(self.vectors, nn.Parameter) else []
 
     def _affine(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -144,8 +144,8 @@ class DualTable(ItemEmbedding):
         self.collaborative = ItemTable(len(start), hidden_size, start)
         self.semantic = AdaptedTable(vectors, hidden_size)
 
-    def own(self) -> list[nn.Parameter]:
-        return self.collaborative.own()
+    def item_parameters(self) -> list[nn.Parameter]:
+        return self.collaborative.item_parameters()
 
     def items(self) -> torch.Tensor:
         return torch.cat([self.collaborative.items(), self.semantic.items()], dim=1)
@@ -167,7 +167,7 @@ class FusedTable(ItemEmbedding):
         self.vectors: torch.Tensor
         self.register_buffer("vectors", vectors, persistent=False)
 
-    def own(self) -> list[nn.Parameter]:
+    def item_parameters(self) -> list[nn.Parameter]:
         return [self.weight]
 
     def _fuse(self, vectors: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

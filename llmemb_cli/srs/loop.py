@@ -21,7 +21,6 @@ from llmemb_cli.peers import Peers
 from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import hit_rate, ndcg
 from llmemb_cli.seeds import numpy_rng, seed_torch, stream_seed
-from llmemb_cli.srs.anchor import pull_back, table_starts
 from llmemb_cli.srs.averaging import Average, averaged, start_average, update_average
 from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.negatives import NegativeSampler
@@ -29,6 +28,7 @@ from llmemb_cli.srs.objective import Extra, Step, batch_loss, loss_name, popular
 from llmemb_cli.srs.precision import float32_products
 from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.sequences import epoch_batches, training_rows
+from llmemb_cli.srs.start_decay import pull_back, table_starts
 from llmemb_cli.srs.validate import validation_ranks, validation_users
 from llmemb_cli.tracking import Trackers
 from llmemb_cli.workspace.stage import keep_seconds

@@ -102,7 +102,9 @@ def _told_of_memory() -> Iterator[None]:
     except (RuntimeError, MemoryError, OSError) as error:
         if not out_of_memory(error):
             raise
-        raise LlmembError("out of memory", hint="lower rat.batch_size or rat.negatives, or fewer --jobs") from error
+        raise LlmembError(
+            "out of memory", hint="lower rat.batch_size or rat.negatives, or train fewer at once"
+        ) from error
 
 
 @_told_of_memory()

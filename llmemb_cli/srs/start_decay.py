@@ -15,7 +15,7 @@ Start = tuple[torch.nn.Parameter, torch.Tensor]
 
 def table_starts(model: Recommender, decay: float) -> list[Start]:
     """What is trained of single items, with a copy of its present values; nothing where `decay` is 0."""
-    return [(own, own.detach().clone()) for own in model.embedding.own()] if decay else []
+    return [(table, table.detach().clone()) for table in model.embedding.item_parameters()] if decay else []
 
 
 @torch.no_grad()
@@ -25,5 +25,5 @@ def pull_back(starts: list[Start], share: float) -> None:
     That is L2-SP (Li, Grandvalet, Davoine, ICML 2018), decoupled from Adam's step as the weight decay of AdamW is
     (Loshchilov, Hutter, ICLR 2019), with which it agrees where the start is zero.
     """
-    for own, start in starts:
-        own.lerp_(start, min(share, 1.0))
+    for table, start in starts:
+        table.lerp_(start, min(share, 1.0))
