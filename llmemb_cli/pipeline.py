@@ -153,7 +153,7 @@ def _unused(rat: RatSettings) -> set[str]:
         unused |= {key for key in RatSettings.model_fields if key.startswith(prefix)}
     if rat.contrast == "none":
         unused.add("contrast_weight")
-    if not _has_table(rat):
+    if not _has_start(rat):
         unused.add("start_decay")
     if not rat.scores_cosines:
         unused.add("temperature")
@@ -168,9 +168,14 @@ def _unused(rat: RatSettings) -> set[str]:
     return unused
 
 
-def _has_table(rat: RatSettings) -> bool:
-    """Whether each item has numbers of its own that are trained."""
+def _has_start(rat: RatSettings) -> bool:
+    """Whether items have trained numbers of their own that start from what is known of them.
+
+    Those of method none start at random, and a pull back there would lower the floor that others are measured by.
+    """
     method = METHODS[rat.method]
+    if method.embedding == "table" and method.start == "random":
+        return False
     if method.embedding == "adapter":
         return rat.method == "llmemb" and "freeze" in rat.without and "adapter" not in rat.without
     return not (method.freezable and rat.freeze_vectors)

@@ -119,7 +119,7 @@ def test_a_switch_turned_off_by_a_flag_is_another_run_than_that_of_the_settings_
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("more", [{}, {"without": ["freeze"]}, {"without": ["adapter"]}, {"freeze_vectors": True}])
-def test_start_decay_counts_where_an_item_has_something_of_its_own(
+def test_start_decay_counts_where_an_item_has_a_start_of_its_own(
     tmp_path: Path, method: str, more: dict[str, Any]
 ) -> None:
     values = {"rat__method": method, "rat__hidden_size": 8, "rat__vectors": "scft", "rat__alphafuse_dims": 4}
@@ -130,12 +130,14 @@ def test_start_decay_counts_where_an_item_has_something_of_its_own(
     data = load_split(workspace.data)
     embedding = make_embedding(workspace, settings, data, torch.zeros(data.n_items, 8))
     pulled = settings.model_copy(update={"rat": settings.rat.model_copy(update={"start_decay": 1.0})})
-    tables = [one for one in embedding.item_parameters() if one.requires_grad and len(one) == data.n_items]
+    tables = [one for one in embedding.with_start() if one.requires_grad and len(one) == data.n_items]
     assert ("start_decay" in rat_settings(pulled)) == bool(tables) and len(tables) < 2
-    # Where it does not count for the run itself, it still does for the run that this one aligns to or starts from.
     named = run_name(pulled, settings) != run_name(settings, settings)
-    assert named == bool(tables or collaborative_settings(settings))
-    assert (run_name(settings, pulled) != run_name(pulled, pulled)) == named
+    assert named == bool(tables) == (run_name(settings, pulled) != run_name(pulled, pulled))
+    # It leaves the run alone that this one aligns to or starts from, and with it the floor.
+    assert bool(tables) == (method != "none") or method in ("llmemb", "said")
+    if (collaborative := collaborative_settings(pulled)) is not None:
+        assert "start_decay" not in rat_settings(collaborative)
 
 
 @pytest.mark.parametrize(
@@ -144,22 +146,22 @@ def test_start_decay_counts_where_an_item_has_something_of_its_own(
 def test_a_switch_turned_on_or_off_in_the_settings_file_makes_the_run_stale(
     tmp_path: Path, switch: str, on: Any
 ) -> None:
-    values = SMALL | {"rat__epochs": 1, "rat__method": "none"}
+    values = SMALL | {"rat__epochs": 1, "rat__method": "llm2x"}
     workspace, settings = make_workspace(tmp_path / "ws", **values)
     switched = settings.model_copy(update={"rat": settings.rat.model_copy(update={switch: on})})
     for one, other in ((settings, switched), (switched, settings)):
         run_rat(workspace, one, Reporter(), in_file=one)
-        states = [stage_state(rat_stage(workspace, chosen, "sasrec-none-42", chosen)) for chosen in (one, other)]
+        states = [stage_state(rat_stage(workspace, chosen, "sasrec-llm2x-42", chosen)) for chosen in (one, other)]
         assert [state.state for state in states] == ["up-to-date", "stale"]
         before, now = (chosen.rat.model_dump()[switch] for chosen in (one, other))
         # Runs with a contrast are of another version.
         assert states[1].reason == f"setting {switch} changed: {before!r} -> {now!r}" or switch == "contrast"
         # Older runs say that it was off.
-        manifest = workspace.run("sasrec-none-42") / "manifest.json"
+        manifest = workspace.run("sasrec-llm2x-42") / "manifest.json"
         made = json.loads(manifest.read_text())
         made["made_from"]["settings"].setdefault(switch, before)
         manifest.write_text(json.dumps(made))
-        assert stage_state(rat_stage(workspace, one, "sasrec-none-42", one)).state == "up-to-date"
+        assert stage_state(rat_stage(workspace, one, "sasrec-llm2x-42", one)).state == "up-to-date"
 
 
 def test_no_validation_or_test_item_reaches_training(tmp_path: Path) -> None:
@@ -201,8 +203,8 @@ class StopAfter(Reporter):
         ("gru4rec", "melt", 7, {}),
         ("sasrec", "llmemb", 7, {}),
         ("bert4rec", "llmesr", 2, {}),
-        ("sasrec", "llm2x", 2, {"rat__start_decay": 2.0}),
-        ("sasrec", "none", 2, {"rat__start_decay": 2.0, "rat__averaging": 0.9}),
+        ("sasrec", "llm2x", 2, {"rat__start_decay": 2.0, "rat__averaging": 0.9}),
+        ("sasrec", "none", 2, {"rat__averaging": 0.9}),
     ],
 )
 def test_interrupted_and_resumed_training_equals_an_uninterrupted_one(
@@ -261,7 +263,7 @@ def test_averaging_keeps_a_moving_average_of_the_weights_and_changes_no_step(
     assert plain.built and kept.built
 
 
-@pytest.mark.parametrize("method", ["none", "llm2x", "melt", "llmesr", "alphafuse", "llmemb"])
+@pytest.mark.parametrize("method", ["llm2x", "melt", "llmesr", "alphafuse", "llmemb"])
 def test_start_decay_keeps_items_near_their_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -271,19 +273,19 @@ def test_start_decay_keeps_items_near_their_start(
     moved: list[float] = []
 
     def watched(t: loop.Training) -> Any:
-        starts = [own.detach().clone() for own in t.model.embedding.item_parameters()]
+        if t.settings.rat.method == "none":  # what the run starts from or aligns to
+            return loop.train(t)
+        starts = [own.detach().clone() for own in t.model.embedding.with_start()]
         assert starts and len(starts[0]) == t.data.n_items
         trained = loop.train(t)
-        moved.append(float((t.model.embedding.item_parameters()[0].detach() - starts[0]).abs().max()))
+        moved.append(float((t.model.embedding.with_start()[0].detach() - starts[0]).abs().max()))
         return trained
 
     monkeypatch.setattr("llmemb_cli.srs.train.train", watched)
-    last = []  # of each run; what it starts from or aligns to was trained before
     for decay in (0.0, 1.0, 1 / 0.005):
         rat = settings.rat.model_copy(update={"start_decay": decay})
         run_rat(workspace, settings.model_copy(update={"rat": rat}), Reporter(), in_file=settings)
-        last.append(moved[-1])
-    assert last[2] < 3 * 0.005 < last[1] < last[0]
+    assert moved[2] < 3 * 0.005 < moved[1] < moved[0]
 
 
 def test_a_signal_in_the_last_validation_stops_and_the_same_call_goes_on_behind_the_training(

@@ -114,7 +114,7 @@ def test_pull_to_a_start_of_zeros_is_adamw() -> None:
 
 def test_pull_to_a_start_is_a_share_of_the_way_and_never_beyond_it() -> None:
     torch.manual_seed(0)
-    model = Recommender(RatSettings(hidden_size=3), 6, ItemTable(6, 3))
+    model = Recommender(RatSettings(hidden_size=3), 6, ItemTable(6, 3, torch.randn(6, 3)))
     starts = table_starts(model, 1.0)
     ((own, start),) = starts
     for share, left in ((0.25, 0.75), (4.0, 0.0)):
@@ -123,7 +123,8 @@ def test_pull_to_a_start_is_a_share_of_the_way_and_never_beyond_it() -> None:
         pull_back(starts, share)
         torch.testing.assert_close(own - start, torch.full((6, 3), left))
     assert table_starts(model, 0.0) == []
-    assert table_starts(Recommender(RatSettings(hidden_size=3), 6, FrozenTable(torch.randn(6, 3))), 1.0) == []
+    for table in (FrozenTable(torch.randn(6, 3)), ItemTable(6, 3)):
+        assert table_starts(Recommender(RatSettings(hidden_size=3), 6, table), 1.0) == []
 
 
 def test_padding_row_is_zero_and_is_never_trained() -> None:

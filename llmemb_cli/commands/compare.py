@@ -138,7 +138,7 @@ def show(console: Console, document: dict[str, Any], details: bool = False) -> N
     for baseline, variants in against.items():
         console.print(f"against {baseline}: {', '.join(variants)}", style="dim", markup=False)
     for variant, runs in runs_behind(document).items():
-        console.print(f"{variant}: {', '.join(runs)}", style="dim", markup=False)
+        console.print(f"runs of {variant}: {', '.join(runs)}", style="dim", markup=False)
     for part in everybody:
         console.print(f"{part}: all {parts[part]['n']:,} users, so as overall", style="dim", markup=False)
     for text in document["definitions"].values():

@@ -51,7 +51,7 @@ class RatSettings(Section):
     )
     start_decay: float = setting(
         0.0,
-        "pull of a table back to its start (LLM vectors, say), learning_rate * start_decay of the way each step",
+        "pull of a table back to the LLM vectors or run it starts from: learning_rate * start_decay of it a step",
         ge=0,
         source="L2-SP, Li et al., ICML 2018",
     )

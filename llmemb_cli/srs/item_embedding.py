@@ -25,8 +25,8 @@ class ItemEmbedding(nn.Module):
         """(k, width): the embeddings of distinct `items` (k,) int64, none of them the padding."""
         raise TypeError(f"{type(self).__name__} has no rows")
 
-    def item_parameters(self) -> list[nn.Parameter]:
-        """What is trained of single items: parameters with a row an item."""
+    def with_start(self) -> list[nn.Parameter]:
+        """What is trained of single items, from a start that says something of them: no random numbers."""
         return []
 
     def rows(self, items: torch.Tensor) -> torch.Tensor:
@@ -54,9 +54,10 @@ class ItemTable(ItemEmbedding):
         super().__init__()
         self.width = hidden_size
         self.weight = nn.Parameter(torch.randn(n_items, hidden_size) * std if start is None else start.clone())
+        self.random = start is None
 
-    def item_parameters(self) -> list[nn.Parameter]:
-        return [self.weight]
+    def with_start(self) -> list[nn.Parameter]:
+        return [] if self.random else [self.weight]
 
     def items(self) -> torch.Tensor:
         return self.weight
@@ -86,7 +87,7 @@ class AdaptedTable(ItemEmbedding):
         else:
             self.vectors = nn.Parameter(vectors.clone())
 
-    def item_parameters(self) -> list[nn.Parameter]:
+    def with_start(self) -> list[nn.Parameter]:
         return [self.vectors] if isinstance(self.vectors, nn.Parameter) else []
 
     def _affine(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -144,8 +145,8 @@ class DualTable(ItemEmbedding):
         self.collaborative = ItemTable(len(start), hidden_size, start)
         self.semantic = AdaptedTable(vectors, hidden_size)
 
-    def item_parameters(self) -> list[nn.Parameter]:
-        return self.collaborative.item_parameters()
+    def with_start(self) -> list[nn.Parameter]:
+        return self.collaborative.with_start()
 
     def items(self) -> torch.Tensor:
         return torch.cat([self.collaborative.items(), self.semantic.items()], dim=1)
@@ -167,7 +168,7 @@ class FusedTable(ItemEmbedding):
         self.vectors: torch.Tensor
         self.register_buffer("vectors", vectors, persistent=False)
 
-    def item_parameters(self) -> list[nn.Parameter]:
+    def with_start(self) -> list[nn.Parameter]:
         return [self.weight]
 
     def _fuse(self, vectors: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

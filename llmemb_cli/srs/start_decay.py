@@ -14,8 +14,8 @@ Start = tuple[torch.nn.Parameter, torch.Tensor]
 
 
 def table_starts(model: Recommender, decay: float) -> list[Start]:
-    """What is trained of single items, with a copy of its present values; nothing where `decay` is 0."""
-    return [(table, table.detach().clone()) for table in model.embedding.item_parameters()] if decay else []
+    """The tables that start from something, each with a copy of that; none where `decay` is 0."""
+    return [(table, table.detach().clone()) for table in model.embedding.with_start()] if decay else []
 
 
 @torch.no_grad()
