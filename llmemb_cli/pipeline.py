@@ -13,7 +13,7 @@ from llmemb_cli.assets.identity import model_identity
 from llmemb_cli.config.backbones import BACKBONES, SHARED
 from llmemb_cli.config.methods import METHODS, Method
 from llmemb_cli.config.rat import RatSettings, settings_of_run
-from llmemb_cli.config.settings import Settings, rat_for
+from llmemb_cli.config.settings import Settings, own_tables, rat_for
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage, read_manifest
 from llmemb_cli.workspace.store import sha256_json
@@ -278,6 +278,19 @@ def collaborative_settings(settings: Settings) -> Settings | None:
     return None
 
 
+def without_effect(settings: Settings) -> list[str]:
+    """Settings of `[rat]` that flags give and that change neither the run nor the collaborative run it reads."""
+
+    def given(rat: RatSettings) -> set[str]:
+        tables = ("", *own_tables(rat.backbone, rat.method))
+        return {key for table in tables for key in settings.rat_flags.get(table, {})}
+
+    read = [collaborative_settings(settings), tslrec_source(settings) if settings.rat.method == "tslrec" else None]
+    runs = [settings, *(run for run in read if run is not None)]
+    used = {key for run in runs for key in given(run.rat) & set(_with_switches(run))}
+    return sorted(given(settings.rat) - used - HOW)
+
+
 def vectors_needed(settings: Settings) -> str | None:
     """Which LLM vectors a run reads: the name of a directory in `embeddings/`, or None."""
     vectors = method_of(settings).vectors
@@ -383,7 +396,7 @@ def report_stage(workspace: Workspace, settings: Settings) -> Stage:
         "tail": [settings.data.tail_share, settings.eval.tail_threshold],
         "drop_ratio": settings.scft.drop_ratio,
         # Changed settings stand beside the names of runs.
-        "rat": sha256_json([settings.rat.model_dump(mode="json"), settings.rat_tables]),
+        "rat": sha256_json([settings.rat.model_dump(mode="json"), settings.rat_tables, settings.rat_flags]),
     }
     files = {"card": workspace.data / "card.md"}
     return Stage("report", workspace.reports, 5, chosen, settings.seed, inputs, files)

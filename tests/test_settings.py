@@ -23,6 +23,7 @@ from llmemb_cli.config.settings import (
     write_settings,
 )
 from llmemb_cli.errors import WrongUseError
+from llmemb_cli.pipeline import without_effect
 
 
 def test_written_settings_are_read_back_the_same(tmp_path: Path) -> None:
@@ -173,12 +174,41 @@ def test_a_flag_can_count_for_one_backbone_or_method_alone(tmp_path: Path) -> No
         assert flagged.rat.dropout == 0.1
         assert rat_for(flagged, method="none").dropout == plain
         assert load_settings(path, {"rat.method": "none", "rat.sasrec-llmemb.dropout": 0.1}).rat.dropout == plain
-        both = load_settings(path, {"rat.method": "llmemb", "rat.llmemb.dropout": 0.1, "rat.dropout": 0.4})
-        assert both.rat.dropout == 0.4 and rat_for(both, method="none").dropout == 0.4
+        # As in the file, what is said of one method alone counts for it, whatever is said of all.
+        for order in (1, -1):
+            said = [("rat.method", "llmemb"), ("rat.llmemb.dropout", 0.1), ("rat.dropout", 0.4)][::order]
+            both = load_settings(path, dict(said))
+            assert both.rat.dropout == 0.1 and rat_for(both, method="none").dropout == 0.4
+            assert rat_for(rat_for_settings(both, "none"), method="llmemb").dropout == 0.1
     for key, said in (("rat.llmembb.dropout", "no backbone"), ("rat.llmemb.dropuot", "unknown"), ("rat.a.b.c", "no")):
         with pytest.raises(WrongUseError, match=said) as caught:
             load_settings(path, {key: 0.1})
         assert caught.value.where == "--set"
+
+
+@pytest.mark.parametrize(
+    ("flags", "idle"),
+    [
+        ({"rat.method": "none", "rat.start_decay": 1.0, "rat.dropout": 0.1}, ["start_decay"]),
+        ({"rat.method": "llm2x", "rat.start_decay": 1.0}, []),
+        ({"rat.method": "none", "rat.none.melt_contexts": 2, "rat.melt.melt_contexts": 3}, ["melt_contexts"]),
+        ({"rat.method": "none", "rat.loss": "ce", "rat.negatives": 5, "rat.device": "cpu"}, ["negatives"]),
+        ({"rat.method": "none", "rat.averaging": 0.0}, []),
+        # The table it is aligned to starts with it, the adapter itself does not.
+        ({"rat.method": "llmemb", "rat.init_std": 0.05}, []),
+        ({"rat.method": "llmemb", "rat.init_std": 0.05, "rat.without": ["align"]}, ["init_std"]),
+        ({"rat.method": "llmemb", "rat.llmemb.init_std": 0.05}, ["init_std"]),
+        ({"rat.method": "tslrec", "rat.backbone": "gru4rec", "rat.layers": 1}, []),
+    ],
+)
+def test_flags_without_effect_are_known(tmp_path: Path, flags: dict[str, object], idle: list[str]) -> None:
+    path = tmp_path / "llmemb.toml"
+    path.write_text("")
+    assert without_effect(load_settings(path, flags)) == idle
+
+
+def rat_for_settings(settings: Settings, method: str) -> Settings:
+    return settings.model_copy(update={"rat": rat_for(settings, method=method)})
 
 
 @pytest.mark.parametrize(

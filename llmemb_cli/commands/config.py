@@ -40,7 +40,7 @@ def config(
             continue
         *table_name, name = key.split(".")
         value = getattr(getattr(settings, table_name[0]) if table_name else settings, name)
-        origin = "flag" if key in flags else _origin(in_file, flags, table_name, name, settings)
+        origin = _origin(in_file, flags, table_name, name, settings)
         entries.append({"key": key, "value": value, "origin": origin})
     output.result(
         {"workspace": str(located.root), "settings": entries},
@@ -65,13 +65,16 @@ def _shown(value: Any) -> str:
 
 def _origin(in_file: dict[str, Any], flags: dict[str, Any], section: list[str], name: str, settings: Settings) -> str:
     """Which table of llmemb.toml or of the flags a setting comes from, or that it is a default."""
+    own = own_tables(settings.rat.backbone, settings.rat.method)[::-1] if section == ["rat"] else []
+    for table_name in own:
+        if f"rat.{table_name}.{name}" in flags:
+            return f"flag, [rat.{table_name}]"
+    if ".".join([*section, name]) in flags:
+        return "flag"
     filed = in_file.get(section[0], {}) if section else in_file
-    if section == ["rat"]:
-        for own in reversed(own_tables(settings.rat.backbone, settings.rat.method)):
-            if f"rat.{own}.{name}" in flags:
-                return f"flag, [rat.{own}]"
-            if name in filed.get(own, {}):
-                return f"llmemb.toml, [rat.{own}]"
+    for table_name in own:
+        if name in filed.get(table_name, {}):
+            return f"llmemb.toml, [rat.{table_name}]"
     return "llmemb.toml" if name in filed else "default"
 
 

@@ -81,12 +81,18 @@ def rat(
     given = {f"rat.{key}": value for key, value in locals().items() if key in _SETTINGS}
     located, settings = open_workspace(output, workspace, given, set)
     in_file = load_settings(located.settings_file)
+    from llmemb_cli.pipeline import plain_name, rat_settings, without_effect
     from llmemb_cli.srs.train import run_rat
 
     if without and settings.rat.method != "llmemb":
         raise WrongUseError("--without leaves out parts of llmemb", hint="add --method llmemb, or leave it out")
     if settings.rat.compat == "official" and settings.rat.backbone == "sasrec":
         output.message("compat official: positions of SASRec see their future", style="yellow")
+    if idle := without_effect(settings):
+        output.message(
+            f"no effect on {plain_name(rat_settings(settings))}: {', '.join(idle)}",
+            style="yellow",
+        )
     chosen = parse_seeds(seeds) if seeds else [settings.seed]
     if process_rank():
         _train_along(located, settings, chosen, force, name, in_file)

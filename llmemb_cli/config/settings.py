@@ -47,12 +47,12 @@ class Settings(Section):
     eval: EvalSettings = EvalSettings()
     run: PlanSettings = PlanSettings()
     # What llmemb.toml says of `[rat]` ("") and, over it, of one backbone, one method or both ("bert4rec-llmemb");
-    # and over all of these what flags say (FLAGS).
+    # and over all of these what flags say, in the same order.
     rat_tables: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    rat_flags: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 WHICH = ("backbone", "method", "without")  # settings of `[rat]` that say which run it is
-FLAGS = "--set"  # no table of llmemb.toml can be called so
 
 SECTIONS: dict[str, type[Section]] = {
     "data": DataSettings,
@@ -91,8 +91,8 @@ def _shown(value: Any) -> str:
 def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settings:
     """Read `llmemb.toml` and put `overrides` ({"rat.alpha": 0.05}; None values are ignored) over it.
 
-    An override of a table ("rat.llmemb.alpha") counts for that backbone or method alone, as in the file; one of
-    `[rat]` itself wins over every table.
+    An override of a table ("rat.llmemb.alpha") counts for that backbone or method alone, as in the file; every
+    override wins over every table of the file.
 
     Raises:
         WrongUseError: the file is not TOML, or a key or value is wrong; names line, key and near match.
@@ -104,23 +104,23 @@ def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settin
     values, tables = _read(text, str(path))
     if "model" in values.get("scft", {}):
         values["scft"]["model"] = _model_path(values["scft"]["model"], path.parent)
-    given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    for key, value in given.items():
+    flags: dict[str, dict[str, Any]] = {"": {}}
+    for key, value in (overrides or {}).items():
+        if value is None:
+            continue
         section, _, rest = key.partition(".")
         table, dot, name = rest.rpartition(".")
         if section == "rat" and dot:
             _check_table(table, {name: value}, "--set", text="")
-            tables.setdefault(table, {})[name] = value
         else:
             _put(values, key, _model_path(value, Path.cwd()) if key == "scft.model" else value)
-    if len(tables) > 1:
+        if section == "rat" and (dot or name not in WHICH):
+            flags.setdefault(table, {})[name] = value
+    if len(tables) > 1 or any(flags.values()):
         rat = values.setdefault("rat", {})
         default = RatSettings()
-        own = _own(tables, rat.get("backbone", default.backbone), rat.get("method", default.method))
-        rat |= {key: value for key, value in own.items() if f"rat.{key}" not in given}
-        said = {key[4:]: value for key, value in given.items() if key.startswith("rat.") and key.count(".") == 1}
-        tables[FLAGS] = {key: value for key, value in said.items() if key not in WHICH}
-        values["rat_tables"] = tables
+        rat |= _layered(tables, flags, rat.get("backbone", default.backbone), rat.get("method", default.method))
+        values |= {"rat_tables": tables, "rat_flags": flags}
     return _check(values, source="command line", text="")
 
 
@@ -133,8 +133,9 @@ def _read(text: str, source: str) -> tuple[dict[str, Any], dict[str, dict[str, A
     rat = values.get("rat")
     rat = rat if isinstance(rat, dict) else {}
     tables = {name: rat.pop(name) for name, value in list(rat.items()) if isinstance(value, dict)}
-    if "rat_tables" in values:
-        raise WrongUseError("unknown setting rat_tables", where=source, hint="[rat.bert4rec] is a table of its own")
+    for name in ("rat_tables", "rat_flags"):
+        if name in values:
+            raise WrongUseError(f"unknown setting {name}", where=source, hint="[rat.bert4rec] is a table of its own")
     _check(values, source=source, text=text)
     for name, table in tables.items():
         _check_table(name, table, source, text)
@@ -164,30 +165,33 @@ def own_tables(backbone: str, method: str) -> list[str]:
     return [backbone, method, f"{backbone}-{method}"]
 
 
-def _own(tables: dict[str, dict[str, Any]], backbone: str, method: str) -> dict[str, Any]:
+def _layered(
+    tables: dict[str, dict[str, Any]], flags: dict[str, dict[str, Any]], backbone: str, method: str
+) -> dict[str, Any]:
+    """What `tables` of llmemb.toml and, over all of them, `flags` say of a run."""
     found: dict[str, Any] = {}
-    for name in own_tables(backbone, method):
-        found |= tables.get(name, {})
+    for layer in (tables, flags):
+        for name in ("", *own_tables(backbone, method)):
+            found |= {key: value for key, value in layer.get(name, {}).items() if key not in WHICH}
     return found
 
 
 def rat_for(settings: Settings, **changes: Any) -> RatSettings:
     """`[rat]` as it is with `changes`, such as another backbone or method.
 
-    What llmemb.toml says of the new backbone and method alone (`[rat.bert4rec]`) takes the place of what it says of
-    the old ones. Settings that flags changed stay as they are, also those that were changed to what they were.
+    What llmemb.toml and flags say of the new backbone and method alone (`[rat.bert4rec]`) takes the place of what
+    they say of the old ones. Settings changed since (in Python) stay as they are.
     """
 
-    def filed(backbone: str, method: str) -> dict[str, Any]:
-        tables = settings.rat_tables
-        own = _own(tables, backbone, method) | tables.get(FLAGS, {})
-        return RatSettings.model_validate(tables.get("", {}) | own).model_dump()
+    def told(backbone: str, method: str) -> dict[str, Any]:
+        layered = _layered(settings.rat_tables, settings.rat_flags, backbone, method)
+        return RatSettings.model_validate(layered).model_dump()
 
     now = settings.rat.model_dump()
-    before = filed(now["backbone"], now["method"])
-    names = {key: changes.get(key, now[key]) for key in ("backbone", "method")}
-    by_flags = {key: value for key, value in now.items() if value != before[key]}
-    return RatSettings.model_validate(filed(**names) | by_flags | names | changes)
+    before = told(now["backbone"], now["method"])
+    names = {key: changes.get(key, now[key]) for key in WHICH}
+    since = {key: value for key, value in now.items() if value != before[key]}
+    return RatSettings.model_validate(told(names["backbone"], names["method"]) | since | names | changes)
 
 
 def _model_path(model: str, base: Path) -> str:
