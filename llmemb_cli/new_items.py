@@ -18,7 +18,7 @@ from llmemb_cli.embeddings.pca import fit_pca, read_pca
 from llmemb_cli.embeddings.table import MADE_BY, read_ids, rows_for
 from llmemb_cli.embeddings.table import read_table as read_vectors
 from llmemb_cli.errors import BadDataError, WrongUseError
-from llmemb_cli.llm.encode import fetch_llm, note_cut, open_llm, resolve
+from llmemb_cli.llm.encode import as_made, fetch_llm, note_cut, open_llm, resolve
 from llmemb_cli.llm.vectors import encode
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import build_prompts
@@ -26,13 +26,14 @@ from llmemb_cli.srs.vectors import INPUT_RMS
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.rows import RowsFile, blocks, map_rows
 from llmemb_cli.workspace.stage import Stage, StageResult, output_fingerprint, read_manifest, require_stage, run_stage
-from llmemb_cli.workspace.store import read_tensors, write_parquet
+from llmemb_cli.workspace.store import read_parquet, read_tensors, write_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
 STAGE = "embed items"
+RESULT = ["item_id", "embeddings", "reduced"]  # how the columns of a result begin
 # Names of files that somebody may expect and that no directory should bear.
 OTHER_FORMATS = {".npy", ".npz", ".csv", ".tsv", ".json", ".jsonl", ".safetensors", ".pt", ".txt"}
 
@@ -118,6 +119,12 @@ def _check_target(out: Path | None, items: Path) -> None:
     if not out.exists():
         return
     if out.suffix == ".parquet" and out.is_file():
+        if not _is_result(out):
+            raise WrongUseError(
+                "--out is another file, which would be lost",
+                where=str(out),
+                hint="name a new file, or remove this one",
+            )
         return
     if not out.is_dir():
         raise WrongUseError(
@@ -127,6 +134,14 @@ def _check_target(out: Path | None, items: Path) -> None:
         raise WrongUseError(
             "--out is a directory with other files, which would be lost", where=str(out), hint="name a new directory"
         )
+
+
+def _is_result(file: Path) -> bool:
+    """Whether a Parquet file has the columns of an earlier result."""
+    try:
+        return list(pl.read_parquet_schema(file))[: len(RESULT)] == RESULT
+    except pl.exceptions.PolarsError:
+        return False
 
 
 def _write_mapped(
@@ -172,11 +187,9 @@ def _check_weights(settings: Settings, manifest: dict[str, Any], directory: Path
 
 def _as_embedded(settings: Settings, manifest: dict[str, Any]) -> Settings:
     """`settings` with the LLM, its reading of prompts and its precision as the workspace's vectors were made."""
-    made = manifest["made_from"]["settings"]
-    names = ("model", "pooling", "max_tokens", "load_in_8bit", "load_in_4bit")
-    scft = settings.scft.model_copy(update={name: made[name] for name in names})
-    embed = settings.embed.model_copy(update={"precision": made["precision"]})
-    return settings.model_copy(update={"scft": scft, "embed": embed})
+    precision = manifest["made_from"]["settings"]["precision"]
+    embed = settings.embed.model_copy(update={"precision": precision})
+    return as_made(settings, manifest["made_from"]).model_copy(update={"embed": embed})
 
 
 def read_items(workspace: Workspace, path: Path, settings: Settings) -> pl.DataFrame:
@@ -251,7 +264,7 @@ class RunMapping:
             if name.startswith("embedding.")
         }
         directory = workspace.embeddings(kind)
-        ids = pl.read_parquet(self.run / "ids.parquet")["item_id"]
+        ids = read_parquet(self.run / "ids.parquet")["item_id"]
         vectors = rows_for(read_vectors(directory), ids, str(directory))
         if "adapter" in made.get("without", []):
             self.pca = fit_pca(vectors, self.hidden_size)

@@ -396,7 +396,7 @@ def report_stage(workspace: Workspace, settings: Settings) -> Stage:
         "tail": [settings.data.tail_share, settings.eval.tail_threshold],
         "drop_ratio": settings.scft.drop_ratio,
         # Changed settings stand beside the names of runs.
-        "rat": sha256_json([settings.rat.model_dump(mode="json"), settings.rat_tables, settings.rat_flags]),
+        "of [rat]": sha256_json([settings.rat.model_dump(mode="json"), settings.rat_tables, settings.rat_flags])[:12],
     }
     files = {"card": workspace.data / "card.md"}
     return Stage("report", workspace.reports, 5, chosen, settings.seed, inputs, files)

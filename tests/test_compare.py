@@ -346,6 +346,31 @@ def test_of_several_plain_models_the_plainest_is_the_baseline(
     ]
 
 
+def test_a_plain_model_with_a_name_of_its_own_is_no_baseline_beside_the_plain_one(
+    measured: tuple[Workspace, Settings], tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(measured[0].root, tmp_path / "copy")))
+    settings = measured[1]
+    chosen = settings.model_copy(update={"seed": 1})
+    changes = {"method": "none", "epochs": 1, "dropout": 0.9}
+    chosen = chosen.model_copy(update={"rat": chosen.rat.model_copy(update=changes)})
+    run_rat(workspace, chosen, Reporter(), in_file=settings, name="a-bad-one")
+    run_eval(workspace, with_eval(chosen), "a-bad-one", Reporter())
+    entries = compare_runs(workspace, settings, [])["variants"]
+    assert {entry["variant"]: entry["baseline"] for entry in entries} == {
+        "a-bad-one": "sasrec-none",
+        "sasrec-none": None,
+        "sasrec-llmemb": "sasrec-none",
+    }
+    assert next(entry for entry in entries if entry["variant"] == "a-bad-one")["changed"] == {
+        "dropout": 0.9,
+        "epochs": 1,
+    }
+    # A baseline is named as the runs are: with seed, without it, or by what the table calls it.
+    for name in ("a-bad-one", "sasrec-none-1", "sasrec-none", "none"):
+        compare_runs(workspace, settings, [], baseline=name)
+
+
 def test_workspaces_and_runs_of_one_name_are_told_apart(
     measured: tuple[Workspace, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,23 +156,32 @@ def test_out_never_takes_the_place_of_other_files(tmp_path: Path, trained: tuple
     thesis = tmp_path / "mine" / "thesis"
     thesis.parent.mkdir()
     thesis.write_text("two years of work")
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(b"PAR1 cut")
+    before = (workspace.data / "interactions.parquet").read_bytes()
     for out, said in (
         (thesis.parent, "other files"),
         (thesis, "not .parquet"),
         (items, "file of --items"),
         (tmp_path / "vectors.npy", "not .npy"),
+        (workspace.data / "interactions.parquet", "another file"),
+        (cut, "another file"),
     ):
         code, document = embed_items(workspace, items, "--out", str(out))
         assert code == 2 and said in document["error"]["message"]
     code, document = embed_items(workspace, items, "--out", str(workspace.embeddings("base")))
     assert code == 2 and "other files" in document["error"]["message"]
-    assert thesis.read_text() == "two years of work"
+    assert thesis.read_text() == "two years of work" and cut.read_bytes() == b"PAR1 cut"
+    assert (workspace.data / "interactions.parquet").read_bytes() == before
     assert items.read_text() == "item_id,title\na,w1\n"
     # Earlier results make way, and an empty directory is filled.
     (tmp_path / "o").mkdir()
     for word in ("w2", "w3"):
-        code, document = embed_items(workspace, csv(items, ["a"], [word]), "--out", str(tmp_path / "o"))
-        assert code == 0 and document["built"], document
+        for name in ("o", "o.parquet"):
+            code, document = embed_items(workspace, csv(items, ["a"], [word]), "--out", str(tmp_path / name))
+            assert code == 0 and document["built"], document
+    code, document = embed_items(workspace, items, "--out", str(tmp_path / "o"), "--pca", "2")
+    assert code == 2 and "PCA" in document["error"]["message"]
     code, document = embed_items(workspace, items, "--shard", "1/2")
     assert code == 2 and "--shard" in document["error"]["message"]
 

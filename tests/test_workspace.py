@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,16 @@ from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
 from llmemb_cli.workspace.locate import Workspace, find_workspace
 from llmemb_cli.workspace.lock import write_lock
 from llmemb_cli.workspace.stage import Stage, read_manifest, require_stage, run_stage, stage_state
-from llmemb_cli.workspace.store import append_jsonl, atomic_path, read_json, read_jsonl, write_json, write_text
+from llmemb_cli.workspace.store import (
+    append_jsonl,
+    atomic_path,
+    read_json,
+    read_jsonl,
+    read_parquet,
+    write_json,
+    write_parquet,
+    write_text,
+)
 from tests.test_init_disk import as_nobody
 
 
@@ -111,6 +121,39 @@ def test_every_part_of_the_description_counts(tmp_path: Path, field: str, value:
     }
     run_stage(Stage(**description), builder())
     assert stage_state(Stage(**(description | {field: value}))).state == "stale"
+
+
+def test_a_model_at_another_place_is_the_same_one_if_its_weights_are(tmp_path: Path) -> None:
+    def at(model: str, weights: dict[str, Any]) -> Stage:
+        return Stage("s", tmp_path / "s", 1, {"model": model, "a": 1}, files={"model": weights})
+
+    run_stage(at("/here/tiny", {"sha256": "ab"}), builder())
+    assert stage_state(at("/there/tiny", {"sha256": "ab"})).state == "up-to-date"
+    assert stage_state(at("/there/tiny", {"sha256": "cd"})).state == "stale"
+    assert "model changed" in stage_state(at("/there/tiny", {"missing": True})).reason
+    assert stage_state(at("/here/tiny", {"missing": True})).state == "up-to-date"
+
+
+def test_a_damaged_stage_says_what_to_remove(tmp_path: Path) -> None:
+    run_stage(Stage("s", tmp_path / "s", 1, {}), builder())
+    manifest = tmp_path / "s" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:50])
+    with pytest.raises(BadDataError) as told:
+        read_manifest(tmp_path / "s")
+    assert told.value.where == str(manifest) and told.value.hint == f"remove {tmp_path / 's'}, and make it again"
+
+
+def test_a_damaged_table_is_bad_data_with_its_path(tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    with pytest.raises(BadDataError, match="missing"):
+        read_parquet(table)
+    write_parquet(table, pl.DataFrame({"a": [1, 2], "b": ["x", "y"]}))
+    assert read_parquet(table, ["b"])["b"].to_list() == ["x", "y"]
+    for damaged in (b"", table.read_bytes()[:-20], b"PAR1" + bytes(40)):
+        table.write_bytes(damaged)
+        with pytest.raises(BadDataError, match="cannot be read") as told:
+            read_parquet(table)
+        assert told.value.where == str(table)
 
 
 def test_stage_is_stale_when_an_input_was_remade_with_other_content(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def embed(
         shard, settings = _share_of_process(settings)
     if items is None and (run is not None or out is not None):
         raise WrongUseError("--run and --out go with --items", hint="add --items FILE")
+    if items is not None and (pca is not None or precision is not None):
+        raise WrongUseError("new items get the PCA and precision of the workspace's own", hint="leave them out")
     if items is not None and shard is not None:
         raise WrongUseError("--shard is for the workspace's own items", hint="leave out --shard, or --items")
     if tuned:

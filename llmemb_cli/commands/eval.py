@@ -62,6 +62,11 @@ def evaluate(
     located, settings = open_workspace(output, workspace, given, set)
     from llmemb_cli.evaluation.document import check_runs, eval_document, named_runs
 
+    idle = [key for key in ("negatives", "candidates", "history") if given[f"eval.{key}"] is not None]
+    idle = [key for key in idle if (key == "history") == (settings.eval.protocol == "sampled")]
+    if idle:
+        flags = ", ".join(f"--{key}" for key in idle)
+        output.message(f"no effect with --protocol {settings.eval.protocol}: {flags}", style="yellow")
     names = named_runs(located, runs) if runs else check_runs(located, [])
     from llmemb_cli.evaluation.stage import run_eval
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,7 +119,7 @@ def init(
         show_attributes(console, summary)
         card = f"llmemb data -w {root}, or {root / 'data' / 'card.md'}"
         console.print(f"\nThe whole card: {card}", markup=False, soft_wrap=True)
-        console.print(f"Next: cd {root} && llmemb run", markup=False, soft_wrap=True)
+        console.print(f"Next: cd {shlex.quote(str(root))} && llmemb run", markup=False, soft_wrap=True)
 
     output.result({"workspace": str(workspace.root), "built": result.built} | summary, show)
 

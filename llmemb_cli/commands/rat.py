@@ -88,7 +88,8 @@ def rat(
         raise WrongUseError("--without leaves out parts of llmemb", hint="add --method llmemb, or leave it out")
     if settings.rat.compat == "official" and settings.rat.backbone == "sasrec":
         output.message("compat official: positions of SASRec see their future", style="yellow")
-    if idle := without_effect(settings):
+    idle = without_effect(settings)
+    if idle:
         output.message(
             f"no effect on {plain_name(rat_settings(settings))}: {', '.join(idle)}",
             style="yellow",
@@ -119,7 +120,7 @@ def rat(
         for run in runs
     ]
     columns = ["run", "", "epochs (best)", "validation NDCG@10", "parameters"]
-    output.result({"runs": runs}, lambda console: console.print(table(columns, rows)))
+    output.result({"runs": runs, "no_effect": idle}, lambda console: console.print(table(columns, rows)))
 
 
 @contextmanager

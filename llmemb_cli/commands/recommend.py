@@ -62,9 +62,11 @@ def recommend(
     from llmemb_cli.evaluation.spaces import best_run
     from llmemb_cli.reporting.spreadsheet import safe_cell
 
-    if sum([bool(users), users_file is not None, all_users, items is not None]) != 1:
+    given = sum([bool(users), users_file is not None, all_users, items is not None])
+    if given != 1:
         raise WrongUseError(
-            "name users, or --users FILE, or --all-users, or --items ID,ID,...", hint="llmemb recommend --help"
+            ("only one of: " if given else "") + "users by name, --users FILE, --all-users, --items ID,ID,...",
+            hint="llmemb recommend --help",
         )
     if out is not None and out.suffix not in (".parquet", ".csv", ".json"):
         raise WrongUseError(f"--output {out}: its ending says no format", hint=".parquet, .csv or .json")
@@ -144,12 +146,15 @@ def read_users(path: Path) -> list[str]:
     """User ids from a file: a column `user_id` of Parquet or CSV, or one id a line.
 
     Raises:
-        BadDataError: there is no such file, no such column, or no id in it.
+        WrongUseError: there is no such file.
+        BadDataError: no such column, or no id in it.
     """
     import polars as pl
 
-    from llmemb_cli.errors import BadDataError
+    from llmemb_cli.errors import BadDataError, WrongUseError
 
+    if not path.is_file():
+        raise WrongUseError("no such file", where=str(path))
     try:
         if path.suffix == ".parquet":
             ids = pl.read_parquet(path)["user_id"].cast(pl.String).to_list()

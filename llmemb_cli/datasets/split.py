@@ -15,6 +15,7 @@ import numpy as np
 
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.workspace.stage import require_stage
+from llmemb_cli.workspace.store import read_parquet
 
 if TYPE_CHECKING:
     import polars as pl
@@ -92,9 +93,9 @@ def load_split(data: Path) -> SplitData:
     import polars as pl
 
     manifest = require_stage(data, made_by="llmemb init")
-    item_ids = pl.read_parquet(data / "items.parquet", columns=["item_id"])["item_id"]
+    item_ids = read_parquet(data / "items.parquet", columns=["item_id"])["item_id"]
     index = pl.DataFrame({"item_id": item_ids, "item": np.arange(1, len(item_ids) + 1, dtype=np.int32)})
-    log = pl.read_parquet(data / "interactions.parquet", columns=["user_id", "item_id", "split"]).join(
+    log = read_parquet(data / "interactions.parquet", columns=["user_id", "item_id", "split"]).join(
         index, on="item_id", how="left", maintain_order="left"
     )
     if log["item"].null_count():

@@ -15,7 +15,7 @@ from llmemb_cli.interrupt import StopRequest
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.rows import RowsFile, blocks, map_rows
 from llmemb_cli.workspace.stage import Stage, differs_in, require_stage
-from llmemb_cli.workspace.store import atomic_path, read_json, write_json, write_parquet
+from llmemb_cli.workspace.store import atomic_path, read_json, read_parquet, write_json, write_parquet
 
 if TYPE_CHECKING:
     import polars as pl
@@ -171,9 +171,7 @@ def read_table(directory: Path, *, made_by: str = "llmemb embed") -> EmbeddingTa
 
 def read_ids(directory: Path) -> pl.Series:
     """The item ids of a table, in its order."""
-    import polars as pl
-
-    return pl.read_parquet(directory / IDS)["item_id"]
+    return read_parquet(directory / IDS)["item_id"]
 
 
 def rows_for(table: EmbeddingTable, item_ids: pl.Series, where: str) -> np.ndarray:

@@ -11,12 +11,14 @@ import polars as pl
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.errors import WrongUseError
+from llmemb_cli.evaluation.document import seedless
 from llmemb_cli.evaluation.evaluated import Evaluated, home_names, read_evaluated
 from llmemb_cli.evaluation.significance import DECIMALS, Correction, Test, corrected, paired_test
 from llmemb_cli.pipeline import SWITCHES, made_with, plain_name, used_settings
 from llmemb_cli.workspace.locate import Workspace
 
-INNER = ("values", "base")  # of an entry, and not in the document: every user's figures, and the baseline's entry
+# Of an entry, and not in the document: every user's figures, the baseline's entry, who gave the run its name.
+INNER = ("values", "base", "name_kind")
 
 
 def compare_runs(
@@ -169,6 +171,7 @@ def _entry(members: list[Evaluated], metrics: tuple[str, ...], settings: Setting
         "baseline": None,
         "base": None,
         "parts": parts,
+        "name_kind": first.name_kind,
         "values": values | {"chosen": _parts(first.table, first.evaluation["summary"], settings)},
     }
 
@@ -198,10 +201,7 @@ def _set_labels(entries: list[dict[str, Any]], variants: list[list[Evaluated]], 
     """
     homes = home_names(members[0].home for members in variants)
     changes = [_changed(members[0], variants, settings) for members in variants]
-    labels = [
-        " ".join([_plain(members[0]), *(f"{key}={value}" for key, value in changed.items())])
-        for members, changed in zip(variants, changes, strict=True)
-    ]
+    labels = [_label(members[0], changed) for members, changed in zip(variants, changes, strict=True)]
     before = [f"{homes[members[0].home]}/" if len(homes) > 1 else "" for members in variants]
     names = _distinct(
         [home + label for home, label in zip(before, labels, strict=True)],
@@ -223,19 +223,26 @@ def _distinct(labels: list[str], runs: list[str]) -> list[str]:
             chosen[at] = runs[at]
 
 
+def _label(one: Evaluated, changed: dict[str, Any]) -> str:
+    """The name of a run without seed; settings in the place of the digest of settings changed by flags."""
+    name = _plain(one)
+    if not re.fullmatch(f"{re.escape(name)}-[0-9a-f]{{6}}", one.label):
+        return one.label
+    return " ".join([name, *(f"{key}={value}" for key, value in changed.items())])
+
+
 def _plain(one: Evaluated) -> str:
-    """The name of a run without seed and without the digest of settings changed by flags."""
-    name = plain_name(one.trained["made_from"]["settings"])
-    return name if re.fullmatch(f"{re.escape(name)}-[0-9a-f]{{6}}", one.label) else one.label
+    """The name, without seed, that a run of its backbone and method has when no flag changed a setting."""
+    return plain_name(one.trained["made_from"]["settings"])
 
 
 def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings) -> dict[str, Any]:
-    """Where a run whose name ends in a digest differs from the run without one; nothing for other runs.
+    """Where a run whose name is not the plain one differs from the run that has it; nothing for that one.
 
     Args:
         in_file: llmemb.toml, which counts where there is no such run.
     """
-    if _plain(one) == one.label:
+    if one.name_kind == 0:
         return {}
     settings = used_settings(one.trained)
     kind = {key: settings[key] for key in ("backbone", "method")}
@@ -253,18 +260,24 @@ def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings)
     return {key: value(settings, key) for key in keys if value(settings, key) != value(theirs, key)}
 
 
+def _names(entry: dict[str, Any]) -> set[str]:
+    """What the runs of a variant are called, with and without their seed."""
+    return {*entry["runs"], *map(seedless, entry["runs"], entry["seeds"])}
+
+
 def _set_baselines(entries: list[dict[str, Any]], wanted: str | None) -> None:
     method = next((entry["method"] for entry in entries if entry["method"] == wanted), None)
     named = [entry for entry in entries if wanted == entry["variant"]]
-    chosen = next(iter(named or [entry for entry in entries if wanted in entry["runs"]]), None)
+    chosen = next(iter(named or [entry for entry in entries if wanted in _names(entry)]), None)
     if wanted is not None and chosen is None and method is None:
         hint = ", ".join(entry["variant"] for entry in entries)
         raise WrongUseError(f"no baseline {wanted}", hint=f"{hint}; or a method, for each backbone")
     for entry in entries:
         alike = [other for other in entries if other["backbone"] == entry["backbone"]]
-        # Of several variants of that method the plainest: the one with the fewest settings changed.
+        # Of several variants of that method the plainest: the one with the fewest settings changed, and of equal ones
+        # that with the plain name.
         wanted_ones = [other for other in alike if other["method"] == (method or "none")]
-        plain = min(wanted_ones or alike[:1], key=lambda other: len(other["changed"]))
+        plain = min(wanted_ones or alike[:1], key=lambda other: (len(other["changed"]), other["name_kind"]))
         base = chosen or plain
         if base is not entry:
             entry |= {"base": base, "baseline": base["variant"]}

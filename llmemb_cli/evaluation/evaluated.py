@@ -16,7 +16,7 @@ from llmemb_cli.evaluation.document import known_runs, named_runs, seedless
 from llmemb_cli.pipeline import EVAL_VERSION, plain_name, protocol_name, used_settings
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest
-from llmemb_cli.workspace.store import sha256_json
+from llmemb_cli.workspace.store import read_parquet, sha256_json
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,16 @@ def read_evaluated(workspace: Workspace, settings: Settings, names: list[str]) -
     return found
 
 
+def _flag(protocol: str) -> str:
+    """What has `llmemb eval` rank by the protocol."""
+    return {"full": "", "full-keep": " --history keep"}.get(protocol, " --protocol sampled")
+
+
 def _how_to_evaluate(workspace: Workspace, runs: list[str], protocol: str) -> str:
     """The command that evaluates by the protocol, and the other one where there are evaluations by that."""
-    flag = {"full": "", "full-keep": " --history keep"}.get(protocol, " --protocol sampled")
     other = "sampled" if protocol.startswith("full") else "full"
     kinds = {path.name.partition("-")[0] for run in runs for path in (workspace.run(run) / "eval").glob("[!.]*")}
-    return f"run `llmemb eval{flag}` first" + (f", or take --protocol {other}" if other in kinds else "")
+    return f"run `llmemb eval{_flag(protocol)}` first" + (f", or take --protocol {other}" if other in kinds else "")
 
 
 def _places(workspace: Workspace, protocol: str, names: list[str]) -> list[Path]:
@@ -116,7 +120,9 @@ def _places(workspace: Workspace, protocol: str, names: list[str]) -> list[Path]
         found = [one for one in named_runs(workspace, [name]) if one == name or one in measured]
         places += [workspace.run(one) for one in found]
         if not found:
-            raise WrongUseError(f"no run of {name} has been evaluated ({protocol})", hint=f"run `llmemb eval {name}`")
+            raise WrongUseError(
+                f"no run of {name} has been evaluated ({protocol})", hint=f"run `llmemb eval {name}{_flag(protocol)}`"
+            )
     return list(dict.fromkeys(places))
 
 
@@ -124,10 +130,12 @@ def _read(run: Path, protocol: str) -> Evaluated:
     directory = run / "eval" / protocol
     evaluation, trained = read_manifest(directory), read_manifest(run)
     if evaluation is None or trained is None:
-        raise WrongUseError(f"{run.name} has not been evaluated ({protocol})", hint=f"run `llmemb eval {run.name}`")
+        raise WrongUseError(
+            f"{run.name} has not been evaluated ({protocol})", hint=f"run `llmemb eval {run.name}{_flag(protocol)}`"
+        )
     if evaluation["made_from"]["version"] != EVAL_VERSION:
         raise WrongUseError(f"{run.name} was evaluated by another version of llmemb", hint="run `llmemb eval`")
-    return Evaluated(run, trained, evaluation, pl.read_parquet(directory / "ranks.parquet"))
+    return Evaluated(run, trained, evaluation, read_parquet(directory / "ranks.parquet"))
 
 
 def check_comparable(found: list[Evaluated]) -> None:

@@ -16,6 +16,7 @@ from llmemb_cli.evaluation.document import known_runs, near_or_some
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
+from llmemb_cli.workspace.store import read_parquet
 
 PAIRS = 20_000
 MOST_COMPARED = 20_000  # ids looked through for a near match
@@ -146,7 +147,7 @@ def background(unit: np.ndarray, seed: int = 0) -> dict[str, float]:
 
 def item_titles(workspace: Workspace) -> dict[str, str]:
     """Title of every item by id; its id where it has none."""
-    items = pl.read_parquet(workspace.data / "items.parquet", columns=["item_id", "title"])
+    items = read_parquet(workspace.data / "items.parquet", columns=["item_id", "title"])
     return {item: title or item for item, title in items.iter_rows()}
 
 

@@ -32,6 +32,7 @@ from llmemb_cli.workspace.store import read_json, write_json
 
 __all__ = ["merge_parts", "open_llm", "run_embed", "run_part", "token_batches"]
 READ = ["item_id", "prompt"]
+_READING = ("model", "pooling", "max_tokens", "load_in_8bit", "load_in_4bit")  # which LLM reads prompts, and how
 MERGE_SECONDS = 3600.0
 
 
@@ -72,7 +73,7 @@ def resolve(workspace: Workspace, settings: Settings, tuned: bool) -> tuple[Sett
     if not tuned:
         return settings, None
     manifest = require_stage(workspace.scft(), made_by="llmemb scft")
-    return as_trained(settings, manifest["made_from"]["settings"]), workspace.scft()
+    return as_made(settings, manifest["made_from"]), workspace.scft()
 
 
 def fetch_llm(settings: Settings, adapter: Path | None, report: Reporter) -> None:
@@ -94,14 +95,17 @@ def fetch_llm(settings: Settings, adapter: Path | None, report: Reporter) -> Non
         )
 
 
-def as_trained(settings: Settings, trained: dict[str, Any]) -> Settings:
-    """`settings` with the model and reading of prompts that the adapter was trained with.
+def as_made(settings: Settings, made_from: dict[str, Any]) -> Settings:
+    """`settings` with the model and reading of prompts that an adapter or vectors were made with.
 
-    `llmemb scft --model X` followed by a plain `llmemb embed` must not put X's adapter on another model.
+    `llmemb scft --model X` followed by a plain `llmemb embed` must not put X's adapter on another model. A model that
+    lies at another place since is read there.
     """
-    names = ("model", "pooling", "max_tokens", "load_in_8bit", "load_in_4bit")
-    scft = settings.scft.model_copy(update={name: trained[name] for name in names})
-    return settings.model_copy(update={"scft": scft})
+    made = {name: made_from["settings"][name] for name in _READING}
+    weights = made_from["files"].get("model", {}).get("sha256")
+    if weights is not None and model_identity(settings.scft.model).get("sha256") == weights:
+        made["model"] = settings.scft.model
+    return settings.model_copy(update={"scft": settings.scft.model_copy(update=made)})
 
 
 def open_llm(settings: Settings, adapter: Path | None, device: str, report: Reporter) -> LoadedModel:

@@ -15,7 +15,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.template import item_parts, render
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, require_stage, run_stage
-from llmemb_cli.workspace.store import write_parquet
+from llmemb_cli.workspace.store import read_parquet, write_parquet
 
 # Items that stand as Python objects at one time: these take ten times the room of a column.
 BLOCK = 50_000
@@ -52,7 +52,7 @@ def preview_prompts(workspace: Workspace, settings: Settings) -> tuple[pl.DataFr
     path = workspace.data / "items.parquet"
     chosen = settings.prompt
     instruction = chosen.instruction or card["instruction"]
-    frame = build_prompts(pl.read_parquet(path), card["attributes"], instruction, chosen, str(path))
+    frame = build_prompts(read_parquet(path), card["attributes"], instruction, chosen, str(path))
     return frame, {
         "items": len(frame),
         "instruction": instruction,
@@ -99,4 +99,4 @@ def _build_some(items: pl.DataFrame, attributes: list[str], instruction: str, ch
 def read_prompts(workspace: Workspace, columns: list[str] | None = None) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The prompts (`item_id`, `parts`, `prompt`, or some of these) and the stage's summary (instruction, counts)."""
     summary = require_stage(workspace.prompts, made_by="llmemb prompt")["summary"]
-    return pl.read_parquet(workspace.prompts / "prompts.parquet", columns=columns), summary
+    return read_parquet(workspace.prompts / "prompts.parquet", columns=columns), summary

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.document import check_runs, known_runs
 from llmemb_cli.reporting.tables import protocol_label
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
-from llmemb_cli.workspace.store import atomic_path
+from llmemb_cli.workspace.store import atomic_path, read_parquet
 
 METRIC = "HR@10"  # every evaluation has it
 FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
@@ -53,7 +52,7 @@ def popularity_curve(
 
 def bin_rates(evaluation: Path, bins: list[dict[str, Any]]) -> list[float | None]:
     """A run's HR@10 in every bin; None where nobody's test item is."""
-    ranks = pl.read_parquet(evaluation / "ranks.parquet", columns=["train_count", METRIC])
+    ranks = read_parquet(evaluation / "ranks.parquet", columns=["train_count", METRIC])
     hits, counts = ranks[METRIC].to_numpy(), ranks["train_count"].to_numpy()
     inside = [(counts >= entry["low"]) & (counts <= entry["high"]) for entry in bins]
     return [float(hits[chosen].mean()) if chosen.any() else None for chosen in inside]

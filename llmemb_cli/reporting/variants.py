@@ -111,7 +111,10 @@ def variants_of(found: list[Evaluated], workspace: Workspace, settings: Settings
 
 
 def main_variants(variants: list[Variant]) -> list[Variant]:
-    """One variant for each backbone and method, nothing left out: that with plain names, then most seeds."""
+    """One variant for each backbone and method, nothing left out: that with plain names, then most seeds.
+
+    Of those with as many the one with the fewest settings changed.
+    """
     best: dict[tuple[str, str], Variant] = {}
     for one in variants:
         key = (one.backbone, one.method)
@@ -129,8 +132,8 @@ def of_one_backbone(mains: list[Variant]) -> list[Variant]:
     return [one for one in mains if one.backbone == max(counts, key=lambda name: counts[name])]
 
 
-def _rank(one: Variant) -> tuple[bool, int]:
-    return one.plain, len(one.runs)
+def _rank(one: Variant) -> tuple[bool, int, int]:
+    return one.plain, len(one.runs), -len(one.entry["changed"])
 
 
 def differing(one: Variant, other: Variant) -> set[str]:

@@ -57,6 +57,11 @@ def parse_space(texts: list[str]) -> Space:
             raise WrongUseError(
                 f"{key}: settings of [rat] can be searched", hint=f"did you mean {close}?" if close else None
             )
+        if key in SHARED:
+            flag = f"--{key[4:]}" if key in NAMED else f"--set {key}"
+            raise WrongUseError(f"{key} says which run it is, and is not searched", hint=f"{flag}, a search for each")
+        if key in space:
+            raise WrongUseError(f"{key} is given twice", hint="put all its values into one, with commas between")
         low, dots, high = values.partition("..")
         if dots:
             try:
@@ -112,6 +117,8 @@ def run_tune(
     for key, values in space.items():
         for value in values:
             load_settings(workspace.settings_file, common | _of_table(table, {key: value}))
+    if idle := _idle(workspace, common, space, table):
+        report.warn(f"no effect on {table[4:]}, so all trials are alike in it: {', '.join(idle)}")
     name = name or f"{fixed.rat.backbone}-{fixed.rat.method}-{fixed.seed}"
     folder = _folder(workspace, name)
     done = _open_study(folder, workspace, fixed, space, report)
@@ -147,6 +154,16 @@ def run_tune(
         "command": f"llmemb rat --backbone {fixed.rat.backbone} --method {fixed.rat.method}"
         + "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in flags.items()),
     }
+
+
+def _idle(workspace: Workspace, common: dict[str, Any], space: Space, table: str) -> list[str]:
+    """Keys that are searched and do not change the run, whichever of the values the others have."""
+    idle = set(space)
+    for at in range(max(map(len, space.values()))):
+        values = {key: values[at % len(values)] for key, values in space.items()}
+        settings = load_settings(workspace.settings_file, common | _of_table(table, values))
+        idle &= {f"rat.{key}" for key in pipeline.without_effect(settings)}
+    return sorted(idle)
 
 
 def _of_table(table: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -342,10 +359,7 @@ def _names(error: LlmembError, values: dict[str, Any]) -> bool:
     What is said of no searched setting, such as vectors that are missing, is taken to hold for all trials.
     """
     said = f"{error.message} {error.hint or ''}"
-    if any(re.search(rf"\b{re.escape(key)}\b", said) for key in values):
-        return True
-    # Of these errors speak by their flags; hints do so too, where they say which command makes an input.
-    return any(f"--{key.removeprefix('rat.')} " in error.message for key in NAMED if key in values)
+    return any(re.search(rf"\b{re.escape(key)}\b", said) for key in values)
 
 
 def _best(done: list[dict[str, Any]]) -> dict[str, Any] | None:

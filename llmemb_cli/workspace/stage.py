@@ -85,7 +85,10 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         BadDataError: the manifest cannot be read.
     """
     file = path / MANIFEST
-    return read_json(file) if file.is_file() else None
+    try:
+        return read_json(file) if file.is_file() else None
+    except BadDataError as error:
+        raise BadDataError(error.message, where=error.where, hint=f"remove {path}, and make it again") from error
 
 
 def output_fingerprint(path: Path) -> str | None:
@@ -163,7 +166,9 @@ def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> Stag
         return StageState("stale", f"llmemb makes {stage.name} differently now")
     if want["seed"] is not None and had["seed"] != want["seed"]:
         return StageState("stale", f"seed changed: {had['seed']} -> {want['seed']}")
-    for key in sorted((set(had["settings"]) | set(want["settings"])) - stage.unused):
+    # A model that lies at another place is the same one; `files` has the hash of its weights.
+    moved = {"model"} if _content(had) is not None and _content(had) == _content(want) else set()
+    for key in sorted((set(had["settings"]) | set(want["settings"])) - stage.unused - moved):
         before, now = (made["settings"].get(key, stage.off.get(key)) for made in (had, want))
         if before != now:
             return StageState("stale", f"setting {key} changed: {before!r} -> {now!r}")
@@ -178,6 +183,12 @@ def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> Stag
         if before != now and not absent:
             return StageState("stale", f"file {role} changed")
     return None
+
+
+def _content(made: dict[str, Any]) -> str | None:
+    """The hash of the weights of the language model that something was made from, where there is one."""
+    model = made["files"].get("model")
+    return model.get("sha256") if model else None
 
 
 def partial_path(stage: Stage) -> Path:

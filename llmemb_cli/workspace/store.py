@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 HASH_BLOCK = 4 << 20  # bytes
+_MADE_AGAIN = "remove the directory it is in, and run the command that made it again"
 
 
 @contextmanager
@@ -144,6 +145,23 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
             frame.write_parquet(part, compression="zstd", statistics=False)
         except PolarsError as error:
             raise _system_error(error) from error
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read a table of ours, or some columns of it.
+
+    Raises:
+        BadDataError: the file is missing or damaged, or has no such columns.
+    """
+    import polars as pl
+
+    try:
+        return pl.read_parquet(path, columns=columns)
+    except FileNotFoundError as error:
+        raise BadDataError("file is missing", where=str(path)) from error
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadDataError(f"the table cannot be read: {reason}", where=str(path), hint=_MADE_AGAIN) from error
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
