@@ -138,6 +138,9 @@ def test_items_that_nobody_had_before_the_cut_are_cold_and_the_command_says_so(t
     wrong = call("-k", "5,ten")
     assert wrong.exit_code == 2 and "-k ten" in wrong.stderr
     assert call("--groups", "popular").exit_code == 2
+    idle = call("--negatives", "5", "--history", "keep").stderr
+    assert "no effect with --protocol full: --negatives" in idle and "--history" not in idle
+    assert "no effect with --protocol sampled: --history" in call("--protocol", "sampled", "--history", "keep").stderr
 
 
 def test_metrics_by_hand() -> None:

@@ -523,6 +523,17 @@ def test_set_holds_also_for_settings_that_have_a_flag_of_their_own(tmp_path: Pat
     assert run["epochs"] == 1
 
 
+def test_a_flag_that_changes_nothing_is_told_and_makes_no_other_run(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **(SMALL | {"rat__method": "none", "rat__epochs": 1}))
+    call = ["rat", "-w", str(workspace.root), "--start-decay", "1", "--set", "rat.alpha=0.5"]
+    done = CliRunner().invoke(app, call)
+    assert "no effect on sasrec-none: alpha, start_decay" in done.stderr
+    document = json.loads(CliRunner().invoke(app, [*call, "--json"]).stdout)
+    assert document["no_effect"] == ["alpha", "start_decay"]
+    assert [(run["run"], run["built"]) for run in document["runs"]] == [("sasrec-none-42", False)]
+    assert "no effect" not in CliRunner().invoke(app, [*call[:3], "--averaging", "0.5"]).stderr
+
+
 def test_what_the_data_do_not_depend_on_leaves_runs_up_to_date(tmp_path: Path) -> None:
     workspace, settings = make_workspace(tmp_path / "ws", **SMALL | {"rat__epochs": 1, "rat__method": "none"})
     run_rat(workspace, settings, Reporter())

@@ -132,7 +132,8 @@ def test_wrong_questions_are_answered_kindly(trained: tuple[Workspace, Settings]
     workspace, _ = trained
     for args, said in (
         (["recommend"], "name users"),
-        (["recommend", "u1", "--all-users"], "name users"),
+        (["recommend", "u1", "--all-users"], "only one of them"),
+        (["recommend", "--users", "nowhere.csv"], "no such file"),
         (["recommend", "uu77"], "did you mean u77"),
         (["recommend", "u1", "--run", "sasrec"], "no run sasrec"),
         (["recommend", "u1", "-o", "lists.xlsx"], ".parquet, .csv or .json"),

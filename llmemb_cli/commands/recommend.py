@@ -64,10 +64,8 @@ def recommend(
 
     given = sum([bool(users), users_file is not None, all_users, items is not None])
     if given != 1:
-        raise WrongUseError(
-            ("only one of: " if given else "") + "users by name, --users FILE, --all-users, --items ID,ID,...",
-            hint="llmemb recommend --help",
-        )
+        said = "name users, or --users FILE, or --all-users, or --items ID,ID,..."
+        raise WrongUseError(f"{said}: only one of them" if given else said, hint="llmemb recommend --help")
     if out is not None and out.suffix not in (".parquet", ".csv", ".json"):
         raise WrongUseError(f"--output {out}: its ending says no format", hint=".parquet, .csv or .json")
     chosen = check_runs(located, [run])[0] if run else best_run(located)
