@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,19 @@ def test_embedding_uses_the_model_that_the_adapter_was_trained_on(tmp_path: Path
     other = settings.model_copy(update={"scft": settings.scft.model_copy(update={"model": "no-such-model"})})
     summary = run_embed(workspace, other, Reporter()).manifest["summary"]
     assert summary["model"] == str(tiny) and summary["items"] == 30
+
+
+def test_a_model_that_was_moved_is_read_where_it_is_and_trains_nothing_anew(tmp_path: Path, tiny: Path) -> None:
+    before = Path(shutil.copytree(tiny, tmp_path / "before"))
+    workspace, settings = prepared(tmp_path / "ws", before, steps=1)
+    assert run_scft(workspace, settings, Reporter()).built
+    assert run_embed(workspace, settings, Reporter()).built
+    after = before.rename(tmp_path / "after")
+    moved = settings.model_copy(update={"scft": settings.scft.model_copy(update={"model": str(after)})})
+    assert not run_scft(workspace, moved, Reporter()).built
+    assert not run_embed(workspace, moved, Reporter()).built
+    assert run_embed(workspace, moved, Reporter(), tuned=False).built
+    assert run_embed(workspace, moved, Reporter(), force=True).manifest["summary"]["model"] == str(after)
 
 
 @pytest.mark.parametrize(("flag", "error"), [("load_in_8bit", 0.02), ("load_in_4bit", 0.2)])
