@@ -213,7 +213,7 @@ def test_variants_are_sorted_into_methods_ablations_and_sweeps(made: tuple[Works
 def test_a_setting_that_is_off_is_a_point_of_its_curve() -> None:
     def variant(**changed: Any) -> Variant:
         settings = {"backbone": "sasrec", "method": "none", "loss": "ce"} | changed
-        return Variant(f"sasrec-none {changed}", ["run"], settings, not changed, {})
+        return Variant(f"sasrec-none {changed}", ["run"], settings, not changed, {"changed": changed})
 
     off, half = variant(), variant(logit_adjustment=0.5)
     assert sweeps([half, off]) == [("logit_adjustment", [off, half])]
@@ -222,7 +222,7 @@ def test_a_setting_that_is_off_is_a_point_of_its_curve() -> None:
 def test_runs_on_other_llm_vectors_are_no_points_of_a_curve_and_no_parts() -> None:
     def variant(vectors: str, **changed: Any) -> Variant:
         settings = {"backbone": "sasrec", "method": "llmemb", "alpha": 0.1, "without": []} | changed
-        return Variant(f"llmemb {vectors} {changed}", ["run"], settings, not changed, {}, vectors)
+        return Variant(f"llmemb {vectors} {changed}", ["run"], settings, not changed, {"changed": changed}, vectors)
 
     main, same, other = variant("a"), variant("a", alpha=1.0), variant("b", alpha=2.0)
     assert sweeps([main, same, other]) == [("alpha", [main, same])]

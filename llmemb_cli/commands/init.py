@@ -117,9 +117,10 @@ def init(
         show_account(console, summary)
         console.print()
         show_attributes(console, summary)
-        card = f"llmemb data -w {root}, or {root / 'data' / 'card.md'}"
+        quoted = shlex.quote(str(root))
+        card = f"llmemb data -w {quoted}, or {root / 'data' / 'card.md'}"
         console.print(f"\nThe whole card: {card}", markup=False, soft_wrap=True)
-        console.print(f"Next: cd {shlex.quote(str(root))} && llmemb run", markup=False, soft_wrap=True)
+        console.print(f"Next: cd {quoted} && llmemb run", markup=False, soft_wrap=True)
 
     output.result({"workspace": str(workspace.root), "built": result.built} | summary, show)
 
