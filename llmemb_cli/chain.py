@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmemb_cli import pipeline
+from llmemb_cli.config.runs import collaborative_settings, run_name, tslrec_source, vectors_needed
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
@@ -39,7 +40,7 @@ def chain(workspace: Workspace, settings: Settings) -> list[Step]:
         Step("prompt", pipeline.prompt_stage(workspace, settings), _make_prompts(workspace, settings)),
     ]
     recommenders = variants(settings)
-    needs = {pipeline.vectors_needed(variant) for variant in recommenders}
+    needs = {vectors_needed(variant) for variant in recommenders}
     if "scft" in needs:
         steps.append(Step("scft", pipeline.scft_stage(workspace, settings), _make_scft(workspace, settings)))
         steps.append(Step("embed", pipeline.embed_stage(workspace, settings), _make_embed(workspace, settings, True)))
@@ -51,7 +52,7 @@ def chain(workspace: Workspace, settings: Settings) -> list[Step]:
             Step("said", pipeline.said_stage(workspace, settings), _make_vectors(workspace, settings, "said"))
         )
     if "tslrec" in needs:
-        steps.append(_rat_step(workspace, pipeline.tslrec_source(settings), settings))
+        steps.append(_rat_step(workspace, tslrec_source(settings), settings))
         stage = pipeline.tslrec_stage(workspace, settings)
         steps.append(Step("tslrec", stage, _make_vectors(workspace, settings, "tslrec")))
     made = {step.stage.path for step in steps}
@@ -75,7 +76,7 @@ def variants(settings: Settings) -> list[Settings]:
 
 def _needed(recommenders: list[Settings]) -> list[Settings]:
     """The collaborative runs that others read, whether or not they are in the plan themselves."""
-    return [one for one in map(pipeline.collaborative_settings, recommenders) if one]
+    return [one for one in map(collaborative_settings, recommenders) if one]
 
 
 def states(steps: list[Step]) -> list[StepState]:
@@ -94,7 +95,7 @@ def states(steps: list[Step]) -> list[StepState]:
 
 
 def _rat_step(workspace: Workspace, settings: Settings, planned: Settings) -> Step:
-    name = pipeline.run_name(settings, planned)
+    name = run_name(settings, planned)
 
     def make(report: Reporter, force: bool) -> StageResult:
         from llmemb_cli.srs.train import run_rat
@@ -105,7 +106,7 @@ def _rat_step(workspace: Workspace, settings: Settings, planned: Settings) -> St
 
 
 def _eval_step(workspace: Workspace, settings: Settings, planned: Settings) -> Step:
-    name = pipeline.run_name(settings, planned)
+    name = run_name(settings, planned)
 
     def make(report: Reporter, force: bool) -> StageResult:
         from llmemb_cli.evaluation.stage import run_eval

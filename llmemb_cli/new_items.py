@@ -26,7 +26,7 @@ from llmemb_cli.srs.vectors import INPUT_RMS
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.rows import RowsFile, blocks, map_rows
 from llmemb_cli.workspace.stage import Stage, StageResult, output_fingerprint, read_manifest, require_stage, run_stage
-from llmemb_cli.workspace.store import read_parquet, read_tensors, write_parquet
+from llmemb_cli.workspace.store import read_tensors, write_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -264,7 +264,7 @@ class RunMapping:
             if name.startswith("embedding.")
         }
         directory = workspace.embeddings(kind)
-        ids = read_parquet(self.run / "ids.parquet")["item_id"]
+        ids = read_ids(self.run)
         vectors = rows_for(read_vectors(directory), ids, str(directory))
         if "adapter" in made.get("without", []):
             self.pca = fit_pca(vectors, self.hidden_size)

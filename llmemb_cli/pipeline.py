@@ -5,33 +5,33 @@ Cheap to import: `llmemb status` asks these descriptions alone. What a stage doe
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from llmemb_cli.assets.identity import model_identity
-from llmemb_cli.config.backbones import BACKBONES, SHARED
-from llmemb_cli.config.methods import METHODS, Method
-from llmemb_cli.config.rat import RatSettings, settings_of_run
-from llmemb_cli.config.settings import Settings, own_tables, rat_for
+from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.config.runs import (
+    HOW,
+    SWITCHES,
+    collaborative_settings,
+    method_of,
+    rat_settings,
+    run_name,
+    tslrec_source,
+    unused_settings,
+    vectors_needed,
+)
+from llmemb_cli.config.settings import Settings
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage, read_manifest
 from llmemb_cli.workspace.store import sha256_json
-
-# Settings that change how a result is reached, not what it is. Not embed.shard_items: finished shards of an
-# interrupted export must not be read with another size.
-_HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkpoint_steps", "batch_tokens"}
-# The same of `[rat]`.
-HOW = _HOW | {"precision", "track"}
-# Settings of `[rat]` that a run does not depend on while they are off. Off where llmemb.toml has them on is a change.
-SWITCHES = ("contrast", "logit_adjustment", "start_decay", "averaging")
 
 DATA_VERSION = 2
 EVAL_VERSION = 3
 
 
 def _settings(section: Any) -> dict[str, Any]:
-    return {key: value for key, value in section.model_dump(mode="json").items() if key not in _HOW}
+    return {key: value for key, value in section.model_dump(mode="json").items() if key not in HOW}
 
 
 def data_stage(workspace: Workspace, settings: Settings) -> Stage:
@@ -103,11 +103,6 @@ def said_stage(workspace: Workspace, settings: Settings) -> Stage:
     return Stage("said", workspace.embeddings("said"), 1, chosen, settings.seed, inputs, files)
 
 
-def tslrec_source(settings: Settings) -> Settings:
-    """The collaborative run that TSLRec's groups of items come from: always SASRec's [choice]."""
-    return plain_settings(settings, "sasrec")
-
-
 def tslrec_stage(workspace: Workspace, settings: Settings) -> Stage:
     """`embeddings/tslrec/`: from the LLM that learnt users' tastes from identities."""
     lora = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules")
@@ -117,186 +112,6 @@ def tslrec_stage(workspace: Workspace, settings: Settings) -> Stage:
     files = {"model": model_identity(settings.scft.model)}
     inputs = {"data": workspace.data, "collaborative": source}
     return Stage("tslrec", workspace.embeddings("tslrec"), 1, chosen, settings.seed, inputs, files)
-
-
-def method_of(settings: Settings) -> Method:
-    """The entry of the run's method in the table of methods."""
-    return METHODS[settings.rat.method]
-
-
-def _unused(rat: RatSettings) -> set[str]:
-    """Settings of `[rat]` that a run does not depend on: those of other methods, losses and backbones."""
-    method = METHODS[rat.method]
-    unused = set()
-    if method.extra != "align" or {"align", "adapter"} & set(rat.without):
-        unused |= {"alpha", "gamma", "align_loss", "align_to"}
-    elif not rat.alpha:
-        unused |= {"gamma", "align_loss", "align_to"}
-    if rat.method != "llmemb":
-        unused.add("without")
-    elif "adapter" in rat.without:
-        unused.add("d_m")
-    if not method.vectors:
-        unused.add("control")
-    if method.vectors != "base":
-        unused.add("vectors")
-    if method.embedding == "adapter" or method.start == "trained":
-        unused.add("init_std")
-    if method.embedding not in ("adapter", "dual") and not (method.freezable and rat.freeze_vectors):
-        unused.add("d_m")
-    if method.start != "pca":
-        unused.add("init_scale")
-    if not method.freezable:
-        unused.add("freeze_vectors")
-    prefixes = {entry.options for table in (METHODS, BACKBONES) for entry in table.values()}
-    for prefix in prefixes - {"", method.options, BACKBONES[rat.backbone].options}:
-        unused |= {key for key in RatSettings.model_fields if key.startswith(prefix)}
-    if rat.contrast == "none":
-        unused.add("contrast_weight")
-    if not _has_start(rat):
-        unused.add("start_decay")
-    if not rat.scores_cosines:
-        unused.add("temperature")
-    if rat.loss == "infonce":
-        unused.add("similarity")
-    unused |= SHARED - BACKBONES[rat.backbone].reads
-    loss = BACKBONES[rat.backbone].loss if rat.loss == "auto" else rat.loss
-    if loss == "ce":
-        unused.add("negatives")
-    if loss != "sce":
-        unused.add("negative_weight")
-    return unused
-
-
-def _has_start(rat: RatSettings) -> bool:
-    """Whether items have trained numbers of their own that start from what is known of them.
-
-    Those of method none start at random, and a pull back there would lower the floor that others are measured by.
-    """
-    method = METHODS[rat.method]
-    if method.embedding == "table" and method.start == "random":
-        return False
-    if method.embedding == "adapter":
-        return rat.method == "llmemb" and "freeze" in rat.without and "adapter" not in rat.without
-    return not (method.freezable and rat.freeze_vectors)
-
-
-def _off(rat: RatSettings) -> set[str]:
-    """The switches that are off. They stand in no manifest; unlike what is unused they count: on is another run."""
-    return {key for key in SWITCHES if getattr(rat, key) == RatSettings.model_fields[key].default}
-
-
-def made_with(made: dict[str, Any], key: str, otherwise: Any = None) -> Any:
-    """A setting of `[rat]` that a run was `made` from: a switch that is not among them was off.
-
-    Args:
-        otherwise: what counts where the run did not depend on the setting.
-    """
-    return made.get(key, RatSettings.model_fields[key].default if key in SWITCHES else otherwise)
-
-
-def rat_settings(settings: Settings) -> dict[str, Any]:
-    """The settings of `[rat]` that a run depends on."""
-    off = _off(settings.rat)
-    return {key: value for key, value in _with_switches(settings).items() if key not in off}
-
-
-def _with_switches(settings: Settings) -> dict[str, Any]:
-    """`rat_settings`, and the switches that the run depends on and that are off."""
-    unused = _unused(settings.rat) | HOW
-    return {key: value for key, value in _settings(settings.rat).items() if key not in unused}
-
-
-def used_settings(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The settings of `[rat]` that a trained run depends on; an older manifest holds others too."""
-    rat = settings_of_run(manifest)
-    unused = _unused(rat) | _off(rat)
-    return {key: value for key, value in manifest["made_from"]["settings"].items() if key not in unused}
-
-
-def plain_name(made: dict[str, Any]) -> str:
-    """Backbone, method and what is left out: how the name of a run begins that was `made` from these settings."""
-    return "-".join([made["backbone"], made["method"], *(f"no-{part}" for part in sorted(made.get("without", [])))])
-
-
-def run_name(settings: Settings, in_file: Settings | None = None) -> str:
-    """The default name of a run: backbone, method, what is left out, seed.
-
-    When flags changed other settings of `[rat]` from those in llmemb.toml (`in_file`), six hex digits of
-    them are added, so that a sweep keeps every run.
-    """
-    rat = settings.rat
-    parts = [plain_name(rat_settings(settings)), str(settings.seed)]
-    if in_file is not None:
-        filed = rat_for(in_file, backbone=rat.backbone, method=rat.method).model_dump(mode="json")
-        changed = {
-            key: value
-            for key, value in _with_switches(settings).items()
-            if key not in ("backbone", "method", "without") and value != filed[key]
-        }
-        changed |= _changed_before(settings, in_file, changed)
-        if changed:
-            parts.append(sha256_json(changed)[:6])
-    return "-".join(parts)
-
-
-def _changed_before(settings: Settings, in_file: Settings, changed: dict[str, Any]) -> dict[str, Any]:
-    """Where the collaborative run that a run reads is not the one that its own changed settings tell of.
-
-    Such are settings that count for the collaborative run alone, and those that were changed for the run alone.
-    """
-    rat = settings.rat
-    named = {"backbone": rat.backbone, "method": rat.method, "without": rat.without, "align_to": rat.align_to}
-    filed = collaborative_settings(in_file.model_copy(update={"rat": rat_for(in_file, **named)}))
-    needed = collaborative_settings(settings)
-    if filed is None or needed is None:
-        return {}
-    told = filed.rat.model_dump(mode="json") | changed
-    return {f"collaborative.{key}": value for key, value in _with_switches(needed).items() if value != told[key]}
-
-
-def plain_settings(settings: Settings, backbone: str | None = None, same: Collection[str] = ()) -> Settings:
-    """The same training with method none: the collaborative model other methods start from or align to.
-
-    Args:
-        same: settings of `[rat]` that it must share with the run, whatever llmemb.toml says of method none.
-    """
-    shared = {key: getattr(settings.rat, key) for key in same}
-    plain = rat_for(settings, backbone=backbone or settings.rat.backbone, method="none", without=[], **shared)
-    return settings.model_copy(update={"rat": plain})
-
-
-def collaborative_settings(settings: Settings) -> Settings | None:
-    """The collaborative run whose item embeddings a run reads, or None."""
-    rat = settings.rat
-    if method_of(settings).start == "trained":
-        options = BACKBONES[rat.backbone].options
-        own = [key for key in RatSettings.model_fields if options and key.startswith(options)]
-        return plain_settings(settings, same=["hidden_size", "layers", "heads", "max_length", *own])
-    if method_of(settings).extra == "align" and not {"align", "adapter"} & set(rat.without) and rat.alpha > 0:
-        return plain_settings(settings, None if rat.align_to == "same" else "sasrec", same=["hidden_size"])
-    return None
-
-
-def without_effect(settings: Settings) -> list[str]:
-    """Settings of `[rat]` that flags give and that change neither the run nor the collaborative run it reads."""
-
-    def given(rat: RatSettings) -> set[str]:
-        tables = ("", *own_tables(rat.backbone, rat.method))
-        return {key for table in tables for key in settings.rat_flags.get(table, {})}
-
-    read = [collaborative_settings(settings), tslrec_source(settings) if settings.rat.method == "tslrec" else None]
-    runs = [settings, *(run for run in read if run is not None)]
-    used = {key for run in runs for key in given(run.rat) & set(_with_switches(run))}
-    return sorted(given(settings.rat) - used - HOW)
-
-
-def vectors_needed(settings: Settings) -> str | None:
-    """Which LLM vectors a run reads: the name of a directory in `embeddings/`, or None."""
-    vectors = method_of(settings).vectors
-    if vectors == "scft" and "scft" in settings.rat.without:
-        return "base"
-    return "scft" if vectors == "base" and settings.rat.vectors == "scft" else vectors or None
 
 
 def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Settings | None = None) -> Stage:
@@ -311,7 +126,7 @@ def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Sett
     version = 3 if settings.rat.contrast != "none" and settings.rat.backbone != "bert4rec" else 2
     chosen, path = rat_settings(settings), workspace.run(name)
     off = {key: RatSettings.model_fields[key].default for key in SWITCHES}
-    unused = frozenset(_unused(settings.rat))
+    unused = frozenset(unused_settings(settings.rat))
     return Stage("rat", path, version, chosen, settings.seed, inputs, unused=unused, off=off)
 
 
@@ -348,12 +163,16 @@ def diversity_space(workspace: Workspace) -> str | None:
     return next((name for name in ("scft", "base") if read_manifest(workspace.embeddings(name)) is not None), None)
 
 
+def unused_by_protocol(settings: Settings) -> set[str]:
+    """Settings that an evaluation does not depend on: those of the other protocol, a share where a number counts."""
+    chosen = settings.eval
+    unused = {"history"} if chosen.protocol == "sampled" else {"negatives", "candidates", "candidate_seed"}
+    return unused if chosen.tail_threshold is None else {*unused, "tail_share"}
+
+
 def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
     """`runs/<run>/eval/<protocol>/`: ranks and metrics."""
     sampled = settings.eval.protocol == "sampled"
-    unused = {"history"} if sampled else {"negatives", "candidates", "candidate_seed"}
-    if settings.eval.tail_threshold is not None:
-        unused.add("tail_share")
     chosen = {key: v for key, v in _settings(settings.eval).items() if key not in ("batch_users", "groups")}
     chosen["tail_share"] = settings.data.tail_share
     chosen |= _known_histories(settings)
@@ -368,7 +187,7 @@ def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
         EVAL_VERSION,
         chosen,
         inputs=inputs,
-        unused=frozenset(unused),
+        unused=frozenset(unused_by_protocol(settings)),
     )
 
 

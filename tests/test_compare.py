@@ -23,12 +23,12 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from llmemb_cli.app import app
+from llmemb_cli.config.runs import run_name
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.evaluation.compare import compare_runs
 from llmemb_cli.evaluation.significance import corrected, paired_test
 from llmemb_cli.evaluation.stage import figures, run_eval
-from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.reporting.spreadsheet import csv_table, safe_cell
 from llmemb_cli.reporting.tables import csv_text, latex, markdown, runs_behind

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from llmemb_cli.app import app
 from llmemb_cli.commands.data import show_account, show_curve, show_sizes, show_source
+from llmemb_cli.config.runs import run_name
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.evaluation.stage import run_eval
-from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.reporting.parts.data import data_part, page_tail
 from llmemb_cli.reporting.parts.results import result_parts

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from llmemb_cli.config.runs import run_name
 from llmemb_cli.datasets.split import SplitData, load_split
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.evaluation import rank
@@ -25,7 +26,6 @@ from llmemb_cli.evaluation.groups import make_groupings
 from llmemb_cli.evaluation.rank import full_ranking, sampled_ranks
 from llmemb_cli.evaluation.recommend import known_history, top_items
 from llmemb_cli.evaluation.stage import figures, run_eval
-from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.train import run_rat
 from tests.dataset_fixtures import prepare

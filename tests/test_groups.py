@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from llmemb_cli.app import app
+from llmemb_cli.config.runs import run_name
 from llmemb_cli.datasets.split import Ragged, SplitData, load_split
 from llmemb_cli.evaluation.candidates import test_users as users_with_test
 from llmemb_cli.evaluation.groups import make_groupings
 from llmemb_cli.evaluation.stage import figures, group_figures, run_eval, user_table
-from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.train import run_rat
 from tests.make_workspace import make_workspace

@@ -17,11 +17,11 @@ from llmemb_cli.app import app
 from llmemb_cli.chain import chain, states
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS, MethodName
+from llmemb_cli.config.runs import run_name, vectors_needed
 from llmemb_cli.config.settings import Settings, load_settings, make_settings, update_settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.peers import ALONE
-from llmemb_cli.pipeline import run_name, vectors_needed
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.srs.batch import make_batch

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from llmemb_cli.chain import chain, states
+from llmemb_cli.config.runs import run_name
 from llmemb_cli.config.settings import Settings, load_settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.embeddings.pca import read_pca
@@ -29,7 +30,6 @@ from llmemb_cli.llm.memory import bytes_a_token
 from llmemb_cli.llm.plan import MicroBatches
 from llmemb_cli.llm.said import ItemVectors, Writer, output_matrix
 from llmemb_cli.llm.tslrec import identity_rows, item_groups, taste
-from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace

@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 from llmemb_cli.app import app
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS
+from llmemb_cli.config.runs import collaborative_settings, rat_settings, run_name, vectors_needed
 from llmemb_cli.config.settings import load_settings, update_settings
 from llmemb_cli.datasets.prepare import prepare
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, WrongUseError
-from llmemb_cli.pipeline import collaborative_settings, rat_settings, rat_stage, run_name, vectors_needed
+from llmemb_cli.pipeline import rat_stage
 from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.srs import loop
 from llmemb_cli.srs.batch import make_batch

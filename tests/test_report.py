@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from llmemb_cli.chain import chain, states
+from llmemb_cli.config.runs import run_name
 from llmemb_cli.evaluation.stage import run_eval
-from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import make_prompts
 from llmemb_cli.reporting.page import make_report

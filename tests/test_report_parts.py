@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 from scipy.spatial.distance import pdist
 
+from llmemb_cli.config.runs import run_name
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.embeddings.table import EmbeddingTable, read_table, write_table
@@ -24,7 +25,6 @@ from llmemb_cli.evaluation import evaluated
 from llmemb_cli.evaluation.evaluated import read_evaluated
 from llmemb_cli.evaluation.spaces import unit_vectors
 from llmemb_cli.evaluation.stage import run_eval
-from llmemb_cli.pipeline import run_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import make_prompts
 from llmemb_cli.reporting import figures

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.config.runs import without_effect
 from llmemb_cli.config.settings import (
     SECTIONS,
     Settings,
@@ -23,7 +24,6 @@ from llmemb_cli.config.settings import (
     write_settings,
 )
 from llmemb_cli.errors import WrongUseError
-from llmemb_cli.pipeline import without_effect
 
 
 def test_written_settings_are_read_back_the_same(tmp_path: Path) -> None:

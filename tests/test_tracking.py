@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from llmemb_cli.config.runs import run_name
 from llmemb_cli.errors import InterruptedRunError, MissingError
-from llmemb_cli.pipeline import rat_stage, run_name
+from llmemb_cli.pipeline import rat_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.tracking import open_trackers

@@ -15,12 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from llmemb_cli.app import app
+from llmemb_cli.config.runs import run_name
 from llmemb_cli.config.settings import load_settings, parse_assignments
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import EmbeddingTable, read_table, write_table
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, WrongUseError
-from llmemb_cli.pipeline import embed_stage, run_name
+from llmemb_cli.pipeline import embed_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs import loop
 from llmemb_cli.srs.train import run_rat

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmemb_cli.pipeline import rat_stage, run_name
+from llmemb_cli.config.runs import run_name
+from llmemb_cli.pipeline import rat_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.methods.views import altered, view_contrast
 from llmemb_cli.srs.train import run_rat

@@ -17,6 +17,7 @@ from llmemb_cli.commands.common import (
     option,
     split_names,
 )
+from llmemb_cli.config.settings import parse_assignments
 from llmemb_cli.console import Output, table, titled
 from llmemb_cli.workspace.lock import write_lock
 
@@ -61,12 +62,11 @@ def evaluate(
     }
     located, settings = open_workspace(output, workspace, given, set)
     from llmemb_cli.evaluation.document import check_runs, eval_document, named_runs
+    from llmemb_cli.pipeline import unused_by_protocol
 
-    idle = [key for key in ("negatives", "candidates", "history") if given[f"eval.{key}"] is not None]
-    idle = [key for key in idle if (key == "history") == (settings.eval.protocol == "sampled")]
-    if idle:
-        flags = ", ".join(f"--{key}" for key in idle)
-        output.message(f"no effect with --protocol {settings.eval.protocol}: {flags}", style="yellow")
+    said = {*parse_assignments(set or []), *(key for key, value in given.items() if value is not None)}
+    if idle := [f"--{key}" for key in sorted(unused_by_protocol(settings)) if f"eval.{key}" in said]:
+        output.message(f"no effect with --protocol {settings.eval.protocol}: {', '.join(idle)}", style="yellow")
     names = named_runs(located, runs) if runs else check_runs(located, [])
     from llmemb_cli.evaluation.stage import run_eval
 

@@ -20,6 +20,7 @@ from llmemb_cli.commands.common import (
 )
 from llmemb_cli.config.backbones import backbones_help
 from llmemb_cli.config.methods import methods_help
+from llmemb_cli.config.runs import plain_name, rat_settings, run_name, without_effect
 from llmemb_cli.config.settings import load_settings
 from llmemb_cli.console import Output, table
 from llmemb_cli.errors import WrongUseError
@@ -81,7 +82,6 @@ def rat(
     given = {f"rat.{key}": value for key, value in locals().items() if key in _SETTINGS}
     located, settings = open_workspace(output, workspace, given, set)
     in_file = load_settings(located.settings_file)
-    from llmemb_cli.pipeline import plain_name, rat_settings, without_effect
     from llmemb_cli.srs.train import run_rat
 
     if without and settings.rat.method != "llmemb":
@@ -90,10 +90,7 @@ def rat(
         output.message("compat official: positions of SASRec see their future", style="yellow")
     idle = without_effect(settings)
     if idle:
-        output.message(
-            f"no effect on {plain_name(rat_settings(settings))}: {', '.join(idle)}",
-            style="yellow",
-        )
+        output.message(f"no effect on {plain_name(rat_settings(settings))}: {', '.join(idle)}", style="yellow")
     chosen = parse_seeds(seeds) if seeds else [settings.seed]
     if process_rank():
         _train_along(located, settings, chosen, force, name, in_file)
@@ -105,7 +102,7 @@ def rat(
         for seed in chosen:
             one = settings.model_copy(update={"seed": seed})
             result = run_rat(located, one, output.reporter(), force=force, name=name, in_file=in_file, peers=peers)
-            run = name or _name(one, in_file)
+            run = name or run_name(one, in_file)
             runs.append(
                 {"run": run, "path": str(located.run(run)), "built": result.built} | result.manifest["summary"]
             )
@@ -143,12 +140,6 @@ def _train_along(located: Any, settings: Any, seeds: list[int], force: bool, nam
         for seed in seeds:
             one = settings.model_copy(update={"seed": seed})
             run_rat(located, one, Reporter(), force=force, name=name, in_file=in_file, peers=peers)
-
-
-def _name(settings: Any, in_file: Any) -> str:
-    from llmemb_cli.pipeline import run_name
-
-    return run_name(settings, in_file)
 
 
 _SETTINGS = {

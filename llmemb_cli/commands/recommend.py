@@ -151,8 +151,6 @@ def read_users(path: Path) -> list[str]:
 
     from llmemb_cli.errors import BadDataError, WrongUseError
 
-    if not path.is_file():
-        raise WrongUseError("no such file", where=str(path))
     try:
         if path.suffix == ".parquet":
             ids = pl.read_parquet(path)["user_id"].cast(pl.String).to_list()
@@ -160,6 +158,8 @@ def read_users(path: Path) -> list[str]:
             ids = pl.read_csv(path, infer_schema=False)["user_id"].to_list()
         else:
             ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except FileNotFoundError:
+        raise WrongUseError("no such file", where=str(path)) from None
     except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
         raise BadDataError(
             f"cannot read user ids: {str(error).splitlines()[0]}",

@@ -15,13 +15,13 @@ import numpy as np
 from llmemb_cli.config.rat import settings_of_run
 from llmemb_cli.embeddings.export_card import card_text, provenance
 from llmemb_cli.embeddings.export_place import bring_back, check_target, set_aside
+from llmemb_cli.embeddings.table import read_ids
 from llmemb_cli.errors import BadDataError, MissingError
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage, StageResult, partial_path, read_manifest, require_stage, run_stage
 from llmemb_cli.workspace.store import (
     atomic_path,
-    read_parquet,
     read_tensors,
     sha256_file,
     write_json,
@@ -66,11 +66,10 @@ def read_items(directory: Path) -> ItemTable:
         WrongUseError: it has not been made.
         BadDataError: it is damaged.
     """
-
     manifest = require_stage(directory, made_by="llmemb rat")
     name = "item_embeddings" if manifest["stage"] == "rat" else "embeddings"
     vectors = read_tensors(directory / f"{name}.safetensors")[name].float().numpy()
-    item_ids = read_parquet(directory / "ids.parquet")["item_id"]
+    item_ids = read_ids(directory)
     if len(item_ids) != len(vectors):
         raise BadDataError(f"{len(vectors)} vectors for {len(item_ids)} items", where=str(directory))
     return ItemTable(item_ids, vectors, _item_bias(directory / "model.safetensors"))
@@ -167,7 +166,7 @@ def _write_ids(work: Path, table: ItemTable, **more: Any) -> None:
     if table.bias is not None:
         columns["bias"] = table.bias
     write_parquet(work / "ids.parquet", pl.DataFrame(columns))
-    if not read_parquet(work / "ids.parquet")["item_id"].equals(table.item_ids):
+    if not read_ids(work).equals(table.item_ids):
         raise BadDataError("the ids read back are not those written", where=str(work / "ids.parquet"))
 
 

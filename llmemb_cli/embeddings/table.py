@@ -171,7 +171,7 @@ def read_table(directory: Path, *, made_by: str = "llmemb embed") -> EmbeddingTa
 
 def read_ids(directory: Path) -> pl.Series:
     """The item ids of a table, in its order."""
-    return read_parquet(directory / IDS)["item_id"]
+    return read_parquet(directory / IDS, ["item_id"])["item_id"]
 
 
 def rows_for(table: EmbeddingTable, item_ids: pl.Series, where: str) -> np.ndarray:

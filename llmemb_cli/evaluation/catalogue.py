@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.config.rat import settings_of_run
+from llmemb_cli.config.runs import run_name
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.evaluation.document import known_runs
-from llmemb_cli.pipeline import made_stages, rat_stage, run_name
+from llmemb_cli.pipeline import made_stages, rat_stage
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, require_stage, stage_state
 

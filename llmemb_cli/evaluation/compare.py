@@ -9,15 +9,15 @@ import numpy as np
 import polars as pl
 
 from llmemb_cli.config.backbones import BACKBONES
+from llmemb_cli.config.runs import SWITCHES, made_with, used_settings
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.document import seedless
-from llmemb_cli.evaluation.evaluated import Evaluated, home_names, read_evaluated
+from llmemb_cli.evaluation.evaluated import Evaluated, NameKind, home_names, read_evaluated
 from llmemb_cli.evaluation.significance import DECIMALS, Correction, Test, corrected, paired_test
-from llmemb_cli.pipeline import SWITCHES, made_with, plain_name, used_settings
 from llmemb_cli.workspace.locate import Workspace
 
-# Of an entry, and not in the document: every user's figures, the baseline's entry, who gave the run its name.
+# Of an entry, and not in the document: every user's figures, the baseline's entry, how the runs are called.
 INNER = ("values", "base", "name_kind")
 
 
@@ -225,15 +225,9 @@ def _distinct(labels: list[str], runs: list[str]) -> list[str]:
 
 def _label(one: Evaluated, changed: dict[str, Any]) -> str:
     """The name of a run without seed; settings in the place of the digest of settings changed by flags."""
-    name = _plain(one)
-    if not re.fullmatch(f"{re.escape(name)}-[0-9a-f]{{6}}", one.label):
+    if one.name_kind is not NameKind.DIGEST:
         return one.label
-    return " ".join([name, *(f"{key}={value}" for key, value in changed.items())])
-
-
-def _plain(one: Evaluated) -> str:
-    """The name, without seed, that a run of its backbone and method has when no flag changed a setting."""
-    return plain_name(one.trained["made_from"]["settings"])
+    return " ".join([one.plain, *(f"{key}={value}" for key, value in changed.items())])
 
 
 def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings) -> dict[str, Any]:
@@ -242,14 +236,14 @@ def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings)
     Args:
         in_file: llmemb.toml, which counts where there is no such run.
     """
-    if one.name_kind == 0:
+    if one.name_kind is NameKind.PLAIN:
         return {}
     settings = used_settings(one.trained)
     kind = {key: settings[key] for key in ("backbone", "method")}
     theirs = filed = rat_for(in_file, **kind).model_dump(mode="json")
     for members in variants:
         other = members[0]
-        if other.label == _plain(one) and other.home == one.home:
+        if other.label == one.plain and other.home == one.home:
             theirs = used_settings(other.trained)
 
     def value(made: dict[str, Any], key: str) -> Any:
@@ -260,7 +254,7 @@ def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings)
     return {key: value(settings, key) for key in keys if value(settings, key) != value(theirs, key)}
 
 
-def _names(entry: dict[str, Any]) -> set[str]:
+def _run_names(entry: dict[str, Any]) -> set[str]:
     """What the runs of a variant are called, with and without their seed."""
     return {*entry["runs"], *map(seedless, entry["runs"], entry["seeds"])}
 
@@ -268,7 +262,7 @@ def _names(entry: dict[str, Any]) -> set[str]:
 def _set_baselines(entries: list[dict[str, Any]], wanted: str | None) -> None:
     method = next((entry["method"] for entry in entries if entry["method"] == wanted), None)
     named = [entry for entry in entries if wanted == entry["variant"]]
-    chosen = next(iter(named or [entry for entry in entries if wanted in _names(entry)]), None)
+    chosen = next(iter(named or [entry for entry in entries if wanted in _run_names(entry)]), None)
     if wanted is not None and chosen is None and method is None:
         hint = ", ".join(entry["variant"] for entry in entries)
         raise WrongUseError(f"no baseline {wanted}", hint=f"{hint}; or a method, for each backbone")

@@ -5,18 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from llmemb_cli.config.runs import plain_name, used_settings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.evaluation.document import known_runs, named_runs, seedless
-from llmemb_cli.pipeline import EVAL_VERSION, plain_name, protocol_name, used_settings
+from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest
 from llmemb_cli.workspace.store import read_parquet, sha256_json
+
+
+class NameKind(IntEnum):
+    """How a run is called, the names that say most first."""
+
+    PLAIN = 0  # backbone, method and seed
+    DIGEST = 1  # and a digest of settings that flags changed
+    OWN = 2  # its owner's choice
 
 
 @dataclass(frozen=True)
@@ -55,10 +65,16 @@ class Evaluated:
         return folder.parent if folder.name == "runs" else folder
 
     @property
-    def name_kind(self) -> int:
-        """0: named after backbone, method and seed; 1: and a digest of settings changed by flags; 2: otherwise."""
-        plain = f"{plain_name(self.trained['made_from']['settings'])}-{self.summary['seed']}"
-        return 0 if self.run == plain else 1 if re.fullmatch(f"{re.escape(plain)}-[0-9a-f]{{6}}", self.run) else 2
+    def plain(self) -> str:
+        """The name, without the seed, of a run of its backbone and method for which no flag changed a setting."""
+        return plain_name(self.trained["made_from"]["settings"])
+
+    @property
+    def name_kind(self) -> NameKind:
+        plain = f"{self.plain}-{self.summary['seed']}"
+        if self.run == plain:
+            return NameKind.PLAIN
+        return NameKind.DIGEST if re.fullmatch(f"{re.escape(plain)}-[0-9a-f]{{6}}", self.run) else NameKind.OWN
 
 
 def home_names(homes: Iterable[Path]) -> dict[Path, str]:

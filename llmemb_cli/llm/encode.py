@@ -103,8 +103,10 @@ def as_made(settings: Settings, made_from: dict[str, Any]) -> Settings:
     """
     made = {name: made_from["settings"][name] for name in _READING}
     weights = made_from["files"].get("model", {}).get("sha256")
-    if weights is not None and model_identity(settings.scft.model).get("sha256") == weights:
-        made["model"] = settings.scft.model
+    named = settings.scft.model
+    # In this order: the hash is worked out only where it decides.
+    if made["model"] != named and weights is not None and model_identity(named).get("sha256") == weights:
+        made["model"] = named
     return settings.model_copy(update={"scft": settings.scft.model_copy(update=made)})
 
 

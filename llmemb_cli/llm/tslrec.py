@@ -14,6 +14,7 @@ from torch import nn
 
 from llmemb_cli.assets.models import local_model
 from llmemb_cli.checkpoint import forget_checkpoint
+from llmemb_cli.config.runs import run_name, tslrec_source
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.devices import pick_device
@@ -28,7 +29,7 @@ from llmemb_cli.llm.load import LoadedModel, load_model
 from llmemb_cli.llm.pooling import pool
 from llmemb_cli.llm.prefix import CHECKED, Prefix, agree, embed_after, read_beginning
 from llmemb_cli.llm.trainer import set_training
-from llmemb_cli.pipeline import run_name, tslrec_source, tslrec_stage
+from llmemb_cli.pipeline import tslrec_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
 from llmemb_cli.workspace.locate import Workspace

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from llmemb_cli import pipeline
+from llmemb_cli.config.runs import method_of, rat_settings, used_settings, vectors_needed
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import Ragged, SplitData, load_split
 from llmemb_cli.errors import LlmembError
@@ -69,7 +69,7 @@ def estimate(cells: Sequence[Cell]) -> list[Estimate | None]:
 
 def _kind(settings: Settings) -> tuple[Any, ...]:
     """What runs that take about as long have in common."""
-    rat, chosen = settings.rat, pipeline.rat_settings(settings)
+    rat, chosen = settings.rat, rat_settings(settings)
     return (rat.backbone, rat.method, "freeze" in rat.without, *(chosen.get(name) for name in SPEED))
 
 
@@ -80,7 +80,7 @@ def _earlier(workspace: Workspace) -> dict[tuple[Any, ...], list[dict[str, Any]]
         manifest = read_manifest(path)
         if manifest is None:
             continue
-        chosen, summary = pipeline.used_settings(manifest), manifest["summary"]
+        chosen, summary = used_settings(manifest), manifest["summary"]
         kind = (chosen["backbone"], chosen["method"], "freeze" in summary["without"])
         runs.setdefault((*kind, *(chosen.get(name) for name in SPEED)), []).append(
             {"seconds": summary["seconds_per_epoch"], "epochs": summary["epochs"], "most": chosen["epochs"]}
@@ -99,7 +99,7 @@ def _epoch_seconds(workspace: Workspace, settings: Settings) -> float | None:
     """Seconds of an epoch with validation, from a few steps on users drawn at random; vectors are made up."""
     from llmemb_cli.srs.sequences import training_rows
 
-    if pipeline.method_of(settings).extra == "melt":
+    if method_of(settings).extra == "melt":
         return None
     try:
         data = load_split(workspace.data)
@@ -165,8 +165,8 @@ def _embedding(workspace: Workspace, settings: Settings, n_items: int) -> ItemEm
 
     from llmemb_cli.srs.item_embedding import AdaptedTable, DualTable, FrozenTable, FusedTable, ItemTable, LinearTable
 
-    rat, method = settings.rat, pipeline.method_of(settings)
-    manifest = read_manifest(workspace.embeddings(pipeline.vectors_needed(settings) or "none"))
+    rat, method = settings.rat, method_of(settings)
+    manifest = read_manifest(workspace.embeddings(vectors_needed(settings) or "none"))
     width = min(rat.d_m, manifest["summary"]["width"] if manifest else rat.d_m)
 
     def vectors(size: int) -> torch.Tensor:

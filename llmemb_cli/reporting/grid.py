@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from llmemb_cli import pipeline
 from llmemb_cli.chain import Step, chain, variants
+from llmemb_cli.config.runs import collaborative_settings, run_name
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.devices import give_back_memory
 from llmemb_cli.errors import InterruptedRunError, LlmembError
@@ -50,7 +51,7 @@ class Cell:
 
     @property
     def run(self) -> str:
-        return pipeline.run_name(self.settings, self.filed)
+        return run_name(self.settings, self.filed)
 
     def describe(self) -> dict[str, Any]:
         """The cell as `--json` shows it."""
@@ -78,10 +79,10 @@ def is_done(cell: Cell) -> bool:
 
 def _run_before(cell: Cell) -> Path | None:
     """The collaborative run that comes with the training of the cell's run, where it is not up to date."""
-    needed = pipeline.collaborative_settings(cell.settings)
+    needed = collaborative_settings(cell.settings)
     if needed is None:
         return None
-    name = pipeline.run_name(needed, cell.filed)
+    name = run_name(needed, cell.filed)
     state = stage_state(pipeline.rat_stage(cell.workspace, needed, name, cell.filed)).state
     return None if state == "up-to-date" else cell.workspace.run(name)
 
@@ -124,7 +125,7 @@ def steps_before(cell: Cell) -> list[Step]:
     planned = cell.filed.model_copy(
         update={"rat": rat_for(cell.filed, **chosen), "run": cell.filed.run.model_copy(update=plan)}
     )
-    return _before(chain(cell.workspace, planned), pipeline.run_name(variants(planned)[-1]))
+    return _before(chain(cell.workspace, planned), run_name(variants(planned)[-1]))
 
 
 def _prepare(cells: list[Cell], report: Reporter) -> None:

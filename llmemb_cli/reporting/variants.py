@@ -8,11 +8,12 @@ from typing import Any
 
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS
+from llmemb_cli.config.runs import SWITCHES, made_with, plain_name, used_settings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_evaluated
 from llmemb_cli.evaluation.document import known_runs
 from llmemb_cli.evaluation.evaluated import Evaluated
-from llmemb_cli.pipeline import EVAL_VERSION, SWITCHES, made_with, plain_name, protocol_name, used_settings
+from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 from llmemb_cli.workspace.store import sha256_json

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmemb_cli import pipeline
 from llmemb_cli.assets.architecture import read_architecture
 from llmemb_cli.assets.models import find_model
+from llmemb_cli.config.runs import method_of, vectors_needed
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.progress import Reporter
@@ -24,7 +25,7 @@ def prepare_vectors(workspace: Workspace, settings: Settings, base: Settings, re
     Those of SCFT are not made here: fine-tuning is a decision of its own. That they are older than the settings is
     said.
     """
-    kind = pipeline.vectors_needed(settings)
+    kind = vectors_needed(settings)
     if kind == "scft":
         for stage in (pipeline.scft_stage(workspace, base), pipeline.embed_stage(workspace, base)):
             state = stage_state(stage)
@@ -44,7 +45,7 @@ def check_width(settings: Settings) -> None:
         WrongUseError: it would start from more principal components than there are.
     """
     folder = find_model(settings.scft.model)
-    if pipeline.method_of(settings).start != "pca" or folder is None or not (folder / "config.json").is_file():
+    if method_of(settings).start != "pca" or folder is None or not (folder / "config.json").is_file():
         return
     width, wanted = read_architecture(read_json(folder / "config.json")).hidden, settings.rat.hidden_size
     if width < wanted:

@@ -13,6 +13,7 @@ from llmemb_cli import pipeline
 from llmemb_cli.checkpoint import FILE as CHECKPOINT
 from llmemb_cli.checkpoint import forget_checkpoint
 from llmemb_cli.config.backbones import BACKBONES
+from llmemb_cli.config.runs import collaborative_settings, method_of, run_name, tslrec_source, vectors_needed
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData, load_split
 from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
@@ -59,20 +60,20 @@ def run_rat(
             f"--method {rat.method} with --backbone {rat.backbone}: {reason}", hint="take another one"
         )
     check_heads(rat)
-    if pipeline.vectors_needed(settings) == "scft":
+    if vectors_needed(settings) == "scft":
         # Before a collaborative model is trained: these are not made on the way.
         require_stage(workspace.embeddings("scft"), made_by="llmemb embed")
-    collaborative = pipeline.collaborative_settings(settings)
+    collaborative = collaborative_settings(settings)
     if collaborative is not None:
         run_rat(workspace, collaborative, report, in_file=in_file, peers=peers)
     base = vectors_settings(settings, in_file)
-    if pipeline.vectors_needed(settings) == "tslrec":
-        run_rat(workspace, pipeline.tslrec_source(base), report, in_file=base, peers=peers)
+    if vectors_needed(settings) == "tslrec":
+        run_rat(workspace, tslrec_source(base), report, in_file=base, peers=peers)
     if peers.rank == 0:
         prepare_vectors(workspace, settings, base, report)
     peers.any(False)  # the others wait for the vectors
-    run = name or pipeline.run_name(settings, in_file)
-    source = pipeline.run_name(collaborative, in_file) if collaborative is not None else None
+    run = name or run_name(settings, in_file)
+    source = run_name(collaborative, in_file) if collaborative is not None else None
     stage = pipeline.rat_stage(workspace, settings, run, in_file)
     device = own_device(settings.rat.device)
     begun = False
@@ -125,7 +126,7 @@ def _build(
     collaborative = _collaborative(workspace, source, data, rat.hidden_size)
     torch.manual_seed(stream_seed(settings.seed, "rat-init"))
     model = Recommender(rat, data.n_items, make_embedding(workspace, settings, data, collaborative))
-    if source is not None and pipeline.method_of(settings).start == "trained":
+    if source is not None and method_of(settings).start == "trained":
         _start_from(model, workspace.run(source))
     precision = use_precision(model, rat, device)
     model.to(device)
@@ -170,9 +171,9 @@ def _build(
         "best_validation": state.best,
         "loss": state.losses[-1] if state.losses else None,
         "seconds_per_epoch": seconds,
-        "aligned_to": source if pipeline.method_of(settings).extra == "align" else None,
-        "started_from": source if pipeline.method_of(settings).start == "trained" else None,
-        "vectors": pipeline.vectors_needed(settings),
+        "aligned_to": source if method_of(settings).extra == "align" else None,
+        "started_from": source if method_of(settings).start == "trained" else None,
+        "vectors": vectors_needed(settings),
         "control": rat.control,
         "processes": peers.size,
         "precision": precision,

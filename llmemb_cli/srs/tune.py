@@ -7,7 +7,6 @@ again for the trial it was at, and the training of that trial goes on from its c
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -17,21 +16,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmemb_cli import pipeline
 from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.config.runs import HOW_OF_RAT, run_name, vectors_needed, without_effect
 from llmemb_cli.config.settings import (
     Settings,
     known_keys,
     load_settings,
     parse_assignments,
-    rat_for,
-    update_settings,
 )
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, MissingError, WrongUseError, near_match
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
+from llmemb_cli.srs.tune_keep import keep_best
 from llmemb_cli.workspace.locate import PLAIN_NAME, Workspace
-from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
+from llmemb_cli.workspace.stage import output_fingerprint
 from llmemb_cli.workspace.store import append_jsonl, read_json, read_jsonl, write_json, write_parquet, write_text
 
 NAMED = ("rat.backbone", "rat.method")  # have flags of their own
@@ -114,10 +112,7 @@ def run_tune(
     table = f"rat.{fixed.rat.backbone}-{fixed.rat.method}"
     common = _of_table(table, overrides)
     fixed = load_settings(workspace.settings_file, common)
-    for key, values in space.items():
-        for value in values:
-            load_settings(workspace.settings_file, common | _of_table(table, {key: value}))
-    if idle := _idle(workspace, common, space, table):
+    if idle := _without_effect(workspace, common, space, table):
         report.warn(f"no effect on {table[4:]}, so all trials are alike in it: {', '.join(idle)}")
     name = name or f"{fixed.rat.backbone}-{fixed.rat.method}-{fixed.seed}"
     folder = _folder(workspace, name)
@@ -143,7 +138,7 @@ def run_tune(
     flags = {key: value for key, value in common.items() if key not in NAMED} | _of_table(table, best["settings"])
     if keep:
         kept = {key: value for key, value in flags.items() if key.startswith(f"{table}.")}
-        _keep(workspace, common, kept, best, report)
+        best["run"] = keep_best(workspace, common, kept, report)
         flags = {key: value for key, value in flags.items() if key not in kept}
     return {
         "name": name,
@@ -156,13 +151,19 @@ def run_tune(
     }
 
 
-def _idle(workspace: Workspace, common: dict[str, Any], space: Space, table: str) -> list[str]:
-    """Keys that are searched and do not change the run, whichever of the values the others have."""
+def _without_effect(workspace: Workspace, common: dict[str, Any], space: Space, table: str) -> list[str]:
+    """Keys that are searched and change the run with none of the values.
+
+    Every value is read once, beside some of the others' values.
+
+    Raises:
+        WrongUseError: a value is not allowed.
+    """
     idle = set(space)
     for at in range(max(map(len, space.values()))):
         values = {key: values[at % len(values)] for key, values in space.items()}
         settings = load_settings(workspace.settings_file, common | _of_table(table, values))
-        idle &= {f"rat.{key}" for key in pipeline.without_effect(settings)}
+        idle &= {f"rat.{key}" for key in without_effect(settings)}
     return sorted(idle)
 
 
@@ -172,53 +173,6 @@ def _of_table(table: str, settings: dict[str, Any]) -> dict[str, Any]:
         f"{table}.{key[4:]}" if key.startswith("rat.") and key.count(".") == 1 and key not in SHARED else key: value
         for key, value in settings.items()
     }
-
-
-def _keep(
-    workspace: Workspace, common: dict[str, Any], kept: dict[str, Any], best: dict[str, Any], report: Reporter
-) -> None:
-    """Put the settings `kept` into llmemb.toml; the best run takes the plain name, which they now give it.
-
-    Runs that have such a name from settings of before, with any seed, are kept under the name that these settings
-    give them now: beside the best run they would look as if only their seed were another.
-    """
-    rest = {key: value for key, value in common.items() if key not in kept}
-    filed = load_settings(workspace.settings_file)
-    before = load_settings(workspace.settings_file, rest)
-    # Not the name it was trained under: settings that were kept since give it another one.
-    found = workspace.run(pipeline.run_name(load_settings(workspace.settings_file, rest | kept), filed))
-    update_settings(workspace.settings_file, kept)
-    in_file = load_settings(workspace.settings_file)
-    for run in [path for path in pipeline.made_stages(workspace) if path.parent == workspace.root / "runs"]:
-        earlier = _settings_before(run, filed)
-        if run.name == pipeline.run_name(earlier):
-            _rename(run, pipeline.run_name(earlier, in_file), report)
-    plain = workspace.run(pipeline.run_name(load_settings(workspace.settings_file, rest), in_file))
-    if found.exists() and found != plain:
-        if plain.exists():  # flags that are not kept gave it a name with a digest
-            _rename(plain, pipeline.run_name(before, in_file), report)
-        if not plain.exists():
-            found.rename(plain)
-    best["run"] = plain.name
-
-
-def _settings_before(run: Path, filed: Settings) -> Settings:
-    """What a run was trained with; what it did not depend on is as in `filed`, the llmemb.toml of before."""
-    made = (read_manifest(run) or {})["made_from"]
-    off = {key: RatSettings.model_fields[key].default for key in pipeline.SWITCHES}
-    values = off | {key: value for key, value in made["settings"].items() if key in RatSettings.model_fields}
-    rat = rat_for(filed, **{key: values[key] for key in ("backbone", "method")}).model_copy(update=values)
-    return filed.model_copy(update={"rat": rat, "seed": made["seed"]})
-
-
-def _rename(run: Path, wanted: str, report: Reporter) -> None:
-    """Give a run the name that its settings find, or one like it where that is taken."""
-    if wanted == run.name:
-        return
-    names = (f"{wanted}-{number}" if number > 1 else wanted for number in itertools.count(1))
-    free = next(path for path in map(run.with_name, names) if not path.exists())
-    run.rename(free)
-    report.note(f"{run.name} has other settings than llmemb.toml now: it is called {free.name}")
 
 
 def _folder(workspace: Workspace, name: str) -> Path:
@@ -269,13 +223,13 @@ def _read_trials(log: Path, report: Reporter) -> list[dict[str, Any]]:
 
 def _searched(study: dict[str, Any]) -> dict[str, Any]:
     """What makes a search this one: not the device and the like, by which trials are the same."""
-    settings = {key: value for key, value in study["settings"].items() if key not in pipeline.HOW}
+    settings = {key: value for key, value in study["settings"].items() if key not in HOW_OF_RAT}
     return study | {"settings": settings}
 
 
 def _check_vectors(folder: Path, workspace: Workspace, fixed: Settings, done: list[dict[str, Any]]) -> None:
     """Refuse to compare trials with those made from LLM vectors that are no longer there."""
-    kind = pipeline.vectors_needed(fixed)
+    kind = vectors_needed(fixed)
     now = None if kind is None else output_fingerprint(workspace.embeddings(kind))
     then = {record.get("vectors") for record in done} - {None}
     if now is not None and then - {now}:
@@ -330,7 +284,7 @@ def _trial(
 
     settings = load_settings(workspace.settings_file, overrides)
     in_file = load_settings(workspace.settings_file)
-    run = pipeline.run_name(settings, in_file)
+    run = run_name(settings, in_file)
     there = workspace.run(run).exists()
     record: dict[str, Any] = {"trial": number + 1, "settings": values, "run": run, "made": not there}
     try:

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from llmemb_cli.config.methods import METHODS
+from llmemb_cli.config.runs import vectors_needed
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.embeddings.pca import Pca, fit_pca, read_pca
 from llmemb_cli.embeddings.table import MADE_BY, read_table, rows_for
 from llmemb_cli.errors import BadDataError
-from llmemb_cli.pipeline import vectors_needed
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.srs.item_embedding import (
     AdaptedTable,

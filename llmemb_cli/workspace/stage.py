@@ -20,7 +20,7 @@ from typing import Any, Literal
 from llmemb_cli import __version__
 from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
 from llmemb_cli.progress import Reporter
-from llmemb_cli.workspace.store import read_json, sha256_file, sha256_json, write_json
+from llmemb_cli.workspace.store import made_again, read_json, sha256_file, sha256_json, write_json
 
 MANIFEST = "manifest.json"
 MARKER = "partial.json"  # in unfinished work: what it is made from
@@ -41,7 +41,7 @@ class Stage:
         seed: the seed of its random streams, or None.
         inputs: other stage directories it reads, by role.
         files: what it reads from outside the workspace, by role: a file, or an identity that the caller worked out
-            ({"missing": True} while it is not here).
+            ({"missing": True} while it is not here). A setting of the role's name says where it lies.
         about: names of its files that only describe the others: no stage that reads it depends on them.
         told: keys of its summary that a stage that reads it depends on.
         unused: settings that do not count, which an older manifest may hold.
@@ -88,7 +88,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         return read_json(file) if file.is_file() else None
     except BadDataError as error:
-        raise BadDataError(error.message, where=error.where, hint=f"remove {path}, and make it again") from error
+        raise BadDataError(error.message, where=error.where, hint=made_again(path)) from error
 
 
 def output_fingerprint(path: Path) -> str | None:
@@ -166,9 +166,9 @@ def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> Stag
         return StageState("stale", f"llmemb makes {stage.name} differently now")
     if want["seed"] is not None and had["seed"] != want["seed"]:
         return StageState("stale", f"seed changed: {had['seed']} -> {want['seed']}")
-    # A model that lies at another place is the same one; `files` has the hash of its weights.
-    moved = {"model"} if _content(had) is not None and _content(had) == _content(want) else set()
-    for key in sorted((set(had["settings"]) | set(want["settings"])) - stage.unused - moved):
+    # Where a file known by its content lies does not count, so that models and workspaces can move.
+    same = {role for role, now in want["files"].items() if "sha256" in now and had["files"].get(role) == now}
+    for key in sorted((set(had["settings"]) | set(want["settings"])) - stage.unused - same):
         before, now = (made["settings"].get(key, stage.off.get(key)) for made in (had, want))
         if before != now:
             return StageState("stale", f"setting {key} changed: {before!r} -> {now!r}")
@@ -183,12 +183,6 @@ def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> Stag
         if before != now and not absent:
             return StageState("stale", f"file {role} changed")
     return None
-
-
-def _content(made: dict[str, Any]) -> str | None:
-    """The hash of the weights of the language model that something was made from, where there is one."""
-    model = made["files"].get("model")
-    return model.get("sha256") if model else None
 
 
 def partial_path(stage: Stage) -> Path:

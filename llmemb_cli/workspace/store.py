@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 HASH_BLOCK = 4 << 20  # bytes
-_MADE_AGAIN = "remove the directory it is in, and run the command that made it again"
 
 
 @contextmanager
@@ -147,6 +146,11 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
             raise _system_error(error) from error
 
 
+def made_again(directory: Path) -> str:
+    """What to do about a directory of ours that something damaged."""
+    return f"remove {directory}, and make it again"
+
+
 def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     """Read a table of ours, or some columns of it.
 
@@ -160,8 +164,8 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     except FileNotFoundError as error:
         raise BadDataError("file is missing", where=str(path)) from error
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadDataError(f"the table cannot be read: {reason}", where=str(path), hint=_MADE_AGAIN) from error
+        said = f"the table cannot be read: {str(error).splitlines()[0]}"
+        raise BadDataError(said, where=str(path), hint=made_again(path.parent)) from error
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

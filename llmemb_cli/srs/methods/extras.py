@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from llmemb_cli.config.runs import method_of
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData
-from llmemb_cli.pipeline import method_of
 from llmemb_cli.srs.item_embedding import DualTable
 from llmemb_cli.srs.methods.align import Align
 from llmemb_cli.srs.methods.distill import Distill, similar_users
