@@ -290,6 +290,17 @@ def test_a_broken_export_loses_one_shard_and_goes_on(
     assert sorted(path.name for path in workspace.embeddings("base").iterdir()) == sorted(whole)
 
 
+def test_prompts_cut_to_what_they_share_give_vectors_that_tell_nothing_apart(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "m")
+    for name, length, warned in (("all", 8, True), ("some", 30, False)):
+        workspace, settings = with_prompts(
+            tmp_path / name, model, instruction=" ".join(f"w{n}" for n in range(10)), max_tokens=length
+        )
+        notes = Notes()
+        run_embed(workspace, settings, notes, tuned=False)
+        assert any("vectors are the same" in message for message in notes.said) == warned
+
+
 def test_another_pca_is_made_of_the_vectors_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, settings = with_prompts(tmp_path / "ws", tiny_llama(tmp_path / "m"), max_tokens=8)
     run_embed(workspace, settings, Reporter(), tuned=False)

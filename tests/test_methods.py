@@ -20,7 +20,9 @@ from llmemb_cli.config.methods import METHODS, MethodName
 from llmemb_cli.config.runs import run_name, vectors_needed
 from llmemb_cli.config.settings import Settings, load_settings, make_settings, update_settings
 from llmemb_cli.datasets.split import Ragged, load_split
-from llmemb_cli.errors import WrongUseError
+from llmemb_cli.embeddings.pca import fit_pca, write_pca
+from llmemb_cli.embeddings.table import EmbeddingTable, read_table, write_table
+from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.peers import ALONE
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import numpy_rng
@@ -112,6 +114,20 @@ def test_the_tuned_llms_vectors_take_the_place_of_the_untouched_ones_where_asked
     expected = scores / deviations if method == "alphafuse" else scores
     expected *= 0.3 / np.sqrt(np.mean(expected**2))
     np.testing.assert_allclose(np.abs(table), np.abs(expected), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["llmemb", "llm2x", "alphafuse", "llmesr"])
+def test_vectors_that_are_all_the_same_are_refused_before_anything_is_trained(tmp_path: Path, method: str) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", **SMALL, rat__method=method, rat__vectors="scft")
+    directory = workspace.embeddings("scft")
+    ids = read_table(directory).item_ids
+    same = np.tile(np.linspace(-0.3, 1.7, 24, dtype=np.float32), (len(ids), 1))
+    write_table(directory, EmbeddingTable(ids, same))
+    write_pca(directory, fit_pca(same, 1536))
+    with pytest.raises(BadDataError, match="all vectors are the same") as caught:
+        run_rat(workspace, settings, Reporter(), in_file=settings)
+    assert caught.value.where == str(directory) and "llmemb prompt" in str(caught.value.hint)
+    assert not list((workspace.root / "runs").glob("*"))
 
 
 def test_a_random_table_has_the_spread_that_is_asked_for(tmp_path: Path) -> None:

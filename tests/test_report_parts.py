@@ -22,7 +22,7 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.embeddings.table import EmbeddingTable, read_table, write_table
 from llmemb_cli.evaluation import evaluated
-from llmemb_cli.evaluation.evaluated import read_evaluated
+from llmemb_cli.evaluation.evaluated import NameKind, read_evaluated
 from llmemb_cli.evaluation.spaces import unit_vectors
 from llmemb_cli.evaluation.stage import run_eval
 from llmemb_cli.progress import Reporter
@@ -213,16 +213,43 @@ def test_variants_are_sorted_into_methods_ablations_and_sweeps(made: tuple[Works
 def test_a_setting_that_is_off_is_a_point_of_its_curve() -> None:
     def variant(**changed: Any) -> Variant:
         settings = {"backbone": "sasrec", "method": "none", "loss": "ce"} | changed
-        return Variant(f"sasrec-none {changed}", ["run"], settings, not changed, {"changed": changed})
+        return Variant(f"sasrec-none {changed}", ["run"], settings, NameKind(bool(changed)), {"changed": changed})
 
     off, half = variant(), variant(logit_adjustment=0.5)
     assert sweeps([half, off]) == [("logit_adjustment", [off, half])]
 
 
+def test_of_equal_variants_the_one_with_a_name_of_llmemb_stands_for_its_method() -> None:
+    settings = {"backbone": "sasrec", "method": "none", "without": []}
+    own, digest = (
+        Variant(label, [f"{label}-42"], settings, kind, {"changed": {"dropout": dropout}})
+        for label, kind, dropout in (("aaa", NameKind.OWN, 0.2), ("sasrec-none dropout=0.3", NameKind.DIGEST, 0.3))
+    )
+    assert main_variants([own, digest]) == [digest]
+    assert main_variants([own]) == [own]
+
+
+def test_the_report_says_what_a_run_with_a_name_of_its_own_changed(
+    made: tuple[Workspace, Settings, Page], tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(made[0].root, tmp_path / "copy")))
+    ran = [path.name for path in (workspace.root / "runs").iterdir()]
+    digests = [run for run in ran if re.fullmatch(r"sasrec-llmemb-42-[0-9a-f]{6}", run)]
+    for run in ran:
+        if run.startswith("sasrec-llmemb") and run != digests[0]:
+            shutil.rmtree(workspace.run(run))
+    workspace.run(digests[0]).rename(workspace.run("mine"))
+    (full, _) = result_parts(workspace, made[1])
+    told = {row["name"]: row["settings"] for row in full["table1"]["rows"]}
+    assert told["SASRec, none"] == "" and re.fullmatch(r"alpha=(0\.1|1\.0)", told["SASRec, llmemb"])
+
+
 def test_runs_on_other_llm_vectors_are_no_points_of_a_curve_and_no_parts() -> None:
     def variant(vectors: str, **changed: Any) -> Variant:
         settings = {"backbone": "sasrec", "method": "llmemb", "alpha": 0.1, "without": []} | changed
-        return Variant(f"llmemb {vectors} {changed}", ["run"], settings, not changed, {"changed": changed}, vectors)
+        return Variant(
+            f"llmemb {vectors} {changed}", ["run"], settings, NameKind(bool(changed)), {"changed": changed}, vectors
+        )
 
     main, same, other = variant("a"), variant("a", alpha=1.0), variant("b", alpha=2.0)
     assert sweeps([main, same, other]) == [("alpha", [main, same])]

@@ -183,7 +183,7 @@ def test_a_flag_can_count_for_one_backbone_or_method_alone(tmp_path: Path) -> No
     for key, said in (("rat.llmembb.dropout", "no backbone"), ("rat.llmemb.dropuot", "unknown"), ("rat.a.b.c", "no")):
         with pytest.raises(WrongUseError, match=said) as caught:
             load_settings(path, {key: 0.1})
-        assert caught.value.where == "--set"
+        assert caught.value.where == "command line"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def test_a_search_of_what_changes_nothing_says_so(tmp_path: Path) -> None:
     call = ["tune", "--trials", "1", "-w", str(workspace.root)]
     said = CliRunner().invoke(app, [*call, "--name", "a", "rat.alpha=0.1,0.3", "rat.dropout=0.1"]).stderr
     assert "no effect on sasrec-none, so all trials are alike in it: rat.alpha" in " ".join(said.split())
+    call = [*call, "--name", "a", "rat.alpha=0.1,0.3", "rat.dropout=0.1"]
+    assert "alpha" not in CliRunner().invoke(app, call).stdout.partition("best:")[2]
+    CliRunner().invoke(app, [*call, "--keep"])
+    kept = tomllib.loads(workspace.settings_file.read_text(encoding="utf-8"))["rat"]["sasrec-none"]
+    assert kept == {"dropout": 0.1}
+    call = ["tune", "--trials", "1", "-w", str(workspace.root)]
     # With one of the losses it does have an effect.
     said = CliRunner().invoke(app, [*call, "--name", "b", "rat.loss=ce,sce", "rat.negatives=5,9"]).stderr
     assert "no effect" not in said

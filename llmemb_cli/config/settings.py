@@ -111,7 +111,7 @@ def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settin
         section, _, rest = key.partition(".")
         table, dot, name = rest.rpartition(".")
         if section == "rat" and dot:
-            _check_table(table, {name: value}, "--set", text="")
+            _check_table(table, {name: value}, "command line", text="")
         else:
             _put(values, key, _model_path(value, Path.cwd()) if key == "scft.model" else value)
         if section == "rat" and (dot or name not in WHICH):

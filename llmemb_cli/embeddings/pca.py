@@ -21,6 +21,7 @@ SVD_UP_TO = 50_000_000  # values in the table; larger ones are read in blocks, s
 # Of the randomised decomposition: passes over the table, and directions beyond those asked for.
 PASSES = 7
 SPARE = 10
+SAME = 1e-9  # variance of what is the same but for rounding, as a share of its squared length
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Pca:
         """The same with at most the `width` strongest components."""
         return replace(self, components=self.components[:width], explained_variance=self.explained_variance[:width])
 
+    @property
+    def all_same(self) -> bool:
+        """Whether the vectors differ in nothing but rounding."""
+        return self.total_variance <= SAME * float(np.square(self.mean, dtype=np.float64).sum())
+
     def transform(self, vectors: np.ndarray) -> np.ndarray:
         """(n, d) -> (n, width) float32."""
         result = np.empty((len(vectors), len(self.components)), dtype=np.float32)
@@ -56,7 +62,7 @@ def fit_pca(vectors: np.ndarray, width: int, report: Reporter | None = None) -> 
 
     A small table is decomposed as a whole. A larger one, which may be a memory map, is read in blocks: its covariance
     matrix is decomposed, also exactly, or, where few components of wide vectors are asked for, a random subspace is
-    turned towards them (Halko, Martinsson and Tropp, 2011).
+    turned towards them (Halko, Martinsson and Tropp, 2011). `report` is warned of rows that are all the same.
     """
     possible = max(1, min(width, len(vectors) - 1, vectors.shape[1]))
     if possible < width and report is not None:
@@ -66,18 +72,28 @@ def fit_pca(vectors: np.ndarray, width: int, report: Reporter | None = None) -> 
         return Pca(
             vectors[0].astype(np.float32), np.eye(1, vectors.shape[1], dtype=np.float32), np.zeros(1, np.float32), 0.0
         )
+    fitted = _fit(vectors, possible)
+    if report is not None and fitted.all_same:
+        report.warn(
+            f"all {len(vectors)} vectors are the same, so no item is told apart: `llmemb prompt` shows what was read"
+        )
+    return fitted
+
+
+def _fit(vectors: np.ndarray, width: int) -> Pca:
     if vectors.size <= SVD_UP_TO:
-        return _by_svd(vectors, possible)
+        return _by_svd(vectors, width)
     # A pass with l directions costs 4 n d l operations, the covariance matrix 2 n d d.
-    if 2 * PASSES * (possible + SPARE) < vectors.shape[1]:
-        return _by_subspace(vectors, possible)
-    return _by_covariance(vectors, possible)
+    if 2 * PASSES * (width + SPARE) < vectors.shape[1]:
+        return _by_subspace(vectors, width)
+    return _by_covariance(vectors, width)
 
 
 def _by_svd(vectors: np.ndarray, width: int) -> Pca:
     from sklearn.decomposition import PCA
 
-    fitted = PCA(width, svd_solver="full").fit(vectors.astype(np.float64, copy=False))
+    with np.errstate(invalid="ignore"):  # rows that are all the same: a share of no variance
+        fitted = PCA(width, svd_solver="full").fit(vectors.astype(np.float64, copy=False))
     total = float(vectors.var(axis=0, ddof=1, dtype=np.float64).sum())
     return _signed(fitted.mean_, fitted.components_, fitted.explained_variance_, total)
 

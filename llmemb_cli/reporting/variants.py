@@ -8,11 +8,11 @@ from typing import Any
 
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS
-from llmemb_cli.config.runs import SWITCHES, made_with, plain_name, used_settings
+from llmemb_cli.config.runs import SWITCHES, made_with, used_settings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_evaluated
 from llmemb_cli.evaluation.document import known_runs
-from llmemb_cli.evaluation.evaluated import Evaluated
+from llmemb_cli.evaluation.evaluated import Evaluated, NameKind
 from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
@@ -30,7 +30,7 @@ class Variant:
         label: their name without the seed.
         runs: their names, by seed.
         settings: what `[rat]` was.
-        plain: whether they are named after backbone and method alone, so nothing else was changed by flags.
+        kind: how they are called, by the one whose name says least.
         entry: figures of all parts of the users (evaluation/compare.py).
         vectors: the fingerprint of the LLM vectors they read, or None.
     """
@@ -38,7 +38,7 @@ class Variant:
     label: str
     runs: list[str]
     settings: dict[str, Any]
-    plain: bool
+    kind: NameKind
     entry: dict[str, Any]
     vectors: str | None = None
 
@@ -101,20 +101,20 @@ def comparable_runs(workspace: Workspace, settings: Settings) -> tuple[list[str]
 def variants_of(found: list[Evaluated], workspace: Workspace, settings: Settings) -> list[Variant]:
     """The variants of comparable runs, with their figures."""
     document = compare_evaluated(found, workspace, settings, correction="none")
-    trained = {one.run: one.trained for one in found}
+    by_run = {one.run: one for one in found}
     made = []
     for entry in document["variants"]:
-        chosen = used_settings(trained[entry["runs"][0]])
-        plain = [f"{plain_name(chosen)}-{trained[run]['made_from']['seed']}" for run in entry["runs"]]
-        vectors = trained[entry["runs"][0]]["made_from"]["inputs"].get("embeddings")
-        made.append(Variant(entry["variant"], entry["runs"], chosen, plain == entry["runs"], entry, vectors))
+        trained = by_run[entry["runs"][0]].trained
+        kind = max(by_run[run].name_kind for run in entry["runs"])
+        vectors = trained["made_from"]["inputs"].get("embeddings")
+        made.append(Variant(entry["variant"], entry["runs"], used_settings(trained), kind, entry, vectors))
     return made
 
 
 def main_variants(variants: list[Variant]) -> list[Variant]:
     """One variant for each backbone and method, nothing left out: that with plain names, then most seeds.
 
-    Of those with as many the one with the fewest settings changed.
+    Of those with as many the one with the fewest settings changed, and of equal ones that whose name llmemb gave.
     """
     best: dict[tuple[str, str], Variant] = {}
     for one in variants:
@@ -133,8 +133,8 @@ def of_one_backbone(mains: list[Variant]) -> list[Variant]:
     return [one for one in mains if one.backbone == max(counts, key=lambda name: counts[name])]
 
 
-def _rank(one: Variant) -> tuple[bool, int, int]:
-    return one.plain, len(one.runs), -len(one.entry["changed"])
+def _rank(one: Variant) -> tuple[bool, int, int, int]:
+    return one.kind is NameKind.PLAIN, len(one.runs), -len(one.entry["changed"]), -one.kind
 
 
 def differing(one: Variant, other: Variant) -> set[str]:

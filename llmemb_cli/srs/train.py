@@ -16,6 +16,7 @@ from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.runs import collaborative_settings, method_of, run_name, tslrec_source, vectors_needed
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData, load_split
+from llmemb_cli.embeddings.pca import read_pca
 from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
 from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.peers import ALONE, Peers, own_device
@@ -27,7 +28,7 @@ from llmemb_cli.srs.objective import loss_name
 from llmemb_cli.srs.precision import use_precision
 from llmemb_cli.srs.prepare import prepare_vectors, vectors_settings
 from llmemb_cli.srs.recommender import Recommender, check_heads
-from llmemb_cli.srs.vectors import make_embedding
+from llmemb_cli.srs.vectors import make_embedding, telling
 from llmemb_cli.tracking import open_trackers
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, partial_path, require_stage, run_stage
@@ -52,6 +53,7 @@ def run_rat(
 
     Raises:
         WrongUseError: an input has not been made, or backbone and method do not go together.
+        BadDataError: the LLM's vectors are all the same.
         InterruptedRunError: a signal came; a checkpoint is kept and the same call goes on.
     """
     rat = settings.rat
@@ -62,7 +64,9 @@ def run_rat(
     check_heads(rat)
     if vectors_needed(settings) == "scft":
         # Before a collaborative model is trained: these are not made on the way.
-        require_stage(workspace.embeddings("scft"), made_by="llmemb embed")
+        directory = workspace.embeddings("scft")
+        require_stage(directory, made_by="llmemb embed")
+        telling(read_pca(directory), directory)
     collaborative = collaborative_settings(settings)
     if collaborative is not None:
         run_rat(workspace, collaborative, report, in_file=in_file, peers=peers)

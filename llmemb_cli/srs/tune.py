@@ -112,7 +112,8 @@ def run_tune(
     table = f"rat.{fixed.rat.backbone}-{fixed.rat.method}"
     common = _of_table(table, overrides)
     fixed = load_settings(workspace.settings_file, common)
-    if idle := _without_effect(workspace, common, space, table):
+    idle = _without_effect(workspace, common, space, table)
+    if idle:
         report.warn(f"no effect on {table[4:]}, so all trials are alike in it: {', '.join(idle)}")
     name = name or f"{fixed.rat.backbone}-{fixed.rat.method}-{fixed.seed}"
     folder = _folder(workspace, name)
@@ -135,7 +136,8 @@ def run_tune(
         )
     # All that makes the best run what it is, also what was the same in all trials, with all digits: the command finds
     # that run and trains no other.
-    flags = {key: value for key, value in common.items() if key not in NAMED} | _of_table(table, best["settings"])
+    chosen = {key: value for key, value in best["settings"].items() if key not in idle}
+    flags = {key: value for key, value in common.items() if key not in NAMED} | _of_table(table, chosen)
     if keep:
         kept = {key: value for key, value in flags.items() if key.startswith(f"{table}.")}
         best["run"] = keep_best(workspace, common, kept, report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -77,16 +79,22 @@ class Source:
         self.control, self.seed = settings.rat.control, settings.seed
 
     def reduced(self, width: int) -> np.ndarray:
-        """(n, at most width) float32: the first principal components, by the PCA kept with the vectors."""
-        return self._controlled(self._pca().first(width).transform(self.vectors))
+        """(n, at most width) float32: the first principal components, by the PCA kept with the vectors.
+
+        Raises:
+            BadDataError: the vectors are all the same.
+        """
+        return self._controlled(
+            telling(read_pca(self.directory), self.directory).first(width).transform(self.vectors)
+        )
 
     def principal(self, width: int, *, whiten: bool = False) -> np.ndarray:
         """(n, width) float32 principal components of these items, each of variance one if `whiten`.
 
         Raises:
-            BadDataError: the vectors have fewer components.
+            BadDataError: the vectors have fewer components, or are all the same.
         """
-        pca = fit_pca(self.vectors, width)
+        pca = telling(fit_pca(self.vectors, width), self.directory)
         reduced = pca.transform(self.vectors)
         if reduced.shape[1] < width:
             raise BadDataError(
@@ -98,9 +106,6 @@ class Source:
             reduced = reduced / np.sqrt(np.maximum(pca.explained_variance, 1e-12))
         return self._controlled(reduced)
 
-    def _pca(self) -> Pca:
-        return read_pca(self.directory)
-
     def _controlled(self, vectors: np.ndarray) -> np.ndarray:
         rng = numpy_rng(self.seed, "control")
         if self.control == "permuted":
@@ -108,6 +113,21 @@ class Source:
         if self.control == "random":
             return rng.normal(size=vectors.shape, scale=vectors.std()).astype(np.float32)
         return vectors
+
+
+def telling(pca: Pca, directory: Path) -> Pca:
+    """The PCA of the vectors in `directory`.
+
+    Raises:
+        BadDataError: they are all the same.
+    """
+    if pca.all_same:
+        raise BadDataError(
+            "all vectors are the same, so no item is told apart",
+            where=str(directory),
+            hint="look at `llmemb prompt`, mend [prompt] or scft.max_tokens, and make them again",
+        )
+    return pca
 
 
 def with_rms(vectors: np.ndarray, rms: float) -> torch.Tensor:

@@ -141,17 +141,26 @@ def _methods_table(
     names = [f"{BACKBONES[one.backbone]}, {one.method}" for one in mains]
     order = {one.runs[0]: place for place, one in enumerate(mains)}
     document["variants"].sort(key=lambda entry: order[entry["runs"][0]])
-    return _table(document, names, "", overall)
+    return _with_settings(_table(document, names, "", overall), document)
+
+
+def _with_settings(table: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    """The table, with what was changed of each row's settings; a name of its owner's does not say it."""
+    for row, entry in zip(table["rows"], document["variants"], strict=True):
+        row["settings"] = _changed(entry, " ")
+    return table
+
+
+def _changed(entry: dict[str, Any], between: str) -> str:
+    return between.join(f"{key}={value}" for key, value in entry["changed"].items())
 
 
 def _variants_table(measured: Measured, variants: list[Variant]) -> dict[str, Any]:
     """All variants, also those whose settings differ from a method's main one."""
     document = measured.compare(variants)
     document["variants"].sort(key=natural_order)
-    made = _table(document, [entry["variant"] for entry in document["variants"]], "")
-    for row in made["rows"]:
-        row["name"], _, row["settings"] = row["name"].partition(" ")
-    return made
+    names = [entry["variant"].partition(" ")[0] for entry in document["variants"]]
+    return _with_settings(_table(document, names, ""), document)
 
 
 def _ablation_table(measured: Measured, family: list[Variant]) -> dict[str, Any]:
@@ -159,7 +168,7 @@ def _ablation_table(measured: Measured, family: list[Variant]) -> dict[str, Any]
     document = measured.compare(family, baseline=family[0].runs[0])
     order = {one.runs[0]: place for place, one in enumerate(family)}
     document["variants"].sort(key=lambda entry: order[entry["runs"][0]])
-    changed = ", ".join(f"{key}={value}" for key, value in family[0].entry["changed"].items())
+    changed = _changed(family[0].entry, ", ")
     whole = f"{BACKBONES[family[0].backbone]}, {family[0].method}" + (f" ({changed})" if changed else "")
     names = [whole, *(f"without {' and '.join(one.without)}" for one in family[1:])]
     return _table(document, names, f"The baseline is {whole} with all its parts.")
