@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import zipfile
 from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmemb_cli.config.data import DataSettings
+from llmemb_cli.config.settings import load_settings
 from llmemb_cli.datasets.create import create_workspace
 from llmemb_cli.datasets.popularity import tail_items
 from llmemb_cli.datasets.raw import Tally
@@ -27,7 +30,10 @@ from llmemb_cli.datasets.readers.tabular import read_table
 from llmemb_cli.datasets.rules import SECOND, apply_rules, check_interactions, split_column
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
+from llmemb_cli.pipeline import data_stage
 from llmemb_cli.progress import Reporter
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.stage import stage_state
 
 Row = tuple[str, str, int]
 
@@ -174,9 +180,7 @@ def test_directory_missing_file_and_cut_gzip_are_named(tmp_path: Path) -> None:
 
 
 def test_failed_second_preparation_keeps_the_first(tmp_path: Path) -> None:
-    from llmemb_cli.config.settings import load_settings
     from llmemb_cli.datasets.prepare import prepare
-    from llmemb_cli.workspace.locate import Workspace
 
     log, items = write_files(tmp_path, log_rows())
     root = build(tmp_path, log, items)
@@ -196,6 +200,21 @@ def test_init_again_is_up_to_date_and_other_settings_are_refused(tmp_path: Path)
     with pytest.raises(WrongUseError, match="other data settings") as caught:
         build(tmp_path, log, items, min_user=4)
     assert "--name" in (caught.value.hint or "") and "llmemb.toml" in (caught.value.hint or "")
+
+
+def test_a_source_whose_time_alone_changed_makes_nothing_stale(tmp_path: Path) -> None:
+    log, items = write_files(tmp_path, log_rows())
+    root = build(tmp_path, log, items)
+    stage = partial(data_stage, Workspace(root), load_settings(root / "llmemb.toml"))
+    for file in (log, items):
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    assert stage_state(stage()).state == "up-to-date"
+    # As many bytes, others.
+    content = log.read_bytes()
+    log.write_bytes(content[:-2] + content[-2:].translate(bytes.maketrans(b"0123456789", b"1234567890")))
+    os.utime(log, (1_000_000_001, 1_000_000_001))
+    assert log.read_bytes() != content and log.stat().st_size == len(content)
+    assert stage_state(stage()).reason == "file interactions changed"
 
 
 def test_leaking_attributes_stay_out_of_prompts_unless_asked_for(tmp_path: Path) -> None:
