@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typer.testing import CliRunner, Result
 from llmemb_cli.app import app
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import load_split
-from llmemb_cli.errors import WrongUseError
+from llmemb_cli.errors import InterruptedRunError, WrongUseError
 from llmemb_cli.evaluation.candidates import test_users as users_with_test
 from llmemb_cli.evaluation.document import near_or_some
 from llmemb_cli.evaluation.rank import full_ranking
@@ -28,6 +29,7 @@ from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
 from tests.make_workspace import make_workspace
+from tests.test_recommenders import StopAfter
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +215,33 @@ def test_runs_are_listed_shown_and_removed_with_what_needs_them(tmp_path: Path) 
     assert not list((workspace.root / "runs").glob(".*removed"))
     left = document(workspace, "runs", "show", "sasrec-llmemb-42")["runs"][0]
     assert left["state"] == "other align now" and left["settings"]["hidden_size"] == 8
+
+
+def test_runs_that_were_begun_are_listed_shown_and_removed(tmp_path: Path) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", rat__hidden_size=8, rat__epochs=3, rat__method="none")
+    with pytest.raises(InterruptedRunError):
+        run_rat(workspace, settings, StopAfter(2), name="mine")
+    listed = document(workspace, "runs")
+    assert listed["runs"] == []
+    (begun,) = listed["begun"]
+    assert (begun["run"], begun["state"], begun["seed"]) == ("mine", "begun", 42)
+    logged = (workspace.root / "runs" / ".mine.partial" / "log.jsonl").read_text().splitlines()
+    assert begun["epochs"] == len(logged) > 0 and begun["bytes"] > 1000
+    (line,) = [line for line in call(workspace, "runs").stdout.splitlines() if "mine" in line]
+    assert f"begun, {len(logged)} epoch" in line
+    shown = call(workspace, "runs", "show", "mine").stdout
+    assert re.search(r"rat\.hidden_size +8", shown)
+    assert "mine" in call(workspace, "runs", "remove").stderr
+    # A damaged one is listed too, and goes.
+    (workspace.root / "runs" / ".mine.partial" / "partial.json").write_text("{")
+    assert document(workspace, "runs")["begun"][0]["settings"] == {}
+    assert call(workspace, "runs", "remove", "mine", "--yes").exit_code == 0
+    assert not list((workspace.root / "runs").iterdir())
+    # What is begun of a run that is to be trained anew goes with it.
+    run_rat(workspace, settings, Reporter())
+    shutil.copytree(workspace.run("sasrec-none-42"), workspace.root / "runs" / ".sasrec-none-42.partial")
+    assert call(workspace, "runs", "remove", "sasrec-none-42", "--yes").exit_code == 0
+    assert not list((workspace.root / "runs").iterdir())
 
 
 def test_runs_without_validation_are_listed_and_not_preferred(

@@ -21,29 +21,33 @@ def runs(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """List the runs of the workspace, show one with its settings, or remove some.
+    """List the runs of the workspace, also those begun and not finished, show one with its settings, or remove some.
 
-    Removing says what else was made from a run, and asks first.
+    Removing says what else was made from a run, and asks first. What was begun goes with its run.
 
     Example: `llmemb runs show sasrec-llmemb-42`
     """
     located, settings = open_workspace(output, workspace)
     from llmemb_cli.errors import WrongUseError
-    from llmemb_cli.evaluation.catalogue import describe_run, needed_by, remove_runs
+    from llmemb_cli.evaluation.catalogue import begun_runs, describe_run, needed_by, remove_runs
     from llmemb_cli.evaluation.document import check_runs, known_runs
 
+    known, begun = known_runs(located), begun_runs(located)
     if action == "list":
         if names:
             raise WrongUseError("list takes no names", hint=f"llmemb runs show {' '.join(names)}")
-        entries = [describe_run(located, settings, name) for name in known_runs(located)]
-        document: dict[str, Any] = {"workspace": str(located.root), "runs": entries}
-        output.result(document, lambda console: show_list(console, entries))
+        entries = [describe_run(located, settings, name) for name in known]
+        document: dict[str, Any] = {"workspace": str(located.root), "runs": entries, "begun": [*begun.values()]}
+        output.result(document, lambda console: show_list(console, entries, [*begun.values()]))
         return
     if not names:
-        raise WrongUseError(f"which run to {action}?", hint=", ".join(known_runs(located)) or "there are no runs")
-    chosen = check_runs(located, list(dict.fromkeys(names)))
+        there = dict.fromkeys([*known, *begun])
+        raise WrongUseError(f"which run to {action}?", hint=", ".join(there) or "there are no runs")
+    chosen = list(dict.fromkeys(names))
+    if others := [name for name in chosen if name not in begun]:
+        check_runs(located, others)
     if action == "show":
-        entries = [describe_run(located, settings, name) for name in chosen]
+        entries = [describe_run(located, settings, name) if name in known else begun[name] for name in chosen]
         output.result({"workspace": str(located.root), "runs": entries}, lambda console: show_runs(console, entries))
         return
     needs = {name: needed_by(located, name, besides=chosen) for name in chosen}
@@ -72,9 +76,9 @@ def _confirm(output: Output, names: list[str]) -> None:
         raise typer.Exit(1)
 
 
-def show_list(console: Console, entries: list[dict[str, Any]]) -> None:
-    """One line a run."""
-    if not entries:
+def show_list(console: Console, entries: list[dict[str, Any]], begun: list[dict[str, Any]]) -> None:
+    """One line a run, and one for each that was begun and not finished."""
+    if not entries and not begun:
         console.print("no runs yet: `llmemb rat`")
         return
     rows = [
@@ -88,12 +92,19 @@ def show_list(console: Console, entries: list[dict[str, Any]]) -> None:
         ]
         for entry in entries
     ]
+    for entry in begun:
+        epochs = f"begun, {entry['epochs']} epoch{'' if entry['epochs'] == 1 else 's'}"
+        rows.append([entry["run"], "-", "-", f"{entry['bytes'] / 1e6:,.1f}", "-", epochs])
     made = table(["run", "valid", "time", "MB", "evaluated", ""], rows)
     for number in (4, 5):
         made.columns[number].justify = "left"
     console.print(made)
     if any(entry["state"].startswith("stale:") for entry in entries):
         console.print("stale: would be trained anew now; `llmemb runs show` says why", style="dim")
+    if begun:
+        console.print(
+            "begun: the `llmemb rat` that began it goes on with it; `llmemb runs show` has its settings", style="dim"
+        )
     console.print("valid: best NDCG@10 on validation items, full ranking; - where there are none", style="dim")
 
 

@@ -9,10 +9,19 @@ from typing import Any
 from llmemb_cli.config.rat import settings_of_run
 from llmemb_cli.config.runs import run_name
 from llmemb_cli.config.settings import Settings, rat_for
+from llmemb_cli.errors import BadDataError
 from llmemb_cli.evaluation.document import known_runs
 from llmemb_cli.pipeline import made_stages, rat_stage
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, require_stage, stage_state
+from llmemb_cli.workspace.stage import (
+    MARKER,
+    PARTIAL,
+    output_fingerprint,
+    read_manifest,
+    require_stage,
+    stage_state,
+)
+from llmemb_cli.workspace.store import read_json, read_jsonl
 
 
 def describe_run(workspace: Workspace, settings: Settings, name: str) -> dict[str, Any]:
@@ -37,6 +46,35 @@ def describe_run(workspace: Workspace, settings: Settings, name: str) -> dict[st
         "bytes": _size(directory),
         "path": str(directory),
         "settings": manifest["made_from"]["settings"],
+    }
+
+
+def begun_runs(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """By name, runs whose training was interrupted: how far it came, and the settings with which it goes on.
+
+    One that is too damaged to say has no settings.
+    """
+    return {
+        path.name[1:].removesuffix(PARTIAL): _begun(path)
+        for path in sorted((workspace.root / "runs").glob(f".*{PARTIAL}"))
+        if path.is_dir()
+    }
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    try:
+        made = read_json(path / MARKER)["made_from"]
+        epochs = [record["epoch"] for record in read_jsonl(path / "log.jsonl", {"epoch"})[0]]
+    except (BadDataError, KeyError, OSError):
+        made, epochs = {"seed": None, "settings": {}}, []
+    return {
+        "run": path.name[1:].removesuffix(PARTIAL),
+        "state": "begun",
+        "seed": made["seed"],
+        "epochs": max(epochs, default=0),
+        "bytes": _size(path),
+        "path": str(path),
+        "settings": made["settings"],
     }
 
 
@@ -68,6 +106,8 @@ def needed_by(workspace: Workspace, name: str, besides: list[str] | None = None)
         besides: runs that are to go as well.
     """
     fingerprint = output_fingerprint(workspace.run(name))
+    if fingerprint is None:  # begun and never finished
+        return []
     uses = []
     for path in made_stages(workspace):
         place = path.relative_to(workspace.root)
@@ -90,16 +130,23 @@ def _use(place: Path, role: str) -> str:
 
 
 def remove_runs(workspace: Workspace, names: list[str]) -> int:
-    """Remove the runs and their evaluations; an interruption leaves no half run. Returns the bytes freed."""
+    """Remove the runs, their evaluations and what is begun of them; an interruption leaves no half run.
+
+    Returns:
+        the bytes freed.
+    """
     freed = 0
     for name in names:
         directory = workspace.run(name)
-        freed += _size(directory)
-        # Renamed first: a directory whose name starts with a dot is no run for anybody.
-        going = directory.with_name(f".{name}.removed")
-        shutil.rmtree(going, ignore_errors=True)
-        directory.rename(going)
-        shutil.rmtree(going)
+        for one in (directory.with_name(f".{name}{PARTIAL}"), directory):
+            if not one.exists():
+                continue
+            freed += _size(one)
+            # Renamed first: a directory with such a name is no run for anybody.
+            going = directory.with_name(f".{name}.removed")
+            shutil.rmtree(going, ignore_errors=True)
+            one.rename(going)
+            shutil.rmtree(going)
     return freed
 
 

@@ -23,6 +23,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.store import made_again, read_json, sha256_file, sha256_json, write_json
 
 MANIFEST = "manifest.json"
+PARTIAL = ".partial"  # ends the name of a directory of unfinished work
 MARKER = "partial.json"  # in unfinished work: what it is made from
 SCHEMA_VERSION = 1
 State = Literal["missing", "stale", "up-to-date"]
@@ -187,7 +188,7 @@ def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> Stag
 
 def partial_path(stage: Stage) -> Path:
     """Where an unfinished stage keeps its work."""
-    return stage.path.parent / f".{stage.path.name}.partial"
+    return stage.path.parent / f".{stage.path.name}{PARTIAL}"
 
 
 def run_stage(
