@@ -60,6 +60,7 @@ def reproduce(
     Example: `llmemb reproduce table1 --seeds 42 --dry-run`
     """
     from llmemb_cli.commands.common import open_workspace
+    from llmemb_cli.config.runs import without_effect
     from llmemb_cli.config.settings import parse_assignments
     from llmemb_cli.workspace.locate import Workspace
 
@@ -77,6 +78,9 @@ def reproduce(
     _check(method, known("method"), "--method")
     cells = grid_of(target, located, parse_seeds(seeds), backbones=backbone, methods=method, overrides=overrides)
     left_out = [f"left out: {b} with {m}: {why}" for (b, m), why in unfit_pairs(target, backbone, method).items()]
+    idle = [key for key in without_effect(cells[0].settings) if all(key in without_effect(c.settings) for c in cells)]
+    if idle:
+        left_out.append("no effect on any run: " + ", ".join(f"rat.{key}" for key in idle))
     for text in left_out:
         output.reporter().warn(text)
     if dry_run:
