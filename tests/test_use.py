@@ -232,6 +232,7 @@ def test_runs_that_were_begun_are_listed_shown_and_removed(tmp_path: Path) -> No
     shown = call(workspace, "runs", "show", "mine").stdout
     assert re.search(r"rat\.hidden_size +8", shown)
     assert "mine" in call(workspace, "runs", "remove").stderr
+    assert "did you mean mine?" in call(workspace, "runs", "remove", "mien").stderr
     # A damaged one is listed too, and goes.
     (workspace.root / "runs" / ".mine.partial" / "partial.json").write_text("{")
     assert document(workspace, "runs")["begun"][0]["settings"] == {}

@@ -30,7 +30,7 @@ def runs(
     located, settings = open_workspace(output, workspace)
     from llmemb_cli.errors import WrongUseError
     from llmemb_cli.evaluation.catalogue import begun_runs, describe_run, needed_by, remove_runs
-    from llmemb_cli.evaluation.document import check_runs, known_runs
+    from llmemb_cli.evaluation.document import check_runs, known_runs, near_or_some
 
     known, begun = known_runs(located), begun_runs(located)
     if action == "list":
@@ -40,12 +40,15 @@ def runs(
         document: dict[str, Any] = {"workspace": str(located.root), "runs": entries, "begun": [*begun.values()]}
         output.result(document, lambda console: show_list(console, entries, [*begun.values()]))
         return
+    there = list(dict.fromkeys([*known, *begun]))
+    if not there:
+        check_runs(located, [])
     if not names:
-        there = dict.fromkeys([*known, *begun])
-        raise WrongUseError(f"which run to {action}?", hint=", ".join(there) or "there are no runs")
+        raise WrongUseError(f"which run to {action}?", hint=", ".join(there))
     chosen = list(dict.fromkeys(names))
-    if others := [name for name in chosen if name not in begun]:
-        check_runs(located, others)
+    for name in chosen:
+        if name not in there:
+            raise WrongUseError(f"no run {name}", hint=near_or_some(name, there))
     if action == "show":
         entries = [describe_run(located, settings, name) if name in known else begun[name] for name in chosen]
         output.result({"workspace": str(located.root), "runs": entries}, lambda console: show_runs(console, entries))
