@@ -5,7 +5,6 @@ Cheap to import: `llmemb status` asks these descriptions alone. What a stage doe
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from llmemb_cli.config.runs import (
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import Stage, read_manifest
-from llmemb_cli.workspace.store import sha256_file, sha256_json
+from llmemb_cli.workspace.store import sha256_json
 
 DATA_VERSION = 2
 EVAL_VERSION = 3
@@ -38,9 +37,8 @@ def _settings(section: Any) -> dict[str, Any]:
 def data_stage(workspace: Workspace, settings: Settings) -> Stage:
     """`data/`: items, interactions, data card."""
     data = settings.data
-    made = read_manifest(workspace.data)
     files = {
-        role: _as_read(made, role, workspace.root / getattr(data, role))
+        role: workspace.root / getattr(data, role)
         for role in ("source", "interactions", "items")
         if getattr(data, role)
     }
@@ -53,28 +51,10 @@ def data_stage(workspace: Workspace, settings: Settings) -> Stage:
         _settings(data),
         seed,
         files=files,
+        hashed=("source", "files"),
         about=("stats.json", "card.md", "rejected.jsonl"),
         told=("instruction", "attributes"),
     )
-
-
-def _as_read(made: dict[str, Any] | None, role: str, path: Path) -> Path | dict[str, Any]:
-    """What a source file was when `data/` was made, if it has changed in its time alone: a copy, or fetched again."""
-    before = (made or {}).get("made_from", {}).get("files", {}).get(role, {})
-    if made is None or "mtime_ns" not in before or not path.is_file():
-        return path
-    stat = path.stat()
-    if stat.st_mtime_ns == before["mtime_ns"] or stat.st_size != before["size"]:
-        return path
-    sources = made["summary"].get("source", {}).get("files", [])
-    read = {file["sha256"] for file in sources if file["name"] == path.name}
-    return before if _content(path, stat.st_size, stat.st_mtime_ns) in read else path
-
-
-@cache
-def _content(path: Path, size: int, changed: int) -> str:
-    """The hash of a file that was so large and changed at that time; commands look at their stages several times."""
-    return sha256_file(path)
 
 
 def prompt_stage(workspace: Workspace, settings: Settings) -> Stage:

@@ -300,19 +300,8 @@ def test_pairs_that_cannot_be_trained_are_left_out_and_told(workspace: Workspace
 def test_settings_that_no_run_of_the_grid_reads_are_told(workspace: Workspace) -> None:
     def notes(*backbones: str) -> list[str]:
         chosen = [word for name in backbones for word in ("--backbone", name)]
-        args = [
-            "table1",
-            "--method",
-            "none",
-            *chosen,
-            "--seeds",
-            "42",
-            "--set",
-            "rat.mask_ratio=0.3",
-            "--dry-run",
-            "--json",
-        ]
-        done = CliRunner().invoke(app, ["reproduce", *args, "-w", str(workspace.root)])
+        args = ["table1", "--method", "none", *chosen, "--seeds", "42", "--set", "rat.mask_ratio=0.3"]
+        done = CliRunner().invoke(app, ["reproduce", *args, "--dry-run", "--json", "-w", str(workspace.root)])
         return list(json.loads(done.stdout)["notes"])
 
     assert notes("sasrec", "gru4rec") == ["no effect on any run: rat.mask_ratio"]

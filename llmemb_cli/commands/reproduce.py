@@ -60,7 +60,6 @@ def reproduce(
     Example: `llmemb reproduce table1 --seeds 42 --dry-run`
     """
     from llmemb_cli.commands.common import open_workspace
-    from llmemb_cli.config.runs import without_effect
     from llmemb_cli.config.settings import parse_assignments
     from llmemb_cli.workspace.locate import Workspace
 
@@ -72,26 +71,25 @@ def reproduce(
     for path in paths:
         one, _ = open_workspace(output, path, overrides)
         located.append(one)
-    from llmemb_cli.reporting.reproduce import grid_of, known, reproduce_document, unfit_pairs
+    from llmemb_cli.reporting.reproduce import grid_of, idle_settings, known, reproduce_document, unfit_pairs
 
     _check(backbone, known("backbone"), "--backbone")
     _check(method, known("method"), "--method")
     cells = grid_of(target, located, parse_seeds(seeds), backbones=backbone, methods=method, overrides=overrides)
-    left_out = [f"left out: {b} with {m}: {why}" for (b, m), why in unfit_pairs(target, backbone, method).items()]
-    idle = [key for key in without_effect(cells[0].settings) if all(key in without_effect(c.settings) for c in cells)]
-    if idle:
-        left_out.append("no effect on any run: " + ", ".join(f"rat.{key}" for key in idle))
-    for text in left_out:
+    notes = [f"left out: {b} with {m}: {why}" for (b, m), why in unfit_pairs(target, backbone, method).items()]
+    if idle := idle_settings(cells):
+        notes.append(f"no effect on any run: {', '.join(idle)}")
+    for text in notes:
         output.reporter().warn(text)
     if dry_run:
-        document = _plan(target, cells, jobs) | {"notes": left_out}
+        document = _plan(target, cells, jobs) | {"notes": notes}
         output.result(document, lambda console: show_plan(console, document))
         return
     from llmemb_cli.reporting.grid import run_grid
 
     run_grid(cells, output.reporter(), jobs)
     document = reproduce_document(target, cells)
-    document["notes"] = left_out + document["notes"]
+    document["notes"] = notes + document["notes"]
     folder = out or located[0].root / "reproduce"
     _write(folder, document)
     output.result(document, lambda console: show(console, document, folder))

@@ -30,27 +30,22 @@ def runs(
     located, settings = open_workspace(output, workspace)
     from llmemb_cli.errors import WrongUseError
     from llmemb_cli.evaluation.catalogue import begun_runs, describe_run, needed_by, remove_runs
-    from llmemb_cli.evaluation.document import check_runs, known_runs, near_or_some
+    from llmemb_cli.evaluation.document import check_runs, known_runs
 
-    known, begun = known_runs(located), begun_runs(located)
+    begun = begun_runs(located)
     if action == "list":
         if names:
             raise WrongUseError("list takes no names", hint=f"llmemb runs show {' '.join(names)}")
-        entries = [describe_run(located, settings, name) for name in known]
+        entries = [describe_run(located, settings, name) for name in known_runs(located)]
         document: dict[str, Any] = {"workspace": str(located.root), "runs": entries, "begun": [*begun.values()]}
         output.result(document, lambda console: show_list(console, entries, [*begun.values()]))
         return
-    there = list(dict.fromkeys([*known, *begun]))
-    if not there:
-        check_runs(located, [])
     if not names:
-        raise WrongUseError(f"which run to {action}?", hint=", ".join(there))
-    chosen = list(dict.fromkeys(names))
-    for name in chosen:
-        if name not in there:
-            raise WrongUseError(f"no run {name}", hint=near_or_some(name, there))
+        raise WrongUseError(f"which run to {action}?", hint=", ".join(check_runs(located, [], begun)))
+    chosen = check_runs(located, list(dict.fromkeys(names)), begun)
     if action == "show":
-        entries = [describe_run(located, settings, name) if name in known else begun[name] for name in chosen]
+        finished = known_runs(located)
+        entries = [describe_run(located, settings, name) if name in finished else begun[name] for name in chosen]
         output.result({"workspace": str(located.root), "runs": entries}, lambda console: show_runs(console, entries))
         return
     needs = {name: needed_by(located, name, besides=chosen) for name in chosen}

@@ -17,6 +17,7 @@ from llmemb_cli.workspace.stage import (
     MARKER,
     PARTIAL,
     output_fingerprint,
+    partial_of,
     read_manifest,
     require_stage,
     stage_state,
@@ -54,21 +55,18 @@ def begun_runs(workspace: Workspace) -> dict[str, dict[str, Any]]:
 
     One that is too damaged to say has no settings.
     """
-    return {
-        path.name[1:].removesuffix(PARTIAL): _begun(path)
-        for path in sorted((workspace.root / "runs").glob(f".*{PARTIAL}"))
-        if path.is_dir()
-    }
+    names = [path.name[1:].removesuffix(PARTIAL) for path in sorted((workspace.root / "runs").glob(f".*{PARTIAL}"))]
+    return {name: _begun(name, partial_of(workspace.run(name))) for name in names}
 
 
-def _begun(path: Path) -> dict[str, Any]:
+def _begun(name: str, path: Path) -> dict[str, Any]:
     try:
         made = read_json(path / MARKER)["made_from"]
         epochs = [record["epoch"] for record in read_jsonl(path / "log.jsonl", {"epoch"})[0]]
     except (BadDataError, KeyError, OSError):
         made, epochs = {"seed": None, "settings": {}}, []
     return {
-        "run": path.name[1:].removesuffix(PARTIAL),
+        "run": name,
         "state": "begun",
         "seed": made["seed"],
         "epochs": max(epochs, default=0),
@@ -138,7 +136,7 @@ def remove_runs(workspace: Workspace, names: list[str]) -> int:
     freed = 0
     for name in names:
         directory = workspace.run(name)
-        for one in (directory.with_name(f".{name}{PARTIAL}"), directory):
+        for one in (partial_of(directory), directory):
             if not one.exists():
                 continue
             freed += _size(one)

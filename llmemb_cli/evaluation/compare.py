@@ -227,7 +227,12 @@ def _label(one: Evaluated, changed: dict[str, Any]) -> str:
     """The name of a run without seed; settings in the place of the digest of settings changed by flags."""
     if one.name_kind is not NameKind.DIGEST:
         return one.label
-    return " ".join([one.plain, *(f"{key}={value}" for key, value in changed.items())])
+    return f"{one.plain} {shown_changes(changed)}".strip()
+
+
+def shown_changes(changed: dict[str, Any], between: str = " ") -> str:
+    """The settings in which a variant differs from the plain one (`changed` of its entry)."""
+    return between.join(f"{key}={value}" for key, value in changed.items())
 
 
 def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings) -> dict[str, Any]:

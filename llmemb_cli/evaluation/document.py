@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from llmemb_cli.config.settings import Settings
@@ -22,13 +23,16 @@ def known_runs(workspace: Workspace) -> list[str]:
     return sorted(names, key=lambda name: (found[name] or {})["summary"]["method"] != "none")
 
 
-def check_runs(workspace: Workspace, names: list[str]) -> list[str]:
+def check_runs(workspace: Workspace, names: list[str], begun: Iterable[str] = ()) -> list[str]:
     """The runs asked for, or all.
+
+    Args:
+        begun: names of unfinished ones that will do as well.
 
     Raises:
         WrongUseError: there are none, or one is not there.
     """
-    known = known_runs(workspace)
+    known = list(dict.fromkeys([*known_runs(workspace), *begun]))
     if not known:
         raise WrongUseError("there are no runs yet", where=str(workspace.root), hint="run `llmemb rat` first")
     for name in names:

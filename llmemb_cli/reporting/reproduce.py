@@ -12,6 +12,7 @@ import numpy as np
 
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.config.runs import without_effect
 from llmemb_cli.config.settings import Settings, load_settings, rat_for
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.compare import compare_runs
@@ -108,6 +109,12 @@ def unfit_pairs(
         for method, reason in backbone.unfit.items()
         if name in chosen and method in compared
     }
+
+
+def idle_settings(cells: list[Cell]) -> list[str]:
+    """Settings of `[rat]` that were given for the grid and that none of its runs reads."""
+    idle = set.intersection(*(set(without_effect(cell.settings)) for cell in cells))
+    return [f"rat.{key}" for key in sorted(idle)]
 
 
 def _methods(backbones: list[str], methods: list[str]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from llmemb_cli.srs.objective import loss_name
 from llmemb_cli.srs.precision import use_precision
 from llmemb_cli.srs.prepare import prepare_vectors, vectors_settings
 from llmemb_cli.srs.recommender import Recommender, check_heads
-from llmemb_cli.srs.vectors import make_embedding, telling
+from llmemb_cli.srs.vectors import make_embedding, require_distinct
 from llmemb_cli.tracking import open_trackers
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, partial_path, require_stage, run_stage
@@ -66,7 +66,7 @@ def run_rat(
         # Before a collaborative model is trained: these are not made on the way.
         directory = workspace.embeddings("scft")
         require_stage(directory, made_by="llmemb embed")
-        telling(read_pca(directory), directory)
+        require_distinct(read_pca(directory), directory)
     collaborative = collaborative_settings(settings)
     if collaborative is not None:
         run_rat(workspace, collaborative, report, in_file=in_file, peers=peers)

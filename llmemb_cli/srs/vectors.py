@@ -84,9 +84,8 @@ class Source:
         Raises:
             BadDataError: the vectors are all the same.
         """
-        return self._controlled(
-            telling(read_pca(self.directory), self.directory).first(width).transform(self.vectors)
-        )
+        pca = require_distinct(read_pca(self.directory), self.directory)
+        return self._controlled(pca.first(width).transform(self.vectors))
 
     def principal(self, width: int, *, whiten: bool = False) -> np.ndarray:
         """(n, width) float32 principal components of these items, each of variance one if `whiten`.
@@ -94,7 +93,7 @@ class Source:
         Raises:
             BadDataError: the vectors have fewer components, or are all the same.
         """
-        pca = telling(fit_pca(self.vectors, width), self.directory)
+        pca = require_distinct(fit_pca(self.vectors, width), self.directory)
         reduced = pca.transform(self.vectors)
         if reduced.shape[1] < width:
             raise BadDataError(
@@ -115,8 +114,8 @@ class Source:
         return vectors
 
 
-def telling(pca: Pca, directory: Path) -> Pca:
-    """The PCA of the vectors in `directory`.
+def require_distinct(pca: Pca, directory: Path) -> Pca:
+    """The PCA of the vectors in `directory`, which must tell items apart.
 
     Raises:
         BadDataError: they are all the same.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,8 @@ class Stage:
         inputs: other stage directories it reads, by role.
         files: what it reads from outside the workspace, by role: a file, or an identity that the caller worked out
             ({"missing": True} while it is not here). A setting of the role's name says where it lies.
+        hashed: keys that lead to a list in its summary of the files it read, each with its sha256. A file whose time
+            alone has changed since, as by a copy, is the same if its content is among them.
         about: names of its files that only describe the others: no stage that reads it depends on them.
         told: keys of its summary that a stage that reads it depends on.
         unused: settings that do not count, which an older manifest may hold.
@@ -56,6 +59,7 @@ class Stage:
     seed: int | None = None
     inputs: Mapping[str, Path] = field(default_factory=dict)
     files: Mapping[str, Path | dict[str, Any]] = field(default_factory=dict)
+    hashed: tuple[str, ...] = ()
     about: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
     unused: frozenset[str] = frozenset()
@@ -113,7 +117,7 @@ def require_stage(path: Path, *, made_by: str) -> dict[str, Any]:
 def _file_identity(path: Path | dict[str, Any]) -> dict[str, Any]:
     if isinstance(path, dict):
         return path
-    # Size and time are enough to see a change without reading gigabytes; the content's hash is in the data card.
+    # Size and time are enough to see without reading gigabytes that nothing changed.
     try:
         if path.is_dir():
             return {"path": str(path), "files": sha256_json(_files_in(path))}
@@ -150,7 +154,8 @@ def stage_state(stage: Stage) -> StageState:
         return StageState("missing", "begun and not finished; goes on where it stopped" if begun else "never made")
     if manifest.get("schema") != SCHEMA_VERSION:
         return StageState("stale", "made by an incompatible version of llmemb")
-    return _difference(stage, manifest["made_from"], wanted(stage)) or StageState("up-to-date", "nothing changed")
+    found = _difference(stage, manifest["made_from"], wanted(stage), manifest["summary"])
+    return found or StageState("up-to-date", "nothing changed")
 
 
 def differs_in(stage: Stage, *settings: str) -> bool:
@@ -159,10 +164,17 @@ def differs_in(stage: Stage, *settings: str) -> bool:
     if manifest is None or manifest.get("schema") != SCHEMA_VERSION:
         return False
     without = replace(stage, unused=stage.unused | {*settings})
-    return _difference(without, manifest["made_from"], wanted(stage)) is None
+    return _difference(without, manifest["made_from"], wanted(stage), manifest["summary"]) is None
 
 
-def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> StageState | None:
+def _difference(
+    stage: Stage, had: dict[str, Any], want: dict[str, Any], summary: dict[str, Any] | None = None
+) -> StageState | None:
+    """The first difference between what a directory was made from and what it is to be made from.
+
+    Args:
+        summary: of the directory, where it is complete.
+    """
     if had["version"] != want["version"]:
         return StageState("stale", f"llmemb makes {stage.name} differently now")
     if want["seed"] is not None and had["seed"] != want["seed"]:
@@ -181,14 +193,38 @@ def _difference(stage: Stage, had: dict[str, Any], want: dict[str, Any]) -> Stag
         # A source that was moved away or lies on an unplugged disk does not make its result wrong, nor does one
         # that was only fetched while the stage was made.
         absent = any(identity is None or identity.get("missing") for identity in (before, now))
-        if before != now and not absent:
+        if before != now and not absent and not (summary and _same_content(stage, before, now, summary)):
             return StageState("stale", f"file {role} changed")
     return None
 
 
+def _same_content(stage: Stage, before: dict[str, Any], now: dict[str, Any], summary: dict[str, Any]) -> bool:
+    """Whether a file differs in its time alone from one that was read, and has a content that was read."""
+    if not stage.hashed or "mtime_ns" not in now or before | {"mtime_ns": now["mtime_ns"]} != now:
+        return False
+    read: Any = summary
+    for key in stage.hashed:
+        read = read[key]
+    return _hash_of(now["path"], now["size"], now["mtime_ns"]) in {file["sha256"] for file in read}
+
+
+@cache
+def _hash_of(path: str, size: int, changed: int) -> str | None:
+    """Of a file with this size and time, once a process: commands look at stages several times. None: unreadable."""
+    try:
+        return sha256_file(Path(path))
+    except OSError:
+        return None
+
+
 def partial_path(stage: Stage) -> Path:
     """Where an unfinished stage keeps its work."""
-    return stage.path.parent / f".{stage.path.name}{PARTIAL}"
+    return partial_of(stage.path)
+
+
+def partial_of(path: Path) -> Path:
+    """Where the work on the directory of a stage lies until it is finished."""
+    return path.with_name(f".{path.name}{PARTIAL}")
 
 
 def run_stage(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.evaluation.compare import compare_evaluated, natural_order
+from llmemb_cli.evaluation.compare import compare_evaluated, natural_order, shown_changes
 from llmemb_cli.evaluation.evaluated import Evaluated, read_evaluated
 from llmemb_cli.pipeline import protocol_name
 from llmemb_cli.reporting import figures
@@ -147,12 +147,8 @@ def _methods_table(
 def _with_settings(table: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
     """The table, with what was changed of each row's settings; a name of its owner's does not say it."""
     for row, entry in zip(table["rows"], document["variants"], strict=True):
-        row["settings"] = _changed(entry, " ")
+        row["settings"] = shown_changes(entry["changed"])
     return table
-
-
-def _changed(entry: dict[str, Any], between: str) -> str:
-    return between.join(f"{key}={value}" for key, value in entry["changed"].items())
 
 
 def _variants_table(measured: Measured, variants: list[Variant]) -> dict[str, Any]:
@@ -168,7 +164,7 @@ def _ablation_table(measured: Measured, family: list[Variant]) -> dict[str, Any]
     document = measured.compare(family, baseline=family[0].runs[0])
     order = {one.runs[0]: place for place, one in enumerate(family)}
     document["variants"].sort(key=lambda entry: order[entry["runs"][0]])
-    changed = _changed(family[0].entry, ", ")
+    changed = shown_changes(family[0].entry["changed"], ", ")
     whole = f"{BACKBONES[family[0].backbone]}, {family[0].method}" + (f" ({changed})" if changed else "")
     names = [whole, *(f"without {' and '.join(one.without)}" for one in family[1:])]
     return _table(document, names, f"The baseline is {whole} with all its parts.")
