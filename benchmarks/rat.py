@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,18 @@ from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.contrastive import contrastive_loss
 from llmemb_cli.datasets.split import Ragged, SplitData, load_split
 from llmemb_cli.peers import ALONE
-from llmemb_cli.seeds import numpy_rng
+from llmemb_cli.seeds import numpy_rng, seed_torch, stream_seed
 from llmemb_cli.srs.batch import make_batch
 from llmemb_cli.srs.item_embedding import AdaptedTable, ItemEmbedding, ItemTable
+from llmemb_cli.srs.learn import Learner, learn, make_optimizer
 from llmemb_cli.srs.methods.align import Align
 from llmemb_cli.srs.negatives import NegativeSampler
-from llmemb_cli.srs.objective import Step, batch_loss, loss_name
+from llmemb_cli.srs.objective import loss_name
 from llmemb_cli.srs.precision import float32_products, use_precision
 from llmemb_cli.srs.recommender import Recommender
+from llmemb_cli.srs.replay import Replay, can_replay
 from llmemb_cli.srs.sequences import epoch_batches, training_rows
+from llmemb_cli.srs.validate import validation_ranks, validation_users
 from llmemb_cli.workspace.stage import peak_memory_mb
 
 WIDTH, SMALL_WIDTH = 1536, 576
@@ -153,19 +157,38 @@ def plain(workspace: str | None, method: str, steps: int) -> tuple[float, int]:
     return (time.perf_counter() - started) / steps * math.ceil(len(users) / BATCH), peak_memory_mb()
 
 
+@dataclass
+class Measured:
+    """Of an epoch: seconds of training and of validation, peak memory in MiB, the share a GPU is busy in training."""
+
+    seconds: float
+    memory: int
+    busy: float = 0.0
+    validation: float = 0.0
+
+
 def ours(
-    data_source: str | int | None, method: str, backbone: str, width: int, steps: int, device: str
-) -> tuple[float, int, float]:
-    """Seconds of an epoch of training, peak memory in MiB, and the share of them that a GPU is busy.
+    data_source: str | int | None,
+    method: str,
+    backbone: str,
+    width: int,
+    steps: int,
+    device: str,
+    recorded: bool = True,
+) -> Measured:
+    """An epoch of `llmemb rat`.
 
     Args:
         data_source: a workspace, or how many users to make up among a million items, or None for a small made-up set.
         steps: how many are measured and multiplied by the steps of an epoch; 0: a whole epoch. A quarter as many, or
-            of an epoch, warm up.
+            of an epoch, warm up; on a GPU two epochs, in which it meets all shapes of batches.
+        recorded: on a GPU, replay steps that were recorded.
     """
     data = made_up(data_source, 1_000_000) if isinstance(data_source, int) else data_of(data_source)
     torch.manual_seed(0)
-    settings = RatSettings(backbone=backbone, method=method, hidden_size=HIDDEN, max_length=LENGTH, dropout=DROPOUT)
+    settings = RatSettings(
+        backbone=backbone, method=method, hidden_size=HIDDEN, max_length=LENGTH, dropout=DROPOUT, replay=recorded
+    )
     embedding: ItemEmbedding = (
         ItemTable(data.n_items, HIDDEN)
         if method == "none"
@@ -176,35 +199,46 @@ def ours(
     model.to(device)
     extra = Align(settings, torch.randn(data.n_items, HIDDEN, device=device)) if method == "llmemb" else None
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=1e-3, betas=(0.9, 0.98), fused=True)
+    sums = torch.tensor(0.0, dtype=torch.float64, device=device), torch.tensor(0, device=device)
+    learner = Learner(model, settings, extra, make_optimizer(trained, settings), trained, [], None, ALONE, *sums)
     sampler = None if loss_name(settings) == "ce" else NegativeSampler(data.train, data.n_items)
     rows = training_rows(data.train, backbone)
     whole = math.ceil(len(rows) / BATCH)
+    replay = Replay(learner, rows, sampler, data.n_items, device) if can_replay(learner, device) else None
 
     @float32_products(settings, device)
     def epoch(number: int, most: int) -> float:
         batches = epoch_batches(len(rows), BATCH, 42, number)[:most]
+        model.train()
         started = time.perf_counter()
+        if replay is not None:
+            replay.start_epoch(batches)
         for step, chosen in enumerate(batches):
+            seed_torch(stream_seed(42, "dropout", number, step, 0))
+            if replay is not None:
+                replay.step(step)
+                continue
             rng = numpy_rng(42, "step", number, step)
             batch = make_batch(rows, chosen, settings, data.n_items, sampler, rng, device)
-            loss, embedded = batch_loss(model, settings, batch)
-            if extra is not None:
-                loss = loss + extra.loss(model, Step(batch, embedded, number, step, len(batches), rng, ALONE))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            learn(learner, batch, number, step, len(batches), rng)
         if device != "cpu":
             torch.cuda.synchronize()
         return (time.perf_counter() - started) / len(batches) * whole
 
     measured = min(steps or whole, whole)
-    epoch(0, max(measured // 4, 1))
-    seconds = epoch(1, measured)
     if device == "cpu":
-        return seconds, peak_memory_mb(), 0.0
-    some = min(measured, PROFILED)
-    return seconds, peak_memory_mb(), busy_seconds(lambda: epoch(2, some)) / some / (seconds / whole)
+        epoch(0, max(measured // 4, 1))
+        return Measured(epoch(1, measured), peak_memory_mb())
+    epoch(0, measured)
+    epoch(1, measured)
+    seconds, some = epoch(2, measured), min(measured, PROFILED)
+    users = validation_users(data, 0, 42)
+    validation_ranks(model, data, users, device)
+    started = time.perf_counter()
+    validation_ranks(model, data, users, device)
+    validation = time.perf_counter() - started
+    busy = busy_seconds(lambda: epoch(3, some)) / some / (seconds / whole)
+    return Measured(seconds, peak_memory_mb(), busy, validation)
 
 
 def busy_seconds(run: Callable[[], object]) -> float:
@@ -224,24 +258,27 @@ def million(steps: int) -> None:
     """A million items; 2.5, 5 and 10 million interactions: the cost of an epoch should follow them."""
     for method in ("none", "llmemb"):
         for share in (4, 2, 1):
-            seconds, memory, _ = alone(
-                ours, MILLION_USERS // share, method, "sasrec", SMALL_WIDTH, max(steps, 20), "cpu"
-            )
+            found = alone(ours, MILLION_USERS // share, method, "sasrec", SMALL_WIDTH, max(steps, 20), "cpu")
             interactions = 10 / share
             print(
-                f"{method:8} {interactions:4.1f} million interactions {seconds / 60:6.1f} min (extrapolated), "
-                f"{seconds / interactions:6.1f} s a million, {memory:6,} MiB",
+                f"{method:8} {interactions:4.1f} million interactions {found.seconds / 60:6.1f} min (extrapolated), "
+                f"{found.seconds / interactions:6.1f} s a million, {found.memory:6,} MiB",
                 flush=True,
             )
 
 
 def on_gpu(workspace: str | None, backbones: list[str]) -> None:
-    """Epochs a minute and how busy the GPU is."""
+    """Epochs a minute and how busy the GPU is, with recorded steps and without."""
     print(torch.cuda.get_device_name())
-    for method in ("none", "llmemb"):
-        for backbone in backbones:
-            seconds, _, busy = alone(ours, workspace, method, backbone, WIDTH, 0, "cuda")
-            print(f"{method:8} {backbone:9} {60 / seconds:8.1f} epochs a minute, GPU busy {busy:.0%}", flush=True)
+    for backbone in backbones:
+        for method in ("none", "llmemb"):
+            for recorded in (True, False):
+                found = alone(ours, workspace, method, backbone, WIDTH, 0, "cuda", recorded)
+                print(
+                    f"{method:8} {backbone:9} {'recorded' if recorded else 'launched'} {60 / found.seconds:8.1f} "
+                    f"epochs a minute, GPU busy {found.busy:.0%}, a validation {found.validation:.2f} s",
+                    flush=True,
+                )
 
 
 def beside_plain(workspace: str | None, backbones: list[str], steps: int) -> None:
@@ -253,9 +290,11 @@ def beside_plain(workspace: str | None, backbones: list[str], steps: int) -> Non
             slow, memory = alone(plain, workspace, method, steps)
             print(f"{method:8} sasrec    plain loop {slow:8.1f} s, {memory:6,} MiB, {steps} steps", flush=True)
         for backbone in backbones:
-            seconds, memory, _ = alone(ours, workspace, method, backbone, WIDTH, 0, "cpu")
-            times = f", {slow / seconds:.0f} times as fast" if slow and backbone == "sasrec" else ""
-            print(f"{method:8} {backbone:9} llmemb    {seconds:8.1f} s, {memory:6,} MiB{times}", flush=True)
+            found = alone(ours, workspace, method, backbone, WIDTH, 0, "cpu")
+            times = f", {slow / found.seconds:.0f} times as fast" if slow and backbone == "sasrec" else ""
+            print(
+                f"{method:8} {backbone:9} llmemb    {found.seconds:8.1f} s, {found.memory:6,} MiB{times}", flush=True
+            )
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ def cross_entropy(
     items: torch.Tensor,
     bias: torch.Tensor | None = None,
     block: int | None = None,
+    real: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum over positions of -r_target + log sum_i exp(r_i) (Klenitskiy and Vasilev, RecSys 2023).
 
@@ -31,11 +32,13 @@ def cross_entropy(
         items: (N, d) float item embeddings.
         bias: (N,) float or None.
         block: positions at a time; default: as many as suit the device.
+        real: (n,) bool, False where a position does not count; None where all do.
     """
     if block is None:
         block = max(BLOCK_VALUES[states.device.type] // len(items), 16)
     offset = states.new_zeros(len(items)) if bias is None else bias
-    return _CrossEntropy.apply(states, targets, items, offset, bias is not None, block)
+    weights = None if real is None else real[:, None].to(states.dtype)
+    return _CrossEntropy.apply(states, targets, items, offset, bias is not None, block, weights)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -48,6 +51,7 @@ class _CrossEntropy(torch.autograd.Function):
         bias: torch.Tensor,
         has_bias: bool,
         block: int,
+        weights: torch.Tensor | None,
     ) -> torch.Tensor:
         total = states.new_zeros(())
         grad_states = torch.empty_like(states)
@@ -63,9 +67,13 @@ class _CrossEntropy(torch.autograd.Function):
             top = logits.amax(dim=1, keepdim=True)
             logits.sub_(top).exp_()
             mass = logits.sum(dim=1, keepdim=True)
-            total += (mass.log() + top - positive).sum()
+            losses = mass.log() + top - positive
             # From here on `logits` holds the derivative: softmax minus one at the target.
             logits.div_(mass).scatter_add_(1, wanted, -torch.ones_like(positive))
+            if weights is not None:
+                losses = losses * weights[start : start + block]
+                logits *= weights[start : start + block]
+            total += losses.sum()
             torch.mm(logits, items, out=grad_states[start : start + block])
             if grad_items is not None:
                 grad_items.addmm_(logits.T, part)
@@ -82,4 +90,4 @@ class _CrossEntropy(torch.autograd.Function):
         scale = outer[0]
         of_items = None if grad_items is None else grad_items * scale
         of_bias = grad_bias * scale if ctx.has_bias else None
-        return grad_states * scale, None, of_items, of_bias, None, None
+        return grad_states * scale, None, of_items, of_bias, None, None, None

@@ -17,14 +17,21 @@ import torch
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.datasets.split import Ragged
+from llmemb_cli.peers import ALONE
 from llmemb_cli.progress import Reporter
+from llmemb_cli.seeds import numpy_rng, seed_torch
 from llmemb_cli.srs import batch
+from llmemb_cli.srs.fixed_batch import fixed_batch
 from llmemb_cli.srs.item_embedding import AdaptedTable, ItemEmbedding, ItemTable
+from llmemb_cli.srs.learn import Learner, learn, make_optimizer
+from llmemb_cli.srs.methods.align import Align
 from llmemb_cli.srs.negatives import NegativeSampler
 from llmemb_cli.srs.objective import batch_loss, loss_name
 from llmemb_cli.srs.precision import float32_products, use_precision
 from llmemb_cli.srs.recommender import Recommender
-from llmemb_cli.srs.sequences import GPU_GROUP_SAVING, training_rows
+from llmemb_cli.srs.replay import Replay, can_replay
+from llmemb_cli.srs.sequences import GPU_GROUP_SAVING, epoch_batches, training_rows
+from llmemb_cli.srs.start_decay import table_starts
 from llmemb_cli.srs.train import run_rat
 from tests.make_workspace import make_workspace
 from tests.test_recommenders import SMALL
@@ -112,3 +119,53 @@ def test_what_methods_add_trains_in_less_precision(
     summary = run_rat(workspace, settings, Reporter()).manifest["summary"]
     assert summary["epochs"] == 2 and math.isfinite(summary["loss"])
     assert summary["precision"] == precision
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card to record a step on")
+@pytest.mark.parametrize("method", ["none", "llmemb"])
+@pytest.mark.parametrize("loss", ["bce", "ce", "sce"])
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_recorded_steps_do_what_the_same_steps_do_that_are_launched(name: str, loss: str, method: str) -> None:
+    settings = RatSettings(
+        backbone=name,
+        method=method,
+        loss=loss,
+        negatives=8,
+        hidden_size=WIDTH,
+        max_length=32,
+        batch_size=8,
+        dropout=0.2,
+        precision="fp32",
+        start_decay=0.5,
+        alpha=1.0,
+    )
+    train = histories()
+    rows = training_rows(train, settings.backbone)
+    sampler = NegativeSampler(train, ITEMS) if loss == "bce" else None
+
+    def learner() -> Learner:
+        model = recommender(settings).to("cuda")
+        trained = [p for p in model.parameters() if p.requires_grad]
+        extra = Align(settings, torch.randn(ITEMS, WIDTH, device="cuda")) if method == "llmemb" else None
+        sums = torch.zeros((), dtype=torch.float64, device="cuda"), torch.tensor(0, device="cuda")
+        optimizer = make_optimizer(trained, settings)
+        return Learner(model, settings, extra, optimizer, trained, table_starts(model, 0.5), None, ALONE, *sums)
+
+    recorded, launched = learner(), learner()
+    assert can_replay(recorded, "cuda")
+    replay = Replay(recorded, rows, sampler, ITEMS, "cuda")
+    with float32_products(settings, "cuda"):
+        for epoch in range(4):
+            batches = epoch_batches(len(rows), settings.batch_size, 0, epoch)[:12]
+            replay.start_epoch(batches)
+            for number, shape in enumerate(replay.shapes):
+                seed_torch(100 * epoch + number)
+                replay.step(number)
+                seed_torch(100 * epoch + number)
+                batch = fixed_batch(replay.rows, replay.order[number], shape, settings, ITEMS)
+                learn(launched, batch, 0, 0, 1, numpy_rng(0))
+    assert any(graph is not None for graph in replay.graphs.values())
+    assert int(recorded.targets) == int(launched.targets) > 0
+    torch.testing.assert_close(recorded.loss_sum, launched.loss_sum, rtol=1e-3, atol=0)
+    for one, two in zip(recorded.trained, launched.trained, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-2, atol=2e-3)

@@ -355,6 +355,18 @@ def test_a_gguf_of_the_same_name_and_size_but_other_content_is_converted_anew(tm
     assert digest[0] != digest[1]
 
 
+def test_copies_that_two_versions_of_a_library_converted_from_one_gguf_are_the_same_model(tmp_path: Path) -> None:
+    path = llama_gguf(tmp_path / "m.gguf", tiny_llama(tmp_path / "m"))
+    folder = local_model(str(path), Reporter())
+    before = model_identity(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["transformers_version"]
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "9.9.9"}))
+    assert model_identity(str(folder)) == before == model_identity(str(path))
+    other = local_model(str(llama_gguf(tmp_path / "other.gguf", tiny_llama(tmp_path / "o", seed=1))), Reporter())
+    assert model_identity(str(other)) != before
+
+
 def test_a_file_that_is_no_gguf_is_bad_data(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"hello" * 100)
     with pytest.raises(BadDataError, match="not a GGUF file"):

@@ -153,11 +153,11 @@ def test_losses_equal_loops() -> None:
     gbce = sum(-(0.4 * math.log(sigmoid(p[i])) + sum(math.log(1 - sigmoid(x)) for x in n[i])) / 4 for i in range(5))
     bpr = sum(-math.log(sigmoid(p[i] - x)) for i in range(5) for x in n[i]) / 3
     soft = sum(-p[i] + math.log(math.exp(p[i]) + sum(math.exp(x) for x in n[i])) for i in range(5))
-    assert losses.bce(positive, negative).item() == pytest.approx(bce, rel=1e-5)
-    assert losses.bce(positive, negative[:, :1]).item() == pytest.approx(sasrec, rel=1e-5)
-    assert losses.gbce(positive, negative, 0.4).item() == pytest.approx(gbce, rel=1e-5)
-    assert losses.bpr(positive, negative).item() == pytest.approx(bpr, rel=1e-5)
-    assert losses.sampled_softmax(positive, negative).item() == pytest.approx(soft, rel=1e-5)
+    assert losses.bce(positive, negative).sum().item() == pytest.approx(bce, rel=1e-5)
+    assert losses.bce(positive, negative[:, :1]).sum().item() == pytest.approx(sasrec, rel=1e-5)
+    assert losses.gbce(positive, negative, 0.4).sum().item() == pytest.approx(gbce, rel=1e-5)
+    assert losses.bpr(positive, negative).sum().item() == pytest.approx(bpr, rel=1e-5)
+    assert losses.sampled_softmax(positive, negative).sum().item() == pytest.approx(soft, rel=1e-5)
     assert losses.gbce_beta(3, 100, 0.0) == pytest.approx(1.0)
     assert losses.gbce_beta(3, 100, 1.0) == pytest.approx(3 / 99)
     # More negatives than there are items to draw: every item is drawn, as with 99 of them, which is BCE.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.assets.fetch import cache_root
-from llmemb_cli.assets.models import find_model
+from llmemb_cli.assets.models import CONVERTED_FROM, find_model
 from llmemb_cli.errors import BadDataError, LlmembError
 from llmemb_cli.workspace.store import read_json, sha256_file, sha256_json, write_json
 
@@ -18,14 +18,17 @@ KINDS = {".safetensors", ".json", ".model", ".txt"}
 def model_identity(name: str) -> dict[str, Any]:
     """What a manifest says of the model `name`: {"sha256": ...}, or {"missing": True} while it is not here.
 
-    The hash is over the full content of every safetensors, JSON and vocabulary file of its folder (or of the GGUF
-    file), not over paths and times, so that a workspace can move to another machine.
+    The hash is over the full content of every safetensors, JSON and vocabulary file of its folder, or of the GGUF
+    file that was converted to it, since a converted copy differs with the version of transformers. It is not over
+    paths and times, so that a workspace can move to another machine.
     """
     path = find_model(name)
     if path is None:
         return {"missing": True}
     if path.is_file():
         return {"sha256": content_hash(path)}
+    if (path / CONVERTED_FROM).is_file():
+        return {"sha256": read_json(path / CONVERTED_FROM)["sha256"]}
     files = sorted(file for file in path.iterdir() if file.suffix in KINDS and not file.name.startswith("."))
     return {"sha256": sha256_json({file.name: content_hash(file) for file in files if file.is_file()})}
 

@@ -13,12 +13,14 @@ from llmemb_cli.assets.fetch import cache_root, fetch, fetch_bundle, one_at_a_ti
 from llmemb_cli.assets.presets import MODELS, ModelPreset
 from llmemb_cli.errors import BadDataError, LlmembError, MissingError, near_match
 from llmemb_cli.progress import Reporter
-from llmemb_cli.workspace.store import disk_is_full, explain_os_error, read_json
+from llmemb_cli.workspace.store import disk_is_full, explain_os_error, read_json, write_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.txt"]
 # Other formats of the same weights, in folders of their own or, with Mistral, beside them.
 NOT_FROM_HUB = ["*/*", "consolidated*"]
+# In a folder that was converted from a GGUF file: which one it was.
+CONVERTED_FROM = ".converted.json"
 HUB = "https://huggingface.co"
 
 
@@ -222,6 +224,7 @@ def _convert_gguf(gguf: Path, target: Path, report: Reporter) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from llmemb_cli.assets.identity import content_hash
     from llmemb_cli.llm.memory import out_of_memory
     from llmemb_cli.llm.quiet import quiet_transformers
 
@@ -241,6 +244,7 @@ def _convert_gguf(gguf: Path, target: Path, report: Reporter) -> None:
             clean.load_state_dict(loaded.state_dict())
             clean.save_pretrained(part)
             tokenizer.save_pretrained(part)
+        write_json(part / CONVERTED_FROM, {"sha256": content_hash(gguf)})
         part.chmod(0o755)
         part.replace(target)
     except Exception as error:  # tokenizers raises nothing more precise

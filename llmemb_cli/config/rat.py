@@ -117,6 +117,9 @@ class RatSettings(Section):
         "auto",
         "bf16: backbone and adapter multiply in bfloat16; auto: on CUDA from a hidden_size of 512 on, below in TF32",
     )
+    replay: bool = setting(
+        True, "on a CUDA card, record a step once for every shape of batch and replay it (CUDA graphs)"
+    )
     track: list[TrackerName] = setting([], "tools that get the curves too (extras)")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     checkpoint_minutes: float = setting(2.0, "time between checkpoints", unit="minutes", gt=0)

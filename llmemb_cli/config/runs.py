@@ -15,7 +15,7 @@ from llmemb_cli.workspace.store import sha256_json
 # interrupted export must not be read with another size.
 HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkpoint_steps", "batch_tokens"}
 # The same of `[rat]`.
-HOW_OF_RAT = HOW | {"precision", "track"}
+HOW_OF_RAT = HOW | {"precision", "replay", "track"}
 # Settings of `[rat]` that a run does not depend on while they are off. Off where llmemb.toml has them on is a change.
 SWITCHES = ("contrast", "logit_adjustment", "start_decay", "averaging")
 

@@ -47,9 +47,11 @@ class Batch:
             there are no groups.
         shared: (K,) int64, distinct negatives of all targets alike, or None.
         items: (m,) int64, the distinct items of the whole batch, in order, also those of other processes.
-        targets: number of targets of the whole batch; a loss is divided by it, so that the sum over processes is the
-            mean over the batch.
+        targets: number of targets of the whole batch, an int or, where a device alone knows it, a scalar tensor; a
+            loss is divided by it, so that the sum over processes is the mean over the batch.
         rows: number of sequences of the whole batch.
+        real: (targets,) bool, which of the targets there are and which fill up the shape; None: all are.
+        distinct: (m,) bool, which of `items` there are and which fill up the shape, with the last one; None: all are.
     """
 
     users: np.ndarray
@@ -58,8 +60,10 @@ class Batch:
     negatives: torch.Tensor | None
     shared: torch.Tensor | None
     items: torch.Tensor
-    targets: int
+    targets: int | torch.Tensor
     rows: int
+    real: torch.Tensor | None = None
+    distinct: torch.Tensor | None = None
 
 
 def next_item_pairs(sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,12 +23,14 @@ from llmemb_cli.ranking import hit_rate, ndcg
 from llmemb_cli.seeds import numpy_rng, seed_torch, stream_seed
 from llmemb_cli.srs.averaging import Average, averaged, start_average, update_average
 from llmemb_cli.srs.batch import make_batch
+from llmemb_cli.srs.learn import Learner, learn, make_optimizer
 from llmemb_cli.srs.negatives import NegativeSampler
-from llmemb_cli.srs.objective import Extra, Step, batch_loss, loss_name, popularity_offset
+from llmemb_cli.srs.objective import Extra, loss_name, popularity_offset
 from llmemb_cli.srs.precision import float32_products
 from llmemb_cli.srs.recommender import Recommender
+from llmemb_cli.srs.replay import Replay, can_replay
 from llmemb_cli.srs.sequences import epoch_batches, training_rows
-from llmemb_cli.srs.start_decay import pull_back, table_starts
+from llmemb_cli.srs.start_decay import table_starts
 from llmemb_cli.srs.validate import validation_ranks, validation_users
 from llmemb_cli.tracking import Trackers
 from llmemb_cli.workspace.stage import keep_seconds
@@ -95,9 +97,7 @@ def train(t: Training) -> tuple[State, float]:
     if not len(rows):
         raise _nothing_to_learn(rat)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(
-        trained, lr=rat.learning_rate, betas=(0.9, 0.98), weight_decay=rat.weight_decay, fused=True
-    )
+    optimizer = make_optimizer(trained, rat)
     sampler = None if loss_name(rat) in ("ce", "sce") else NegativeSampler(data.train, data.n_items)
     starts = table_starts(model, rat.start_decay)
     offset = popularity_offset(data.train, data.n_items, rat.logit_adjustment)
@@ -105,9 +105,12 @@ def train(t: Training) -> tuple[State, float]:
     average = start_average(trained, rat.averaging)
     validated = validation_users(data, rat.validation_users, seed)
     state, best = _resume(t, optimizer, average)
-    # Kept on the device, so that no step waits for it; Apple's GPUs have no float64.
+    # Apple's GPUs have no float64.
     exact = torch.float32 if t.device.startswith("mps") else torch.float64
     loss_sum = torch.tensor(state.loss_sum, dtype=exact, device=t.device)
+    targets = torch.tensor(state.targets, device=t.device)
+    learner = Learner(model, rat, t.extra, optimizer, trained, starts, offset, t.peers, loss_sum, targets)
+    replay = Replay(learner, rows, sampler, data.n_items, t.device) if can_replay(learner, t.device) else None
     saved = clock = started = time.monotonic()
     with (
         StopRequest() as stop,
@@ -119,41 +122,35 @@ def train(t: Training) -> tuple[State, float]:
             if state.step == 0 and t.extra is not None:
                 t.extra.start_epoch(model, state.epoch)
             model.train()
+            if replay is not None:
+                replay.start_epoch(batches)
             for number in range(state.step, len(batches)):
                 # Streams depend on the step alone, so that a resumed run draws what an uninterrupted one draws. A GPU
                 # still works on the steps before while this batch is made.
-                rng = numpy_rng(seed, "step", state.epoch, number)
-                batch = make_batch(rows, batches[number], rat, data.n_items, sampler, rng, t.device, t.peers)
-                seed_torch(stream_seed(seed, "dropout", state.epoch, state.step, t.peers.rank))
-                loss, embedded = batch_loss(model, rat, batch, offset)
-                if t.extra is not None:
-                    step = Step(batch, embedded, state.epoch, state.step, len(batches), rng, t.peers)
-                    loss = loss + t.extra.loss(model, step)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                _complete_gradients(trained)
-                t.peers.sum_gradients(trained)
-                pull_back(starts, rat.learning_rate * rat.start_decay)
-                optimizer.step()
-                shares = t.peers.gather(loss.detach().to(exact)[None], [1] * t.peers.size)
-                loss_sum += shares.sum() * batch.targets
-                state.targets += batch.targets
+                seed_torch(stream_seed(seed, "dropout", state.epoch, number, t.peers.rank))
+                if replay is not None:
+                    replay.step(number)
+                else:
+                    rng = numpy_rng(seed, "step", state.epoch, number)
+                    batch = make_batch(rows, batches[number], rat, data.n_items, sampler, rng, t.device, t.peers)
+                    learn(learner, batch, state.epoch, number, len(batches), rng)
                 state.step += 1
                 update_average(average, trained, rat.averaging, state.epoch * len(batches) + state.step)
                 stopping = t.peers.any(stop.requested)
                 if t.writes and (stopping or time.monotonic() - saved > rat.checkpoint_minutes * 60):
-                    state.loss_sum, now = float(loss_sum), time.monotonic()
+                    state.loss_sum, state.targets, now = float(loss_sum), int(targets), time.monotonic()
                     state.seconds, clock = state.seconds + now - clock, now
                     _save(t, optimizer, state, best, average)
                     saved = time.monotonic()
                 if stopping:
                     raise _interrupted(t, time.monotonic() - started)
-            state.loss_sum = float(loss_sum)
+            state.loss_sum, state.targets = float(loss_sum), int(targets)
             optimizer.zero_grad(set_to_none=True)  # room for the scores of the validation
             with averaged(average, trained):
                 best, record = _end_epoch(t, validated, state, best, clock)
             clock = time.monotonic()
             loss_sum.zero_()
+            targets.zero_()
             figures = {} if state.best is None else {"best": state.best}
             task.row(_shown(record), best=state.best_epoch == state.epoch)
             task.advance(1, loss=state.losses[-1], **figures)
@@ -180,13 +177,6 @@ def _interrupted(t: Training, seconds: float) -> InterruptedRunError:
     if t.writes:
         keep_seconds(t.work, seconds)
     return InterruptedRunError("interrupted", hint="run the same command again to go on")
-
-
-def _complete_gradients(trained: list[torch.nn.Parameter]) -> None:
-    """A parameter that a step does not touch gets a zero, as it does with several processes."""
-    for parameter in trained:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
 
 
 def _end_epoch(

@@ -1,4 +1,4 @@
-"""Training losses (METHODS section 2): each returns the sum over positions, so that batches can be split at will."""
+"""Training losses (METHODS section 2), one number a target, so that batches can be split at will."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def bce(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """
     total = F.logsigmoid(positive) + F.logsigmoid(-negative).sum(dim=1)
     count = negative.shape[1]
-    return -total.sum() if count == 1 else -total.sum() / (count + 1)
+    return -total if count == 1 else -total / (count + 1)
 
 
 def gbce(positive: torch.Tensor, negative: torch.Tensor, beta: float) -> torch.Tensor:
     """Generalised BCE: -(beta log s(r+) + sum_j log(1 - s(r_j))) / (K + 1) (Petrov and Macdonald, RecSys 2023)."""
     total = beta * F.logsigmoid(positive) + F.logsigmoid(-negative).sum(dim=1)
-    return -total.sum() / (negative.shape[1] + 1)
+    return -total / (negative.shape[1] + 1)
 
 
 def gbce_beta(negatives: int, n_items: int, calibration: float = GBCE_CALIBRATION) -> float:
@@ -40,12 +40,12 @@ def gbce_beta(negatives: int, n_items: int, calibration: float = GBCE_CALIBRATIO
 
 def bpr(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """-log s(r+ - r_j), mean over the negatives of a position (Rendle et al., UAI 2009)."""
-    return -F.logsigmoid(positive[:, None] - negative).mean(dim=1).sum()
+    return -F.logsigmoid(positive[:, None] - negative).mean(dim=1)
 
 
 def sampled_softmax(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """-r+ + log(e^r+ + sum_j e^r_j), negatives uniform (Klenitskiy and Vasilev, RecSys 2023)."""
-    return (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive).sum()
+    return torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive
 
 
 def sce(positive: torch.Tensor, negative: torch.Tensor, weight: float) -> torch.Tensor:

@@ -41,7 +41,15 @@ class Step:
 
 
 class Extra(Protocol):
-    """What a method adds to training. Its losses are shares: their sum over processes is the loss of the batch."""
+    """What a method adds to training. Its losses are shares: their sum over processes is the loss of the batch.
+
+    Attributes:
+        recordable: whether its loss is the same work for every batch of a shape, and reads nothing of a step but
+            `batch`, `embedded` and `peers`.
+    """
+
+    @property
+    def recordable(self) -> bool: ...
 
     def start_epoch(self, model: Recommender, epoch: int) -> None:
         """Called before the first step of an epoch."""
@@ -96,17 +104,18 @@ def batch_loss(
         if not batch.groups:
             return _nothing(model), embedding(batch.items - 1, table)
         states = model.scoring(_states(model, batch, table, None))
-        loss = cross_entropy(states, _targets(batch) - 1, model.scored(table), None if bias is None else bias[1:])
+        offsets = None if bias is None else bias[1:]
+        loss = cross_entropy(states, _targets(batch) - 1, model.scored(table), offsets, real=batch.real)
         return loss / batch.targets, embedding(batch.items - 1, table)
     embedded = model.embedding.known(batch.items)
     if not batch.groups:
         return _nothing(model), embedded
     states = model.scoring(_states(model, batch, embedded, batch.items))
     targets, scored = _targets(batch), model.scored(embedded)
-    positive = (states * embedding(torch.searchsorted(batch.items, targets), scored)).sum(dim=1)
+    positive = (states * embedding(_rows_of(batch.items, targets), scored)).sum(dim=1)
     negatives = batch.negatives if batch.shared is None else batch.shared
     assert negatives is not None
-    negative_rows = embedding(torch.searchsorted(batch.items, negatives), scored)
+    negative_rows = embedding(_rows_of(batch.items, negatives), scored)
     if batch.shared is None:
         negative = torch.bmm(negative_rows, states[:, :, None])[:, :, 0]
     else:
@@ -121,7 +130,13 @@ def batch_loss(
         loss = losses.sce(positive, negative, settings.negative_weight or model.n_items / negative.shape[1])
     else:
         loss = losses.SAMPLED[name](positive, negative)
-    return loss / batch.targets, embedded
+    loss = loss if batch.real is None else loss * batch.real
+    return loss.sum() / batch.targets, embedded
+
+
+def _rows_of(items: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Where each of `wanted` stands among `items`, as int32: a GPU sorts these when it adds up their gradients."""
+    return torch.searchsorted(items, wanted, out_int32=True)
 
 
 def _nothing(model: Recommender) -> torch.Tensor:
@@ -148,7 +163,7 @@ def _states(model: Recommender, batch: Batch, table: torch.Tensor, items: torch.
     for group in batch.groups:
         # Padding and [MASK] may read any row: the backbone masks the one and replaces the other.
         known = group.inputs.clamp(1, model.n_items)
-        place = known - 1 if items is None else torch.searchsorted(items, known).clamp(max=len(items) - 1)
+        place = known - 1 if items is None else _rows_of(items, known).clamp(max=len(items) - 1)
         states = model.states(group.inputs, embedding(place, table))
         found.append(states.flatten(0, 1).index_select(0, group.places))
     return _joined(found)

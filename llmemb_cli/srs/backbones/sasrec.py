@@ -51,12 +51,18 @@ def attention_mask(real: torch.Tensor, causal: bool) -> torch.Tensor:
 
     Every query may look at itself, so that a row of padding alone is not a softmax over nothing.
     """
-    itself, past = _places(real.shape[1], real.device)
+    length, device = real.shape[1], real.device
+    # What a recorded step reads must stay where it is: only a CPU's are kept.
+    itself, past = _kept_places(length) if device.type == "cpu" else _places(length, device)
     allowed = real[:, None, :] | itself
     return (allowed & past if causal else allowed)[:, None]
 
 
 @lru_cache(maxsize=16)
+def _kept_places(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _places(length, torch.device("cpu"))
+
+
 def _places(length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """(length, length) bool each: which key is the query itself, and which is not later than the query."""
     itself = torch.eye(length, dtype=torch.bool, device=device)

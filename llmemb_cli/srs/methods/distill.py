@@ -49,6 +49,8 @@ def similar_users(train: Ragged, vectors: np.ndarray, count: int) -> np.ndarray:
 class Distill:
     """The squared distance of a user's state to the mean state of similar users, and the contrast of item views."""
 
+    recordable = False  # the CPU makes sequences of its own for every step
+
     def __init__(self, settings: RatSettings, train: Ragged, similar: np.ndarray, device: str) -> None:
         self.settings, self.train, self.similar, self.device = settings, train, similar, device
         self.temperature = torch.tensor(ALIGN_TEMPERATURE, device=device)

@@ -37,6 +37,10 @@ class Several:
     def __init__(self, losses: list[Extra]) -> None:
         self.losses = losses
 
+    @property
+    def recordable(self) -> bool:
+        return all(one.recordable for one in self.losses)
+
     def start_epoch(self, model: Recommender, epoch: int) -> None:
         for one in self.losses:
             one.start_epoch(model, epoch)

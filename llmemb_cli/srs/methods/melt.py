@@ -88,6 +88,8 @@ def item_weights(counts: np.ndarray, threshold: int, progress: float) -> np.ndar
 class Melt:
     """Both branches' losses, and the overwriting of rare items' embeddings at the start of an epoch."""
 
+    recordable = False  # the CPU makes sequences of its own for every step
+
     def __init__(self, settings: Settings, data: SplitData, model: Recommender, device: str) -> None:
         rat = settings.rat
         self.rat, self.seed, self.train, self.device = rat, settings.seed, data.train, device

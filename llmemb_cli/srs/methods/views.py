@@ -24,6 +24,8 @@ class Views:
     Scores are products of states, without a temperature, as in the paper.
     """
 
+    recordable = False  # the CPU makes sequences of its own for every step
+
     def __init__(self, settings: RatSettings, train: Ragged, device: str) -> None:
         self.settings, self.train, self.device = settings, train, device
 
