@@ -119,6 +119,7 @@ def test_what_methods_add_trains_in_less_precision(
     summary = run_rat(workspace, settings, Reporter()).manifest["summary"]
     assert summary["epochs"] == 2 and math.isfinite(summary["loss"])
     assert summary["precision"] == precision
+    assert not summary["replayed"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card to record a step on")
@@ -169,3 +170,12 @@ def test_recorded_steps_do_what_the_same_steps_do_that_are_launched(name: str, l
     torch.testing.assert_close(recorded.loss_sum, launched.loss_sum, rtol=1e-3, atol=0)
     for one, two in zip(recorded.trained, launched.trained, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card to record a step on")
+@pytest.mark.parametrize("replay", [True, False])
+def test_a_run_says_whether_its_steps_were_recorded(tmp_path: Path, replay: bool) -> None:
+    values = SMALL | {"rat__method": "none", "rat__epochs": 3, "rat__device": "cuda:0", "rat__replay": replay}
+    workspace, settings = make_workspace(tmp_path / "ws", **values)
+    summary = run_rat(workspace, settings, Reporter()).manifest["summary"]
+    assert summary["replayed"] is replay and math.isfinite(summary["loss"])

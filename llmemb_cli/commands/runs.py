@@ -29,14 +29,14 @@ def runs(
     """
     located, settings = open_workspace(output, workspace)
     from llmemb_cli.errors import WrongUseError
-    from llmemb_cli.evaluation.catalogue import begun_runs, describe_run, needed_by, remove_runs
+    from llmemb_cli.evaluation.catalogue import begun_runs, describe_runs, needed_by, remove_runs
     from llmemb_cli.evaluation.document import check_runs, known_runs
 
     begun = begun_runs(located)
     if action == "list":
         if names:
             raise WrongUseError("list takes no names", hint=f"llmemb runs show {' '.join(names)}")
-        entries = [describe_run(located, settings, name) for name in known_runs(located)]
+        entries = describe_runs(located, settings, known_runs(located))
         document: dict[str, Any] = {"workspace": str(located.root), "runs": entries, "begun": [*begun.values()]}
         output.result(document, lambda console: show_list(console, entries, [*begun.values()]))
         return
@@ -45,10 +45,12 @@ def runs(
     chosen = check_runs(located, list(dict.fromkeys(names)), begun)
     if action == "show":
         finished = known_runs(located)
-        entries = [describe_run(located, settings, name) if name in finished else begun[name] for name in chosen]
+        described = describe_runs(located, settings, [name for name in chosen if name in finished])
+        known = begun | {str(entry["run"]): entry for entry in described}
+        entries = [known[name] for name in chosen]
         output.result({"workspace": str(located.root), "runs": entries}, lambda console: show_runs(console, entries))
         return
-    needs = {name: needed_by(located, name, besides=chosen) for name in chosen}
+    needs = needed_by(located, chosen)
     for name, users in needs.items():
         for use in users:
             output.reporter().warn(f"{name}: {use}")

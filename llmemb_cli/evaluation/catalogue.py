@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,11 @@ from llmemb_cli.config.rat import settings_of_run
 from llmemb_cli.config.runs import run_name
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.errors import BadDataError
-from llmemb_cli.evaluation.document import known_runs
 from llmemb_cli.pipeline import made_stages, rat_stage
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import (
     MARKER,
     PARTIAL,
-    output_fingerprint,
     partial_of,
     read_manifest,
     require_stage,
@@ -24,22 +23,35 @@ from llmemb_cli.workspace.stage import (
 )
 from llmemb_cli.workspace.store import read_json, read_jsonl
 
+# The manifests of all finished stages by their directories: read once, however many runs there are.
+Made = dict[Path, dict[str, Any]]
 
-def describe_run(workspace: Workspace, settings: Settings, name: str) -> dict[str, Any]:
-    """A run with its settings, size, evaluations, and whether it is still what it would be if trained now.
+
+def describe_runs(workspace: Workspace, settings: Settings, names: list[str]) -> list[dict[str, Any]]:
+    """Runs with their settings, size, evaluations, and whether they are still what they would be if trained now.
 
     Args:
         settings: of llmemb.toml.
     """
+    made = _read_stages(workspace)
+    return [_describe(workspace, settings, name, made) for name in names]
+
+
+def _read_stages(workspace: Workspace) -> Made:
+    read = {path: read_manifest(path) for path in made_stages(workspace)}
+    return {path: manifest for path, manifest in read.items() if manifest is not None}
+
+
+def _describe(workspace: Workspace, settings: Settings, name: str, made: Made) -> dict[str, Any]:
     directory = workspace.run(name)
     manifest = require_stage(directory, made_by="llmemb rat")
     evaluations = sorted(path.parent.name for path in (directory / "eval").glob("*/manifest.json"))
     return {
         "run": name,
         **manifest["summary"],
-        "state": _state(workspace, settings, name, manifest),
+        "state": _state(workspace, settings, name, manifest, made),
         "evaluated": [one for one in evaluations if not one.startswith(".")],
-        "needed_by": needed_by(workspace, name),
+        "needed_by": _uses(workspace, name, made),
         "made": manifest["made"],
         "seconds": manifest["seconds"],
         "peak_memory_mb": manifest["peak_memory_mb"],
@@ -76,20 +88,20 @@ def _begun(name: str, path: Path) -> dict[str, Any]:
     }
 
 
-def _state(workspace: Workspace, settings: Settings, name: str, manifest: dict[str, Any]) -> str:
+def _state(workspace: Workspace, settings: Settings, name: str, manifest: dict[str, Any], made: Made) -> str:
     """`current`, or what is another one now: an input, or a setting where its name says that it is llmemb.toml's."""
-    runs: list[str | None] = [output_fingerprint(workspace.run(one)) for one in known_runs(workspace)]
-    there: dict[str, list[str | None]] = {
-        "data": [output_fingerprint(workspace.data)],
-        "align": runs,
-        "start": runs,
-    }
-    embeddings = [output_fingerprint(path) for path in (workspace.root / "embeddings").glob("[!.]*")]
+    folders = {workspace.root / folder for folder in ("data", "runs", "embeddings")}
+    there: dict[str, list[str]] = {folder.name: [] for folder in folders}
+    for path, other in made.items():
+        folder = path if path in folders else path.parent
+        if folder in folders:
+            there[folder.name].append(other["fingerprint"])
     for role, fingerprint in manifest["made_from"]["inputs"].items():
-        if fingerprint not in there.get(role, embeddings):
+        kind = {"data": "data", "align": "runs", "start": "runs"}.get(role, "embeddings")
+        if fingerprint not in there[kind]:
             return f"other {role} now"
-    made = settings_of_run(manifest)
-    rat = rat_for(settings, backbone=made.backbone, method=made.method, without=list(made.without))
+    before = settings_of_run(manifest)
+    rat = rat_for(settings, backbone=before.backbone, method=before.method, without=list(before.without))
     chosen = settings.model_copy(update={"rat": rat, "seed": manifest["made_from"]["seed"]})
     if run_name(chosen, settings) != name:
         return "current"
@@ -97,22 +109,22 @@ def _state(workspace: Workspace, settings: Settings, name: str, manifest: dict[s
     return "current" if state.state == "up-to-date" else f"stale: {state.reason}"
 
 
-def needed_by(workspace: Workspace, name: str, besides: list[str] | None = None) -> list[str]:
-    """What else was made from the run, in words; its own evaluations, which go with it, aside.
+def needed_by(workspace: Workspace, names: list[str]) -> dict[str, list[str]]:
+    """What else was made from each of the runs, in words; these runs and their evaluations aside."""
+    made = _read_stages(workspace)
+    return {name: _uses(workspace, name, made, names) for name in names}
 
-    Args:
-        besides: runs that are to go as well.
-    """
-    fingerprint = output_fingerprint(workspace.run(name))
-    if fingerprint is None:  # begun and never finished
+
+def _uses(workspace: Workspace, name: str, made: Made, besides: Collection[str] = ()) -> list[str]:
+    if workspace.run(name) not in made:  # begun and never finished
         return []
+    fingerprint = made[workspace.run(name)]["fingerprint"]
     uses = []
-    for path in made_stages(workspace):
+    for path, manifest in made.items():
         place = path.relative_to(workspace.root)
-        if place.parts[0] == "runs" and place.parts[1] in (name, *(besides or [])):
+        if place.parts[0] == "runs" and (place.parts[1] == name or place.parts[1] in besides):
             continue
-        inputs = (read_manifest(path) or {})["made_from"]["inputs"]
-        for role, value in inputs.items():
+        for role, value in manifest["made_from"]["inputs"].items():
             if value == fingerprint:
                 uses.append(_use(place, role))
     return uses

@@ -79,14 +79,14 @@ class Training:
         return self.peers.rank == 0
 
 
-def train(t: Training) -> tuple[State, float]:
+def train(t: Training) -> tuple[State, float, bool]:
     """Train until validation NDCG@10 has not risen for `patience` epochs; the best weights are put back.
 
     Without validation items all epochs are trained and the last weights stay. The checkpoint stays too, for the
     caller to remove once the weights are written.
 
     Returns:
-        the state, and the seconds of an epoch.
+        the state, the seconds of an epoch, and whether steps were recorded and replayed.
 
     Raises:
         BadDataError: no history is long enough to learn from.
@@ -160,7 +160,7 @@ def train(t: Training) -> tuple[State, float]:
             _save(t, optimizer, state, best, average)
         raise _interrupted(t, time.monotonic() - started)
     model.load_state_dict(best)
-    return state, state.epoch_seconds / max(state.epoch, 1)
+    return state, state.epoch_seconds / max(state.epoch, 1), replay is not None
 
 
 def _nothing_to_learn(rat: RatSettings) -> BadDataError:

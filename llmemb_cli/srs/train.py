@@ -145,7 +145,8 @@ def _build(
         fresh=not (work / CHECKPOINT).is_file(),
     )
     try:
-        state, seconds = train(Training(model, settings, data, extra, work, report, device, peers, scale, trackers))
+        training = Training(model, settings, data, extra, work, report, device, peers, scale, trackers)
+        state, seconds, replayed = train(training)
     finally:
         trackers.close()
     model.train(False)
@@ -181,6 +182,7 @@ def _build(
         "control": rat.control,
         "processes": peers.size,
         "precision": precision,
+        "replayed": replayed,
     }
 
 
