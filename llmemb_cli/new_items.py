@@ -26,7 +26,7 @@ from llmemb_cli.srs.vectors import INPUT_RMS
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.rows import RowsFile, blocks, map_rows
 from llmemb_cli.workspace.stage import Stage, StageResult, output_fingerprint, read_manifest, require_stage, run_stage
-from llmemb_cli.workspace.store import read_tensors, write_parquet
+from llmemb_cli.workspace.store import read_tensors, sha256_json, write_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -71,7 +71,7 @@ def embed_new_items(
     fetch_llm(settings, adapter, report)
     _check_weights(settings, manifest, directory)
     as_file = out is not None and out.suffix == ".parquet"
-    folder = workspace.root / "new-items" / items.stem if out is None or as_file else out
+    folder = _own_folder(workspace, items) if out is None or as_file else out
     inputs = {"embeddings": directory} | ({"run": workspace.run(run)} if run is not None else {})
     stage = Stage(STAGE, folder.resolve(), 1, {"kind": kind}, inputs=inputs, files={"items": items.resolve()})
     mapping = None if run is None else RunMapping(workspace, run, kind, report)
@@ -90,6 +90,7 @@ def embed_new_items(
             _write_mapped(path, "item_embeddings", done.vectors, mapping, mapping.hidden_size)
         note_cut(work, frame["item_id"].gather(done.cut).to_list(), settings, report)
         return {
+            "file": str(items.resolve()),
             "items": len(frame),
             "known": int(frame["item_id"].is_in(read_ids(directory).implode()).sum()),
             "tables": tables,
@@ -102,6 +103,13 @@ def embed_new_items(
         write_parquet(out, _as_frame(stage.path, result.manifest["summary"]["tables"]))
         return result, out
     return result, stage.path
+
+
+def _own_folder(workspace: Workspace, items: Path) -> Path:
+    """Where the result of a file goes: a directory of its name, or one more where a file elsewhere has that name."""
+    folder, path = workspace.root / "new-items" / items.stem, str(items.resolve())
+    before = (read_manifest(folder) or {}).get("summary", {}).get("file", path)
+    return folder if before == path else folder.with_name(f"{folder.name}-{sha256_json(path)[:6]}")
 
 
 def _check_target(out: Path | None, items: Path) -> None:

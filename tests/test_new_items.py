@@ -107,6 +107,25 @@ def test_one_parquet_file_with_ids(tmp_path: Path, trained: tuple[Workspace, Set
     assert not embed_items(workspace, items, "--run", "adapted")[1]["built"]
 
 
+def test_files_of_one_name_in_two_folders_keep_both_their_results(
+    tmp_path: Path, trained: tuple[Workspace, Settings]
+) -> None:
+    workspace, _ = trained
+    monday, tuesday = (tmp_path / day for day in ("monday", "tuesday"))
+    found = []
+    for day, item in ((monday, "a"), (tuesday, "b"), (monday, "a"), (tuesday, "b")):
+        day.mkdir(exist_ok=True)
+        if not (day / "today.csv").exists():
+            csv(day / "today.csv", [item], ["w1 w2"])
+        code, document = embed_items(workspace, day / "today.csv")
+        assert code == 0, document
+        assert pl.read_parquet(Path(document["path"]) / "ids.parquet")["item_id"].to_list() == [item]
+        found.append((document["path"], document["built"]))
+    first, second, *again = found
+    assert first[0] != second[0] and first[1] and second[1]
+    assert again == [(first[0], False), (second[0], False)]
+
+
 def test_missing_columns_and_bad_ids_are_named(tmp_path: Path, trained: tuple[Workspace, Settings]) -> None:
     workspace, _ = trained
     (tmp_path / "no-title.csv").write_text("item_id,colour\na,red\n")
