@@ -428,7 +428,7 @@ def test_memory_that_runs_out_is_said_with_what_to_lower(
     def fails(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(loop, "batch_loss", fails)
+    monkeypatch.setattr(loop, "learn", fails)
     workspace, settings = make_workspace(tmp_path / "ws", **SMALL | {"rat__method": "none", "rat__epochs": 1})
     with pytest.raises(LlmembError, match="out of memory") as told:
         run_rat(workspace, settings, Reporter())
@@ -445,7 +445,7 @@ def test_a_search_goes_on_after_a_trial_that_was_out_of_memory(
     pytest.importorskip("optuna")
     from llmemb_cli.srs.tune import parse_space, run_tune
 
-    whole, calls = loop.batch_loss, []
+    whole, calls = loop.learn, []
 
     def fails_first(*args: Any) -> Any:
         calls.append(len(calls))
@@ -453,7 +453,7 @@ def test_a_search_goes_on_after_a_trial_that_was_out_of_memory(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(*args)
 
-    monkeypatch.setattr(loop, "batch_loss", fails_first)
+    monkeypatch.setattr(loop, "learn", fails_first)
     workspace, _ = make_workspace(tmp_path / "ws", **SMALL | {"rat__method": "none", "rat__epochs": 1})
     found = run_tune(workspace, parse_space(["rat.dropout=0.1,0.2,0.3"]), {}, Reporter(), trials=2)
     assert [trial["NDCG@10"] is None for trial in found["trials"]] == [True, False]
