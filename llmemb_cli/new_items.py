@@ -9,13 +9,15 @@ import numpy as np
 import polars as pl
 
 from llmemb_cli.assets.identity import model_identity
+from llmemb_cli.config.methods import OWN_VECTORS
 from llmemb_cli.config.prompt import PromptSettings
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.datasets.columns import guess_column
+from llmemb_cli.datasets.columns import guess_column, id_column
 from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table
 from llmemb_cli.devices import pick_device
+from llmemb_cli.embeddings.given import read_blocks
 from llmemb_cli.embeddings.pca import fit_pca, read_pca
-from llmemb_cli.embeddings.table import MADE_BY, read_ids, rows_for
+from llmemb_cli.embeddings.table import MADE_BY, NAME, VECTORS, EmbeddingTable, read_ids, rows_for, write_table
 from llmemb_cli.embeddings.table import read_table as read_vectors
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.llm.encode import as_made, fetch_llm, note_cut, open_llm, resolve
@@ -67,6 +69,7 @@ def embed_new_items(
     directory = workspace.embeddings(kind)
     manifest = require_stage(directory, made_by=MADE_BY[kind])
     _check_inputs(workspace, manifest, kind)
+    mapping = None if run is None else RunMapping(workspace, run, kind, report)
     settings, adapter = resolve(workspace, _as_embedded(settings, manifest), tuned)
     fetch_llm(settings, adapter, report)
     _check_weights(settings, manifest, directory)
@@ -74,35 +77,99 @@ def embed_new_items(
     folder = _own_folder(workspace, items) if out is None or as_file else out
     inputs = {"embeddings": directory} | ({"run": workspace.run(run)} if run is not None else {})
     stage = Stage(STAGE, folder.resolve(), 1, {"kind": kind}, inputs=inputs, files={"items": items.resolve()})
-    mapping = None if run is None else RunMapping(workspace, run, kind, report)
     frame = read_items(workspace, items, settings)
     device = pick_device(settings.embed.device)
 
     def build(work: Path) -> dict[str, Any]:
         loaded = open_llm(settings, adapter, device, report)
         done = encode(loaded, frame["prompt"], frame["item_id"], settings, work, report)
-        pca = read_pca(directory)
-        tables = {"embeddings": done.vectors.shape[1], "reduced": len(pca.components)}
-        _write_mapped(work / "reduced.safetensors", "reduced", done.vectors, pca.transform, len(pca.components))
-        if mapping is not None:
-            tables["item_embeddings"] = mapping.hidden_size
-            path = work / "item_embeddings.safetensors"
-            _write_mapped(path, "item_embeddings", done.vectors, mapping, mapping.hidden_size)
         note_cut(work, frame["item_id"].gather(done.cut).to_list(), settings, report)
-        return {
-            "file": str(items.resolve()),
-            "items": len(frame),
-            "known": int(frame["item_id"].is_in(read_ids(directory).implode()).sum()),
-            "tables": tables,
-            "run": run,
-            "cut": len(done.cut),
-        }
+        about = _write_tables(work, items, frame["item_id"], done.vectors, directory, mapping)
+        return about | {"run": run, "cut": len(done.cut)}
 
     result = run_stage(stage, build, force=force, report=report, device=device)
-    if as_file and out is not None:
-        write_parquet(out, _as_frame(stage.path, result.manifest["summary"]["tables"]))
-        return result, out
-    return result, stage.path
+    return result, _at(stage, result, out if as_file else None)
+
+
+def map_given_items(
+    workspace: Workspace,
+    settings: Settings,
+    file: Path,
+    report: Reporter,
+    *,
+    run: str,
+    ids: Path | None = None,
+    out: Path | None = None,
+    force: bool = False,
+) -> tuple[StageResult, Path]:
+    """Vectors of new items that were made elsewhere, and the item embeddings of a run that was trained on such.
+
+    Returns:
+        as `embed_new_items`.
+
+    Raises:
+        WrongUseError: the run was not trained on vectors made elsewhere, or has no adapter; or of `out` and `file`.
+        BadDataError: the vectors have another width than those that the run was trained on, or are not one finite
+            vector an id.
+    """
+    _check_target(out, file)
+    kind = require_stage(workspace.run(run), made_by="llmemb rat")["summary"].get("vectors")
+    if kind is None or kind in OWN_VECTORS:
+        raise WrongUseError(
+            f"{run} was not trained on vectors made elsewhere",
+            where=str(workspace.run(run)),
+            hint="with --items FILE the LLM reads new items"
+            if kind in MADE_BY
+            else "--set rat.vectors=NAME trains one",
+        )
+    directory = workspace.embeddings(kind)
+    mapping = RunMapping(workspace, run, kind, report)
+    as_file = out is not None and out.suffix == ".parquet"
+    folder = _own_folder(workspace, file) if out is None or as_file else out
+    inputs = {"embeddings": directory, "run": workspace.run(run)}
+    files = {"items": file.resolve()} | ({"ids": ids.resolve()} if ids else {})
+    stage = Stage(STAGE, folder.resolve(), 1, {"kind": kind}, inputs=inputs, files=dict(files))
+
+    def build(work: Path) -> dict[str, Any]:
+        parts = list(read_blocks(file, ids, settings))
+        item_ids = pl.concat([names for names, _ in parts]) if parts else pl.Series([], dtype=pl.String)
+        twice = item_ids.filter(item_ids.is_duplicated())
+        if len(twice):
+            raise BadDataError(f"item {twice[0]} has two vectors", where=str(file))
+        width, widths = mapping.pca.mean.shape[0], {block.shape[1] for _, block in parts}
+        if widths != {width}:
+            raise BadDataError(
+                f"vectors of {', '.join(map(str, sorted(widths))) or 'no'} numbers, those of {kind} have {width}",
+                where=str(file),
+            )
+        write_table(work, EmbeddingTable(item_ids, np.concatenate([block for _, block in parts])))
+        return _write_tables(work, file, item_ids, map_rows(work / VECTORS, NAME), directory, mapping) | {"run": run}
+
+    result = run_stage(stage, build, force=force, report=report)
+    return result, _at(stage, result, out if as_file else None)
+
+
+def _write_tables(
+    work: Path, file: Path, item_ids: pl.Series, vectors: np.ndarray, directory: Path, mapping: RunMapping | None
+) -> dict[str, Any]:
+    """Write what follows from new items' vectors, which stand in `work`; returns what the manifest says of all."""
+    pca = read_pca(directory)
+    tables = {NAME: vectors.shape[1], "reduced": len(pca.components)}
+    _write_mapped(work / "reduced.safetensors", "reduced", vectors, pca.transform, len(pca.components))
+    if mapping is not None:
+        tables["item_embeddings"] = mapping.hidden_size
+        path = work / "item_embeddings.safetensors"
+        _write_mapped(path, "item_embeddings", vectors, mapping, mapping.hidden_size)
+    known = int(item_ids.is_in(read_ids(directory).implode()).sum())
+    return {"file": str(file.resolve()), "items": len(item_ids), "known": known, "tables": tables}
+
+
+def _at(stage: Stage, result: StageResult, file: Path | None) -> Path:
+    """Where the result lies: in the directory of the stage, or in one Parquet file that is written from it."""
+    if file is None:
+        return stage.path
+    write_parquet(file, _as_frame(stage.path, result.manifest["summary"]["tables"]))
+    return file
 
 
 def _own_folder(workspace: Workspace, items: Path) -> Path:
@@ -211,7 +278,7 @@ def read_items(workspace: Workspace, path: Path, settings: Settings) -> pl.DataF
     template = PromptSettings.model_validate(made["made_from"]["settings"])
     wanted = template.attributes or list(card["attributes"])
     names = column_names(path)
-    key = _id_column(path, names, settings)
+    key = id_column(str(path), names, settings.data.item_column)
     source = {name: _source_column(name, names, settings) for name in wanted}
     missing = [name for name in wanted if source[name] not in names]
     if missing:
@@ -237,15 +304,6 @@ def read_items(workspace: Workspace, path: Path, settings: Settings) -> pl.DataF
         update={key: {n: v for n, v in getattr(template, key).items() if n in wanted} for key in ("rename", "limits")}
     )
     return build_prompts(items, wanted, made["summary"]["instruction"], shown, str(path))
-
-
-def _id_column(path: Path, names: list[str], settings: Settings) -> str:
-    for name in (settings.data.item_column, "item_id", guess_column("item_column", names)[0]):
-        if name and name in names:
-            return name
-    raise BadDataError(
-        f"which column is the item's id? there are: {', '.join(names)}", where=str(path), hint="call it item_id"
-    )
 
 
 def _source_column(name: str, names: list[str], settings: Settings) -> str:
@@ -297,11 +355,17 @@ class RunMapping:
     def _check(self, workspace: Workspace, run: str, kind: str, manifest: dict[str, Any]) -> None:
         summary, inputs = manifest["summary"], manifest["made_from"]["inputs"]
         used = summary.get("vectors")
-        if used not in ("scft", "base"):
+        if used in (None, "said", "tslrec"):
             raise WrongUseError(
                 f"{run} was trained without vectors of the LLM that new items could get",
                 where=str(self.run),
                 hint="train a run with `llmemb rat --method llmemb`",
+            )
+        if used not in MADE_BY and used != kind:
+            raise WrongUseError(
+                f"{run} was trained on vectors made elsewhere, {used}: the LLM has none like them",
+                where=str(self.run),
+                hint="give those of the new items: --vectors FILE",
             )
         if used != kind:
             hint = "add --without scft" if used == "base" else "leave out --without scft"

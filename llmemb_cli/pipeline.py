@@ -91,6 +91,13 @@ def embed_stage(workspace: Workspace, settings: Settings, *, tuned: bool = True,
     return Stage("embed", workspace.embeddings(name), 1, chosen, inputs=inputs, files=files)
 
 
+def given_stage(workspace: Workspace, settings: Settings, name: str, file: Path, ids: Path | None = None) -> Stage:
+    """`embeddings/<name>/`: vectors made elsewhere, from the file that holds them."""
+    files = {"vectors": file.resolve()} | ({"ids": ids.resolve()} if ids else {})
+    chosen, inputs, path = {"pca": settings.embed.pca}, {"data": workspace.data}, workspace.embeddings(name)
+    return Stage("vectors", path, 1, chosen, inputs=inputs, files=dict(files), hashed=("files",))
+
+
 def _llm(settings: Settings) -> dict[str, Any]:
     """The settings of `[scft]` that say which LLM is read."""
     return {key: getattr(settings.scft, key) for key in ("model", "load_in_8bit", "load_in_4bit")}

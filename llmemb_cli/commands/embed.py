@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
+from llmemb_cli.config.methods import OWN_VECTORS
 from llmemb_cli.console import Output, duration
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.workspace.lock import write_lock
@@ -30,11 +31,23 @@ def embed(
         typer.Option("--items", help="Embed the items of this file instead, the workspace's own stay as they are."),
     ] = None,
     run: Annotated[
-        str | None, typer.Option("--run", help="With --items: also the item embeddings of this run's adapter.")
+        str | None,
+        typer.Option("--run", help="With --items or --vectors of new items: also this run's embeddings of them."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="With --items: directory or .parquet file to write; default: new-items/NAME."),
+        typer.Option("--out", help="Of new items: directory or .parquet file to write; default: new-items/NAME."),
+    ] = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option("--vectors", help="Take vectors made elsewhere from this table or matrix instead."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="With --vectors: what to call them; default: the file's name.")
+    ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option("--ids", help="With --vectors of .npy or .safetensors: a table with the item id of every row."),
     ] = None,
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Embed part I of N; the last one done merges all.")
@@ -57,7 +70,11 @@ def embed(
     items that the workspace has never seen come out of the same prompt, LoRA and PCA, and with --run the adapter.
     --model, --pooling, --load-in-8bit and --load-in-4bit go with --without scft: a tuned LLM has its own.
 
-    Example: `llmemb embed`, or `llmemb embed --items new.csv --run sasrec-llmemb-42`
+    With --vectors they come from a file: a column of ids and one of vectors (Parquet, JSON Lines, CSV), or a matrix
+    (.npy, .safetensors) with --ids. `--set rat.vectors=NAME` trains on them. With --run they are those of new items.
+
+    Example: `llmemb embed`, or `llmemb embed --items new.csv --run sasrec-llmemb-42`, or
+    `llmemb embed --vectors encoder.parquet --name encoder`
     """
     given = {"embed.pca": pca, "embed.batch_tokens": batch_tokens, "embed.precision": precision}
     of_llm = {"model": model, "pooling": pooling, "load_in_8bit": load_in_8bit, "load_in_4bit": load_in_4bit}
@@ -66,8 +83,14 @@ def embed(
     tuned = without is None
     if items is None and shard is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         shard, settings = _share_of_process(settings)
+    if vectors is not None:
+        flags = {"--items": items, "--without": without, "--shard": shard, "--precision": precision}
+        _embed_given(output, located, settings, vectors, name, ids, run, out, flags | of_llm, force)
+        return
+    if name is not None or ids is not None:
+        raise WrongUseError("--name and --ids go with --vectors", hint="add --vectors FILE")
     if items is None and (run is not None or out is not None):
-        raise WrongUseError("--run and --out go with --items", hint="add --items FILE")
+        raise WrongUseError("--run and --out go with --items or --vectors", hint="add --items FILE")
     if items is not None and (pca is not None or precision is not None):
         raise WrongUseError("new items get the PCA and precision of the workspace's own", hint="leave them out")
     if items is not None and shard is not None:
@@ -86,7 +109,7 @@ def embed(
             if not tuned:  # else the LLM was tuned on prompts that are there
                 make_prompts(located, settings, output.reporter())
             result = run_embed(located, settings, output.reporter(), force=force, tuned=tuned)
-        _show(output, located, result, tuned)
+        _show(output, located, result, "scft" if tuned else "base")
 
 
 def _check_trained_with(workspace: Workspace, asked: dict[str, Any]) -> None:
@@ -135,7 +158,7 @@ def _embed_shard(
             run_part(workspace, settings, report, number, of, force=force, tuned=tuned)
         merged, missing = merge_parts(workspace, settings, report, of, tuned)
     if merged is not None:
-        _show(output, workspace, merged, tuned)
+        _show(output, workspace, merged, "scft" if tuned else "base")
         return
     waiting = ", ".join(f"{other}/{of}" for other in missing)
     document = {"shard": f"{number}/{of}", "merged": False, "missing": missing}
@@ -158,17 +181,59 @@ def _embed_new(
         result, path = embed_new_items(
             workspace, settings, items, output.reporter(), out=out, run=run, tuned=tuned, force=force
         )
+    _show_new(output, result, path, items)
+
+
+def _show_new(output: Output, result: StageResult, path: Path, items: Path) -> None:
     summary = result.manifest["summary"]
     document = {"path": str(path), "built": result.built} | summary
     line = f"{summary['items']:,} items of {items.name}, {summary['known']:,} of them known to the workspace"
     output.result(document, lambda console: console.print(f"{line}: {path}", soft_wrap=True))
 
 
-def _show(output: Output, workspace: Workspace, result: StageResult, tuned: bool) -> None:
+def _embed_given(
+    output: Output,
+    workspace: Workspace,
+    settings: Settings,
+    vectors: Path,
+    name: str | None,
+    ids: Path | None,
+    run: str | None,
+    out: Path | None,
+    others: dict[str, Any],
+    force: bool,
+) -> None:
+    idle = [flag if flag.startswith("--") else "--" + flag.replace("_", "-") for flag, v in others.items() if v]
+    if idle:
+        raise WrongUseError(f"{idle[0]} has no say in vectors made elsewhere", hint=f"leave out {', '.join(idle)}")
+    if run is None and out is not None:
+        raise WrongUseError("--out goes with new items", hint="add --run RUN, whose embeddings they are to have")
+    if run is not None and name is not None:
+        raise WrongUseError("--name is for the workspace's own items", hint="leave out --name, or --run")
+    if run is not None:
+        from llmemb_cli.new_items import map_given_items
+
+        with write_lock(workspace):
+            result, path = map_given_items(
+                workspace, settings, vectors, output.reporter(), ids=ids, run=run, out=out, force=force
+            )
+        _show_new(output, result, path, vectors)
+        return
+    from llmemb_cli.embeddings.given import name_for, take_vectors
+
+    chosen = name_for(vectors, name)
+    with write_lock(workspace):
+        result = take_vectors(workspace, settings, vectors, output.reporter(), name=chosen, ids=ids, force=force)
+    _show(output, workspace, result, chosen)
+    output.message(f"train on them: llmemb rat --method llm2x --set rat.vectors={chosen}")
+
+
+def _show(output: Output, workspace: Workspace, result: StageResult, kind: str) -> None:
     summary = result.manifest["summary"]
-    path = workspace.embeddings("scft" if tuned else "base")
+    path = workspace.embeddings(kind)
     document: dict[str, Any] = {"path": str(path), "built": result.built, "seconds": result.manifest["seconds"]}
-    how = f"embedded in {duration(result.seconds)}" if result.built else "up to date"
+    done = "embedded" if kind in OWN_VECTORS else "taken"
+    how = f"{done} in {duration(result.seconds)}" if result.built else "up to date"
     line = f"{how}: {summary['items']:,} items, {summary['width']} numbers each; PCA to {summary['pca']} "
     line += f"keeps {summary['explained']:.1%} of the variance"
     output.result(document | summary, lambda console: console.print(line))

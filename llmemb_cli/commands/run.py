@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from llmemb_cli.chain import chain, states
+from llmemb_cli.chain import chain, states, variants
 from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, short_path
 from llmemb_cli.commands.status import describe
 from llmemb_cli.console import Output, duration, table
+from llmemb_cli.srs.prepare import check_taken
 from llmemb_cli.workspace.lock import write_lock
 from llmemb_cli.workspace.stage import read_manifest
 
@@ -41,6 +42,10 @@ def run(
         )
         return
     done = []
+    for planned in variants(settings):
+        # These are not made on the way: said now, not after hours of what comes before.
+        if given := planned.rat.given_vectors:
+            check_taken(located, given)
     with write_lock(located):
         for step in steps:
             before = read_manifest(step.stage.path)

@@ -9,6 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmemb_cli.workspace.locate import PLAIN_NAME
+
+# Vectors that llmemb makes, the names of their directories in `embeddings/`; and what `rat.vectors` may say of them.
+OWN_VECTORS = ("scft", "base", "said", "tslrec")
+CHOICES = ("own", "scft")
 MethodName = Literal["none", "llmemb", "llm2x", "said", "tslrec", "melt", "llmesr", "alphafuse"]
 
 
@@ -21,7 +26,7 @@ class Method:
         embedding: `table` (a trainable row an item), `adapter` (LLM vectors through two linear layers), `dual` (a
             table beside an adapter) or `fused` (LLM vectors plus a table in their weakest dimensions).
         vectors: LLM vectors it reads, the name of a directory in `embeddings/`: `scft` (tuned on prompts), `base`
-            (the untouched LLM), `said`, `tslrec`; or none.
+            (the untouched LLM), `said`, `tslrec`; or none. Of `scft` and `base` others may take the place.
         start: what a trainable table starts from: `random`, `pca` (of the vectors) or `trained` (the plain run).
         frozen: what does not train, in words.
         extra: loss added to the backbone's own, by its name in `srs/methods/`.
@@ -103,6 +108,19 @@ METHODS: dict[MethodName, Method] = {
         stages=("LLM vectors", "recommender"),
     ),
 }
+
+
+def given_name(name: str) -> str:
+    """`name`, if vectors made elsewhere may be called that.
+
+    Raises:
+        ValueError: it is no plain name, or that of vectors that llmemb makes.
+    """
+    if not PLAIN_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for vectors: letters, digits and -._+=, the first a letter or digit")
+    if name in (*OWN_VECTORS, *CHOICES) or name.startswith("scft-") or name.endswith(".parts"):
+        raise ValueError(f"{name} is the name of vectors that llmemb makes itself")
+    return name
 
 
 def methods_help() -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from llmemb_cli.config.backbones import BackboneName
 from llmemb_cli.config.fields import Section, setting
-from llmemb_cli.config.methods import MethodName
+from llmemb_cli.config.methods import CHOICES, METHODS, MethodName, given_name
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -85,8 +85,10 @@ class RatSettings(Section):
         "infonce", "alignment loss: infonce, paper (Eq. 7) or soft (the authors' code)"
     )
     d_m: int = setting(1536, "width of the adapter's input (PCA), or all there is", ge=1, source="LLMEmb section 4.1")
-    vectors: Literal["own", "scft"] = setting(
-        "own", "llm2x, llmesr, alphafuse: vectors of the untouched LLM, as published, or of the one that scft tuned"
+    vectors: str = setting(
+        "own",
+        "llm2x, llmesr, alphafuse: own: of the untouched LLM, as published; scft: of the tuned one. These and "
+        "llmemb: the name of vectors made elsewhere (`llmemb embed --vectors`)",
     )
     init_std: float = setting(0.02, "standard deviation of a table at the start", gt=0)
     init_scale: Literal["table", "none"] = setting(
@@ -130,6 +132,17 @@ class RatSettings(Section):
         if isinstance(values, dict) and values.get("negatives", 0) == 0:
             return values | {"negatives": OWN_NEGATIVES.get(str(values.get("loss")), 1)}
         return values
+
+    @field_validator("vectors")
+    @classmethod
+    def _named_vectors(cls, value: str) -> str:
+        return value if value in CHOICES else given_name(value)
+
+    @property
+    def given_vectors(self) -> str | None:
+        """The name of the vectors made elsewhere that the run is to read, if its method reads vectors of choice."""
+        chosen = self.vectors not in CHOICES and METHODS[self.method].vectors in ("base", "scft")
+        return self.vectors if chosen else None
 
     @property
     def scores_cosines(self) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmemb_cli.datasets.readers.chunks import LINE
 from llmemb_cli.datasets.readers.tabular import column_names
-from llmemb_cli.errors import WrongUseError, near_match
+from llmemb_cli.errors import BadDataError, WrongUseError, near_match
 from llmemb_cli.progress import Reporter
 
 if TYPE_CHECKING:
@@ -58,6 +58,20 @@ def guess_column(kind: str, columns: list[str]) -> tuple[str | None, bool]:
         # purchased_at, order_date: without it the order of the lines would be taken for that of time.
         fits = [column for column in columns if not TIME_WORDS.isdisjoint(words_of(column)[-1:])]
     return (fits[0] if fits else None), len(fits) == 1
+
+
+def id_column(where: str, columns: list[str], filed: str) -> str:
+    """The column with the item ids of a file that comes later: as in `[data]` (`filed`), item_id, or the likeliest.
+
+    Raises:
+        BadDataError: none can be told.
+    """
+    for name in (filed, "item_id", guess_column("item_column", columns)[0]):
+        if name and name in columns:
+            return name
+    raise BadDataError(
+        f"which column is the item's id? there are: {', '.join(columns)}", where=where, hint="call it item_id"
+    )
 
 
 def words_of(column: str) -> list[str]:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.assets.presets import MODELS
+from llmemb_cli.embeddings.table import GIVEN
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest, require_stage
 
+MADE_ELSEWHERE = "vectors made elsewhere"
 READING = {
     "parquet": 'polars.read_parquet("item_embeddings.parquet")  # item_id, embedding',
     "npy": 'numpy.load("item_embeddings.npy")  # row r belongs to item_id[r] of ids.parquet',
@@ -50,11 +52,13 @@ def _model(workspace: Workspace, manifest: dict[str, Any]) -> str | None:
     own = manifest["made_from"]["settings"].get("model")
     if own is not None:
         return str(own)
+    if manifest["stage"] == GIVEN:
+        return MADE_ELSEWHERE
     wanted = manifest["made_from"]["inputs"].get("embeddings")
     for folder in sorted((workspace.root / "embeddings").glob("*")):
         found = read_manifest(folder)
         if found is not None and wanted is not None and found["fingerprint"] == wanted:
-            return str(found["made_from"]["settings"].get("model"))
+            return str(found["made_from"]["settings"].get("model", MADE_ELSEWHERE))
     return "not known: its embeddings are no longer in the workspace" if wanted is not None else None
 
 

@@ -25,12 +25,22 @@ IDS = "ids.parquet"
 NAME = "embeddings"
 # The commands that make vectors of the LLM, by their directory.
 MADE_BY = {"scft": "llmemb embed", "base": "llmemb embed --without scft"}
+# What the directory of vectors made elsewhere is the result of, and how the command that makes one begins.
+GIVEN = "vectors"
+TAKE = "llmemb embed --vectors FILE --name"
 # How many shards of a table are on the disk, while it is being filled.
 DONE = "done.json"
 # Items whose prompts were longer than the LLM reads.
 CUT = "cut.json"
 # Settings that the vectors do not depend on once they are all there.
 AFTERWARDS = ("pca", "shard_items")
+
+
+def made_by(kind: str) -> str:
+    """The command that makes `embeddings/<kind>/`."""
+    if kind in ("said", "tslrec"):
+        return f"llmemb rat --method {kind}"
+    return MADE_BY.get(kind) or f"{TAKE} {kind}"
 
 
 @dataclass(frozen=True)

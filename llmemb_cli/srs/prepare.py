@@ -5,12 +5,14 @@ from __future__ import annotations
 from llmemb_cli import pipeline
 from llmemb_cli.assets.architecture import read_architecture
 from llmemb_cli.assets.models import find_model
+from llmemb_cli.config.methods import OWN_VECTORS
 from llmemb_cli.config.runs import method_of, vectors_needed
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.errors import WrongUseError
+from llmemb_cli.embeddings.table import made_by
+from llmemb_cli.errors import WrongUseError, near_match
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, read_manifest, stage_state
+from llmemb_cli.workspace.stage import StageResult, read_manifest, require_stage, stage_state
 from llmemb_cli.workspace.store import read_json
 
 
@@ -19,11 +21,52 @@ def vectors_settings(settings: Settings, in_file: Settings | None) -> Settings:
     return settings if in_file is None else settings.model_copy(update={"rat": in_file.rat, "seed": in_file.seed})
 
 
+def check_made(workspace: Workspace, settings: Settings) -> None:
+    """Before anything is trained: vectors that are not made on the way must be there.
+
+    Raises:
+        WrongUseError: they are not; or they would be the tuned LLM's in a run without SCFT.
+        BadDataError: they are all the same.
+    """
+    from llmemb_cli.embeddings.pca import read_pca
+    from llmemb_cli.srs.vectors import require_distinct
+
+    rat, kind = settings.rat, vectors_needed(settings)
+    if rat.given_vectors is not None and rat.method == "llmemb" and "scft" in rat.without:
+        raise WrongUseError(
+            f"--without scft reads the untouched LLM's vectors, rat.vectors = {rat.vectors} others",
+            hint="leave one of them out",
+        )
+    if rat.given_vectors is not None:
+        check_taken(workspace, rat.given_vectors)
+    elif kind == "scft":
+        require_stage(workspace.embeddings(kind), made_by=made_by(kind))
+    if kind is not None and kind in ("scft", rat.given_vectors):
+        require_distinct(read_pca(workspace.embeddings(kind)), workspace.embeddings(kind))
+
+
+def check_taken(workspace: Workspace, name: str) -> None:
+    """Refuse vectors made elsewhere that have not been taken.
+
+    Raises:
+        WrongUseError: the workspace has none of that name; says which it may have meant.
+    """
+    if read_manifest(workspace.embeddings(name)) is not None:
+        return
+    there = [path.parent.name for path in workspace.embeddings("*").parent.glob("*/manifest.json")]
+    close = near_match(name, [one for one in there if one not in OWN_VECTORS])
+    raise WrongUseError(
+        f"there are no vectors {name}",
+        where=str(workspace.embeddings(name).parent),
+        hint=f"did you mean {close}?" if close else f"run `{made_by(name)}` first",
+    )
+
+
 def prepare_vectors(workspace: Workspace, settings: Settings, base: Settings, report: Reporter) -> None:
     """Make the LLM vectors of the run's method with the settings `base`, unless they are up to date.
 
     Those of SCFT are not made here: fine-tuning is a decision of its own. That they are older than the settings is
-    said.
+    said. Nor are those made elsewhere.
     """
     kind = vectors_needed(settings)
     if kind == "scft":
@@ -32,7 +75,7 @@ def prepare_vectors(workspace: Workspace, settings: Settings, base: Settings, re
             if state.state == "stale":
                 report.note(f"the LLM vectors are used as they are, though {stage.name} is stale: {state.reason}")
                 return
-    if kind is not None and kind != "scft":
+    if kind is not None and kind != "scft" and settings.rat.given_vectors is None:
         if read_manifest(workspace.embeddings(kind)) is None:
             check_width(settings)
         make_vectors(workspace, base, kind, report)

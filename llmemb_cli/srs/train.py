@@ -16,7 +16,6 @@ from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.runs import collaborative_settings, method_of, run_name, tslrec_source, vectors_needed
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData, load_split
-from llmemb_cli.embeddings.pca import read_pca
 from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
 from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.peers import ALONE, Peers, own_device
@@ -26,9 +25,9 @@ from llmemb_cli.srs.loop import Training, train
 from llmemb_cli.srs.methods.extras import make_extra
 from llmemb_cli.srs.objective import loss_name
 from llmemb_cli.srs.precision import use_precision
-from llmemb_cli.srs.prepare import prepare_vectors, vectors_settings
+from llmemb_cli.srs.prepare import check_made, prepare_vectors, vectors_settings
 from llmemb_cli.srs.recommender import Recommender, check_heads
-from llmemb_cli.srs.vectors import make_embedding, require_distinct
+from llmemb_cli.srs.vectors import make_embedding
 from llmemb_cli.tracking import open_trackers
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import StageResult, partial_path, require_stage, run_stage
@@ -62,11 +61,7 @@ def run_rat(
             f"--method {rat.method} with --backbone {rat.backbone}: {reason}", hint="take another one"
         )
     check_heads(rat)
-    if vectors_needed(settings) == "scft":
-        # Before a collaborative model is trained: these are not made on the way.
-        directory = workspace.embeddings("scft")
-        require_stage(directory, made_by="llmemb embed")
-        require_distinct(read_pca(directory), directory)
+    check_made(workspace, settings)
     collaborative = collaborative_settings(settings)
     if collaborative is not None:
         run_rat(workspace, collaborative, report, in_file=in_file, peers=peers)

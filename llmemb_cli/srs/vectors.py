@@ -12,7 +12,7 @@ from llmemb_cli.config.runs import vectors_needed
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.embeddings.pca import Pca, fit_pca, read_pca
-from llmemb_cli.embeddings.table import MADE_BY, read_table, rows_for
+from llmemb_cli.embeddings.table import made_by, read_table, rows_for
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.srs.item_embedding import (
@@ -74,7 +74,7 @@ class Source:
 
     def __init__(self, workspace: Workspace, settings: Settings, data: SplitData, kind: str) -> None:
         self.directory = workspace.embeddings(kind)
-        table = read_table(self.directory, made_by=MADE_BY.get(kind, f"llmemb rat --method {kind}"))
+        table = read_table(self.directory, made_by=made_by(kind))
         self.vectors = rows_for(table, data.item_ids, str(self.directory))
         self.control, self.seed = settings.rat.control, settings.seed
 

@@ -1,0 +1,257 @@
+"""Item vectors made elsewhere, by a sentence encoder or an embedding service, taken into the workspace by item id."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llmemb_cli.config.methods import given_name
+from llmemb_cli.config.settings import Settings
+from llmemb_cli.datasets.columns import id_column
+from llmemb_cli.datasets.readers.sources import plain_file
+from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table, scan_table, table_kind
+from llmemb_cli.embeddings.pca import fit_pca, write_pca
+from llmemb_cli.embeddings.table import finish_table, open_rows
+from llmemb_cli.errors import BadDataError, WrongUseError
+from llmemb_cli.pipeline import given_stage
+from llmemb_cli.progress import Reporter
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.rows import blocks, map_rows
+from llmemb_cli.workspace.stage import StageResult, run_stage
+from llmemb_cli.workspace.store import read_parquet, sha256_file
+
+# What a column or tensor of vectors is called, by this and other tools.
+COLUMNS = ("embedding", "embeddings", "item_embedding", "item_embeddings", "vector", "vectors")
+ROWS_AT_ONCE = 8192
+Block = tuple[pl.Series, np.ndarray]
+
+
+def take_vectors(
+    workspace: Workspace,
+    settings: Settings,
+    file: Path,
+    report: Reporter,
+    *,
+    name: str | None = None,
+    ids: Path | None = None,
+    force: bool = False,
+) -> StageResult:
+    """Write the vectors in `file` as `embeddings/<name>/`, a row an item of the workspace, with their PCA.
+
+    Args:
+        file: a table (Parquet, JSON Lines, CSV, TSV) with an id and a vector in every row; or a matrix (.npy,
+            .safetensors), a row an item.
+        name: default: from the file's name.
+        ids: of a matrix: a table with the item ids in the order of its rows; default: `ids.parquet` beside it.
+
+    Raises:
+        WrongUseError: the file is none of these, or its columns or the name cannot be told.
+        BadDataError: an item of the workspace has no vector, or two, or one that is zero, not finite or of another
+            width; names it.
+    """
+    stage = given_stage(workspace, settings, name_for(file, name), file, ids)
+    item_ids = read_parquet(workspace.data / "items.parquet", ["item_id"])["item_id"]
+
+    def build(work: Path) -> dict[str, Any]:
+        others = _write(work, item_ids, read_blocks(file, ids, settings), file)
+        vectors = finish_table(work, item_ids)
+        pca = fit_pca(vectors, settings.embed.pca, report)
+        write_pca(work, pca)
+        if others:
+            report.note(f"{others} vectors are left out: of ids that the workspace does not have")
+        return {
+            "items": len(item_ids),
+            "width": vectors.shape[1],
+            "others": others,
+            "files": [{"name": path.name, "sha256": sha256_file(path)} for path in (file, ids) if path],
+            "pca": len(pca.components),
+            "explained": min(float(pca.explained_variance.sum() / max(pca.total_variance, 1e-30)), 1.0),
+        }
+
+    return run_stage(stage, build, force=force, report=report)
+
+
+def name_for(file: Path, name: str | None = None) -> str:
+    """What the vectors in a file are called: `name`, or the file's own without endings.
+
+    Raises:
+        WrongUseError: that is no name for vectors.
+    """
+    try:
+        return given_name(re.sub(r"[^\w.+=-]+", "-", file.name.split(".")[0]) if name is None else name)
+    except ValueError as error:
+        where = str(file) if name is None else f"--name {name}"
+        raise WrongUseError(str(error), where=where, hint="give them another one: --name NAME") from None
+
+
+def _write(work: Path, item_ids: pl.Series, found: Iterator[Block], file: Path) -> int:
+    """Put the vectors into the rows of their items; the number of those that no item has."""
+    first = next(found, None)
+    if first is None:
+        raise BadDataError("there are no vectors in it", where=str(file))
+    places = pl.DataFrame({"item_id": item_ids}).with_row_index("row")
+    have = np.zeros(len(item_ids), dtype=bool)
+    others, width = 0, first[1].shape[1]
+    with open_rows(work, len(item_ids), width) as out:
+        for names, vectors in itertools.chain([first], found):
+            if vectors.shape[1] != width:
+                raise BadDataError(f"item {names[0]} has a vector of another width than {width}", where=str(file))
+            named = pl.DataFrame({"item_id": names})
+            rows = named.join(places, on="item_id", how="left", maintain_order="left")["row"]
+            known = rows.is_not_null().to_numpy()
+            at = rows.drop_nulls().to_numpy().astype(np.int64)
+            twice = have[at]
+            twice[np.setdiff1d(np.arange(len(at)), np.unique(at, return_index=True)[1])] = True
+            if twice.any():
+                raise BadDataError(f"item {item_ids[int(at[twice][0])]} has two vectors", where=str(file))
+            have[at] = True
+            others += int((~known).sum())
+            out.write(at, vectors[known])
+    missing = item_ids.filter(pl.Series(~have))
+    if len(missing):
+        raise BadDataError(
+            f"{len(missing)} of {len(item_ids)} items have no vector, for example {missing[0]}",
+            where=str(file),
+            hint="every item of the workspace needs one; ids are those of your own files",
+        )
+    return others
+
+
+def read_blocks(file: Path, ids: Path | None, settings: Settings) -> Iterator[Block]:
+    """Ids and vectors, (n,) text and (n, d) float32, in the order of the file, some rows at a time.
+
+    Raises:
+        WrongUseError, BadDataError: as `take_vectors`.
+    """
+    if file.suffix.lower() in (".npy", ".safetensors"):
+        plain_file(file)
+        return _of_matrix(file, ids, settings)
+    if ids is not None:
+        hint = "a table has its own column of ids"
+        raise WrongUseError("--ids goes with a matrix, .npy or .safetensors", where=str(file), hint=hint)
+    if table_kind(plain_file(file)) == "parquet":
+        return _of_parquet(file, settings)
+    return _of_text(file, settings)
+
+
+def _of_matrix(file: Path, ids: Path | None, settings: Settings) -> Iterator[Block]:
+    ids = ids or file.with_name("ids.parquet")
+    if not ids.is_file():
+        raise WrongUseError(
+            "which item does a row belong to?",
+            where=str(file),
+            hint="--ids FILE: a table with a column of item ids, in the order of the rows",
+        )
+    matrix = _read_matrix(file)
+    key = id_column(str(ids), column_names(ids), settings.data.item_column)
+    names = _whole(read_table(ids, [key]).frame, key, ids)
+    if len(names) != len(matrix):
+        raise BadDataError(f"{len(matrix)} vectors for {len(names)} ids in {ids.name}", where=str(file))
+    for rows in blocks(*matrix.shape):
+        yield names[rows], np.asarray(matrix[rows], dtype=np.float32)
+
+
+def _read_matrix(file: Path) -> np.ndarray:
+    """(n, d) numbers, read from the disk as they are looked at."""
+    if file.suffix.lower() == ".safetensors":
+        return map_rows(file, _tensor_name(file))
+    try:
+        matrix = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise BadDataError(f"not a matrix of numpy: {error}", where=str(file)) from error
+    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or 0 in matrix.shape:
+        found = f"{matrix.dtype} of shape {matrix.shape}" if isinstance(matrix, np.ndarray) else "an archive"
+        raise BadDataError(f"{found}, where a row of numbers an item is expected", where=str(file))
+    return matrix
+
+
+def _tensor_name(file: Path) -> str:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as opened:
+            names = sorted(opened.keys())
+    except SafetensorError as error:
+        raise BadDataError(f"not a safetensors file: {error}", where=str(file)) from error
+    return _chosen(names, file, "tensor")
+
+
+def _chosen(names: list[str], file: Path, what: str) -> str:
+    """The one that holds the vectors: by its name, else the only one there is."""
+    named = [name for wanted in COLUMNS for name in names if name.lower() == wanted]
+    if named or len(names) == 1:
+        return (named or names)[0]
+    found = f"there are: {', '.join(names)}" if names else "there is none"
+    raise WrongUseError(f"which {what} holds the vectors? {found}", where=str(file), hint=f"call it {COLUMNS[0]}")
+
+
+def _of_parquet(file: Path, settings: Settings) -> Iterator[Block]:
+    key = id_column(str(file), column_names(file), settings.data.item_column)
+    names = _whole(read_table(file, [key]).frame, key, file)
+    with _parquet_faults(file):
+        schema = pl.read_parquet_schema(file)
+    column = _chosen([name for name, kind in schema.items() if _numbers(kind)], file, "column")
+    for start in range(0, len(names), ROWS_AT_ONCE):
+        with _parquet_faults(file):
+            part = pl.scan_parquet(file).select(column).slice(start, ROWS_AT_ONCE).collect()[column]
+        yield names[start : start + len(part)], _stacked(part, names[start : start + len(part)], file)
+
+
+def _numbers(kind: pl.DataType) -> bool:
+    """Whether values of this type are lists of numbers."""
+    return isinstance(kind, pl.List | pl.Array) and kind.inner.is_numeric()
+
+
+@contextmanager
+def _parquet_faults(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise BadDataError(f"not a readable Parquet file: {error}", where=str(file)) from error
+
+
+def _of_text(file: Path, settings: Settings) -> Iterator[Block]:
+    columns = column_names(file, sample=True)
+    key = id_column(str(file), columns, settings.data.item_column)
+    column = _chosen([name for name in columns if name != key], file, "column")
+    for batch in scan_table(file, [key, column]):
+        if batch.rejects:
+            raise BadDataError(batch.rejects[0].reason, where=f"{file}, line {batch.rejects[0].line}")
+        for start in range(0, len(batch.frame), ROWS_AT_ONCE):
+            frame = batch.frame[start : start + ROWS_AT_ONCE]
+            names = _whole(frame, key, file)
+            # "[0.1, 0.2]", "0.1, 0.2" and "0.1 0.2" alike; what is no number becomes null and is named below.
+            parts = frame[column].str.strip_chars(" \t\r\n[]()").str.replace_all(r"[,\s]+", " ").str.split(" ")
+            yield names, _stacked(parts.cast(pl.List(pl.Float32), strict=False), names, file)
+
+
+def _whole(frame: pl.DataFrame, key: str, file: Path) -> pl.Series:
+    """The column of ids, each of which must be there."""
+    absent = frame.filter(pl.col(key).is_null())
+    if len(absent):
+        raise BadDataError("a vector without an id", where=f"{file}, line {absent[LINE][0]}, field {key}")
+    return frame[key]
+
+
+def _stacked(lists: pl.Series, names: pl.Series, file: Path) -> np.ndarray:
+    """(n, d) float32 of a column of lists, which must be alike in length and hold nothing but numbers."""
+    if isinstance(lists.dtype, pl.Array):
+        lists = lists.arr.to_list()
+    lists = lists.cast(pl.List(pl.Float32))
+    lengths = lists.list.len()
+    common = int(lengths.fill_null(0).mode().max())  # type: ignore[arg-type]
+    for odd, what in (
+        (lengths.is_null() | (lengths == 0), "no vector"),
+        (lengths != common, f"a vector of another width than {common}"),
+        (lists.list.eval(pl.element().is_null()).list.any(), "a vector with something in it that is no number"),
+    ):
+        if odd.any():
+            raise BadDataError(f"item {names.filter(odd.fill_null(True))[0]} has {what}", where=str(file))
+    return lists.list.explode().to_numpy().reshape(len(lists), -1)
