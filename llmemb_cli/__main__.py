@@ -22,12 +22,7 @@ def main() -> None:
         logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     from llmemb_cli.app import app
 
-    try:
-        app()
-    except BrokenPipeError:
-        # The reader (`head`) has gone: end quietly as other Unix tools do.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    app()
 
 
 if __name__ == "__main__":

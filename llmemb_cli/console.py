@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from llmemb_cli.errors import LlmembError
 from llmemb_cli.progress import Reporter, Task
@@ -81,9 +81,22 @@ def may_ask(output: Output) -> bool:
 
 
 def stdout() -> Console:
+    return _console(sys.stdout)
+
+
+def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    return Console(file=sys.stdout, width=_width(sys.stdout), highlight=False)
+    console = Console(file=stream, width=_width(stream), highlight=False)
+    console.on_broken_pipe = reader_gone  # type: ignore[method-assign]
+    return console
+
+
+def reader_gone() -> NoReturn:
+    """End quietly with 141, as other Unix tools do when who reads their output (`head`) has gone."""
+    # What is still to be written, also at the end of the process, goes nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(141)
 
 
 def _width(stream: TextIO) -> int | None:
@@ -102,11 +115,7 @@ _live: list[Console] = []
 
 
 def stderr() -> Console:
-    from rich.console import Console
-
-    if _live:
-        return _live[-1]
-    return Console(file=sys.stderr, width=_width(sys.stderr), highlight=False)
+    return _live[-1] if _live else _console(sys.stderr)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, left: int = 1) -> Table:

@@ -117,3 +117,15 @@ def test_seeds_are_whole_numbers_each_once_in_the_order_given() -> None:
     for text in ("-1", "42,", "1.5", "x", ""):
         with pytest.raises(WrongUseError, match="separated by commas"):
             parse_seeds(text)
+
+
+@pytest.mark.parametrize("args", [["models"], ["models", "--json"]])
+def test_a_reader_that_has_gone_ends_a_command_quietly(args: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, "-m", "llmemb_cli", *args]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=300)
+    finally:
+        os.close(writing)
+    assert done.returncode == 141 and done.stderr == "", done

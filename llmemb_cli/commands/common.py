@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from llmemb_cli.config.settings import Settings, load_settings, parse_assignments, setting_choices, setting_help
-from llmemb_cli.console import Output
+from llmemb_cli.console import Output, reader_gone
 from llmemb_cli.errors import InterruptedRunError, LlmembError, WrongUseError
 from llmemb_cli.interrupt import terminate_as_interrupt
 from llmemb_cli.workspace.locate import Workspace, find_candidates, find_workspace, is_workspace
@@ -104,7 +104,9 @@ def run_guarded(output: Output, action: Callable[[], None]) -> None:
             raise
         output.error(InterruptedRunError("interrupted", hint="run the same command again to go on"))
         raise typer.Exit(130) from None
-    except (typer.Exit, typer.Abort, BrokenPipeError):
+    except BrokenPipeError:
+        reader_gone()  # here, as Typer makes it a failure
+    except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
         if output.debug:

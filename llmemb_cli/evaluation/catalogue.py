@@ -14,6 +14,7 @@ from llmemb_cli.errors import BadDataError
 from llmemb_cli.pipeline import made_stages, rat_stage
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import (
+    LOG,
     MARKER,
     PARTIAL,
     partial_of,
@@ -74,7 +75,7 @@ def begun_runs(workspace: Workspace) -> dict[str, dict[str, Any]]:
 def _begun(name: str, path: Path) -> dict[str, Any]:
     try:
         made = read_json(path / MARKER)["made_from"]
-        epochs = [record["epoch"] for record in read_jsonl(path / "log.jsonl", {"epoch"})[0]]
+        epochs = [record["epoch"] for record in read_jsonl(path / LOG, {"epoch"})[0]]
     except (BadDataError, KeyError, OSError):
         made, epochs = {"seed": None, "settings": {}}, []
     return {

@@ -33,6 +33,7 @@ from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.seeds import stream_seed
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import (
+    LOG,
     StageResult,
     keep_seconds,
     partial_path,
@@ -43,7 +44,6 @@ from llmemb_cli.workspace.stage import (
 )
 from llmemb_cli.workspace.store import append_jsonl, write_json
 
-LOG = "log.jsonl"
 # The held-out figure that the best checkpoint is chosen by: its sign makes larger better.
 BEST_BY = {"mrr": 1.0, "retrieval": 1.0, "validation_loss": -1.0}
 

@@ -25,6 +25,7 @@ from llmemb_cli.workspace.store import made_again, read_json, sha256_file, sha25
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # ends the name of a directory of unfinished work
+LOG = "log.jsonl"  # of a stage that trains: a line a step or an epoch
 MARKER = "partial.json"  # in unfinished work: what it is made from
 SCHEMA_VERSION = 1
 State = Literal["missing", "stale", "up-to-date"]

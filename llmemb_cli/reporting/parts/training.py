@@ -17,7 +17,7 @@ from llmemb_cli.reporting.figures import Figure
 from llmemb_cli.reporting.variants import BACKBONES, METHOD_PLACES, Variant
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import read_manifest
+from llmemb_cli.workspace.stage import LOG, read_manifest
 from llmemb_cli.workspace.store import read_jsonl
 
 PAIRS = 20_000
@@ -54,7 +54,7 @@ def scft_part(workspace: Workspace) -> dict[str, Any] | None:
     manifest = read_manifest(workspace.scft())
     if manifest is None:
         return None
-    curves = series_of(read_jsonl(workspace.scft() / "log.jsonl")[0], "step")
+    curves = series_of(read_jsonl(workspace.scft() / LOG)[0], "step")
     curves = {name: (xs, ys) for name, (xs, ys) in curves.items() if len(xs) > 1 and name not in ("epoch", "seconds")}
     curves = {name.replace("_", " "): curve for name, curve in curves.items()}
     losses = {name: curve for name, curve in curves.items() if name.endswith("loss")}
@@ -126,7 +126,7 @@ def uniformity(cosines: np.ndarray) -> float:
 def recommender_part(workspace: Workspace, mains: list[Variant]) -> Figure | None:
     """Validation curves of the main variants' first seeds, a panel a backbone; the numbers of every run."""
     curves = {
-        name: series_of(read_jsonl(workspace.run(name) / "log.jsonl")[0], "epoch").get("NDCG@10")
+        name: series_of(read_jsonl(workspace.run(name) / LOG)[0], "epoch").get("NDCG@10")
         for name in known_runs(workspace)
     }
     shown = {name: curve for name, curve in curves.items() if curve is not None}
