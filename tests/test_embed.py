@@ -37,7 +37,8 @@ from llmemb_cli.pipeline import embed_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.workspace import rows as rows_module
-from llmemb_cli.workspace.stage import stage_state
+from llmemb_cli.workspace.stage import LOG, stage_state
+from llmemb_cli.workspace.store import read_jsonl
 from tests.offline import run_offline
 from tests.tiny_llm import with_prompts
 from tests.tiny_model import SIZES, WORDS, tiny_bert, tiny_llama, word_tokenizer
@@ -70,6 +71,23 @@ def tiny(folder: Path, family: str) -> Path:
         # A window shorter than the prompts: its layers see less than the whole prefix.
         "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**numbers, sliding_window=8)),
         "mistral": lambda: MistralModel(MistralConfig(**numbers, sliding_window=8)),
+    }
+    made[family]().save_pretrained(folder)
+    return folder
+
+
+def tiny_encoder(folder: Path, family: str) -> Path:
+    """A random encoder of another family than BERT."""
+    from transformers import DebertaV2Config, DebertaV2Model, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
+
+    folder.mkdir(parents=True)
+    word_tokenizer(folder)
+    torch.manual_seed(0)
+    numbers = {"vocab_size": len(WORDS) + 2, "max_position_embeddings": 66, "pad_token_id": 1, **SIZES}
+    made = {
+        "mpnet": lambda: MPNetModel(MPNetConfig(**numbers)),
+        "roberta": lambda: RobertaModel(RobertaConfig(**numbers)),
+        "deberta": lambda: DebertaV2Model(DebertaV2Config(**numbers, relative_attention=True)),
     }
     made[family]().save_pretrained(folder)
     return folder
@@ -115,12 +133,13 @@ def test_vectors_are_those_of_a_plain_loop_with_padding_on_either_side(
     np.testing.assert_allclose(ours, plain_loop(folder, prompts, pooling, side), rtol=1e-4, atol=1e-5)
 
 
-def test_vectors_are_those_of_sentence_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "mpnet", "roberta", "deberta"])
+def test_vectors_are_those_of_sentence_transformers(tmp_path: Path, family: str) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
 
-    folder = tiny_llama(tmp_path / "m")
-    workspace, settings = with_prompts(tmp_path / "ws", folder)
+    folder = tiny_llama(tmp_path / "m") if family == "llama" else tiny_encoder(tmp_path / "m", family)
+    workspace, settings = with_prompts(tmp_path / "ws", folder, max_tokens=64)
     run_embed(workspace, settings, Reporter(), tuned=False)
     words = Transformer(str(folder))
     theirs = SentenceTransformer(modules=[words, Pooling(SIZES["hidden_size"], "mean")], device="cpu").encode(
@@ -149,6 +168,18 @@ def test_an_encoder_is_never_read_with_a_beginning_computed_ahead(tmp_path: Path
     chosen = ScftSettings(model=str(tiny_bert(tmp_path / "m")), precision="fp32", device="cpu", max_tokens=40)
     tokens = [[*range(3, 15), 20], [*range(3, 15), 21, 22]]
     assert make_encoder(load_model(chosen, Reporter()), tokens, make_settings(), Reporter()).prefix is None
+
+
+@pytest.mark.parametrize("family", ["mpnet", "roberta", "deberta"])
+def test_encoders_of_every_family_are_fine_tuned_to_tell_views_apart(tmp_path: Path, family: str) -> None:
+    workspace, settings = with_prompts(
+        tmp_path / "ws", tiny_encoder(tmp_path / "m", family), steps=20, max_tokens=64, learning_rate=0.01
+    )
+    run_scft(workspace, settings, Reporter())
+    losses = [record["loss"] for record in read_jsonl(workspace.scft() / LOG)[0] if "loss" in record]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    run_embed(workspace, settings, Reporter())
+    assert np.isfinite(read_table(workspace.embeddings("scft")).vectors).all()
 
 
 def test_an_encoder_is_fine_tuned_and_embeds_with_its_adapter(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,6 @@ def load_model(
         BadDataError: the folder is damaged, or its weights, config and tokenizer do not belong together.
         WrongUseError: max_tokens is more than the model reads.
     """
-    from transformers import AutoModel
-
     import_bitsandbytes()
     folder = local_model(settings.model, report)
     where = pick_device(device or settings.device)
@@ -66,9 +65,7 @@ def load_model(
     tokenizer = load_tokenizer(folder)
     try:
         with quiet_transformers():
-            model, info = AutoModel.from_pretrained(
-                str(folder), **options, trust_remote_code=False, output_loading_info=True
-            )
+            model, info = _from_pretrained(folder, options)
             if not quantised:
                 model = model.to(where)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, MemoryError) as error:
@@ -99,6 +96,21 @@ def load_model(
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     return LoadedModel(model, tokenizer, where, dtype, folder)
+
+
+def _from_pretrained(folder: Path, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model and what transformers says of its loading; with plain attention where it knows no other for it."""
+    from transformers import AutoModel
+
+    read = partial(AutoModel.from_pretrained, str(folder), trust_remote_code=False, output_loading_info=True)
+    try:
+        return read(**options)
+    except ValueError as error:
+        # Some, such as MPNet and DeBERTa, have no attention through torch's fused function. Which is named always, as
+        # a model's own config.json could ask for code from a hub.
+        if 'attn_implementation="eager"' not in str(error):
+            raise
+        return read(**options | {"attn_implementation": "eager"})
 
 
 def load_tokenizer(folder: Path) -> Any:
