@@ -406,3 +406,10 @@ def test_a_directory_called_as_a_preset_is_not_taken_for_the_model(
     assert describe_model("llama-7b")["path"] is None
     tiny_llama(tmp_path / "llama-7b")
     assert describe_model("llama-7b")["path"] == "llama-7b"
+
+
+def test_a_model_whose_position_table_has_rows_for_no_token_reads_fewer() -> None:
+    about = {"model_type": "mpnet", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+    about |= {"intermediate_size": 3072, "vocab_size": 30527, "max_position_embeddings": 514}
+    # 514 rows, the first two of which are padding's and before it (transformers, MPNet).
+    assert read_architecture(about).reads == 512

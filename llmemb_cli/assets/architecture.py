@@ -11,6 +11,8 @@ from llmemb_cli.errors import BadDataError
 Bits = Literal["bf16", "8-bit", "4-bit"]
 # Measured on an H200 with a Llama of 1.2 B: 4.0 MB a token in 8 bits, where the count without those copies is 3.2.
 EIGHT_BIT_FACTOR = 1.3
+# RoBERTa and its kin number positions from padding_idx + 1, so two of their positions hold no token.
+RESERVED_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}
 ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "electra", "camembert")
 NF4_BLOCK = 64  # weights that share one float32 scale in bitsandbytes' 4-bit format
 BYTES_PER_TRAINED = 18  # float32 weight and gradient, two float32 moments of AdamW, bf16 copy to compute with
@@ -23,7 +25,7 @@ class Architecture:
 
     Attributes:
         intermediate: width of the feed-forward part.
-        positions: longest input in tokens.
+        positions: rows of the position table, or positions it was trained for.
         tied: the output layer shares the input embeddings, so it is no weight of its own on the hub.
     """
 
@@ -42,6 +44,11 @@ class Architecture:
     def encoder(self) -> bool:
         """Whether every token sees the whole text (BERT), so that a prefix cannot be computed ahead."""
         return self.family in ENCODERS
+
+    @property
+    def reads(self) -> int:
+        """Longest input in tokens."""
+        return self.positions - RESERVED_POSITIONS.get(self.family, 0)
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:

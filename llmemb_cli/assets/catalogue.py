@@ -46,7 +46,7 @@ def _sizes(model: Architecture | None) -> dict[str, Any]:
         "parameters": model.parameters,
         "hidden_size": model.hidden,
         "layers": model.layers,
-        "positions": model.positions,
+        "positions": model.reads,
         "memory": {
             bits: {
                 "embed": export_bytes(model, bits) + LIBRARIES_BYTES,

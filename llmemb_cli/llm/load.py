@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llmemb_cli.assets.architecture import RESERVED_POSITIONS
 from llmemb_cli.assets.models import local_model
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.devices import pick_device, pick_dtype
@@ -16,9 +17,6 @@ from llmemb_cli.errors import BadDataError, LlmembError, MissingError, WrongUseE
 from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.llm.quiet import import_bitsandbytes, quiet_transformers
 from llmemb_cli.progress import Reporter
-
-# RoBERTa and its kin number positions from padding_idx + 1, so two of their positions hold no token.
-RESERVED_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}
 
 
 @dataclass
