@@ -65,6 +65,12 @@ def embed_new_items(
         BadDataError: columns are missing, ids are not distinct, or an input of the vectors has changed since.
     """
     _check_target(out, items)
+    if run is not None and (used := _given_to(workspace, run)) is not None:
+        raise WrongUseError(
+            f"{run} was trained on vectors made elsewhere, {used}: the LLM has none like them",
+            where=str(workspace.run(run)),
+            hint="give those of the new items: --vectors FILE",
+        )
     kind = "scft" if tuned else "base"
     directory = workspace.embeddings(kind)
     manifest = require_stage(directory, made_by=MADE_BY[kind])
@@ -113,14 +119,12 @@ def map_given_items(
             vector an id.
     """
     _check_target(out, file)
-    kind = require_stage(workspace.run(run), made_by="llmemb rat")["summary"].get("vectors")
-    if kind is None or kind in OWN_VECTORS:
+    kind = _given_to(workspace, run)
+    if kind is None:
         raise WrongUseError(
             f"{run} was not trained on vectors made elsewhere",
             where=str(workspace.run(run)),
-            hint="with --items FILE the LLM reads new items"
-            if kind in MADE_BY
-            else "--set rat.vectors=NAME trains one",
+            hint="--items FILE has the LLM read new items; `llmemb rat --set rat.vectors=NAME` trains on others",
         )
     directory = workspace.embeddings(kind)
     mapping = RunMapping(workspace, run, kind, report)
@@ -147,6 +151,12 @@ def map_given_items(
 
     result = run_stage(stage, build, force=force, report=report)
     return result, _at(stage, result, out if as_file else None)
+
+
+def _given_to(workspace: Workspace, run: str) -> str | None:
+    """The name of the vectors made elsewhere that a run was trained on, or None."""
+    used = require_stage(workspace.run(run), made_by="llmemb rat")["summary"].get("vectors")
+    return None if used in OWN_VECTORS else used
 
 
 def _write_tables(
@@ -360,12 +370,6 @@ class RunMapping:
                 f"{run} was trained without vectors of the LLM that new items could get",
                 where=str(self.run),
                 hint="train a run with `llmemb rat --method llmemb`",
-            )
-        if used not in MADE_BY and used != kind:
-            raise WrongUseError(
-                f"{run} was trained on vectors made elsewhere, {used}: the LLM has none like them",
-                where=str(self.run),
-                hint="give those of the new items: --vectors FILE",
             )
         if used != kind:
             hint = "add --without scft" if used == "base" else "leave out --without scft"

@@ -345,8 +345,9 @@ def test_new_items_with_given_vectors_pass_the_adapter_of_a_run(
     assert code == 2 and "embedding of its own for every item" in document["error"]["message"]
     items = tmp_path / "items.csv"
     pl.DataFrame({"item_id": ["n1"], "title": ["Thing"]}).write_csv(items)
-    code, document = call(workspace, "embed", "--items", str(items), "--without", "scft", "--run", "with-adapter")
-    assert code == 2 and "--vectors FILE" in document["error"]["hint"], document
+    for flags in ([], ["--without", "scft"]):
+        code, document = call(workspace, "embed", "--items", str(items), "--run", "with-adapter", *flags)
+        assert code == 2 and "--vectors FILE" in document["error"]["hint"], document
     narrow = write(tmp_path / "narrow.parquet", ["n1"], extra[:1, :5])
     code, document = call(workspace, "embed", *narrow, "--run", "with-adapter")
     assert code == 4 and "vectors of 5 numbers, those of adapted have 12" in document["error"]["message"]
