@@ -225,7 +225,7 @@ def _is_result(file: Path) -> bool:
     """Whether a Parquet file has the columns of an earlier result."""
     try:
         return list(pl.read_parquet_schema(file))[: len(RESULT)] == RESULT
-    except pl.exceptions.PolarsError:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return False
 
 

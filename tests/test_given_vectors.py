@@ -407,3 +407,30 @@ def test_whatever_bytes_come_the_error_is_one_for_people(content: bytes, kind: s
                 assert len(names) == len(vectors) and vectors.dtype == np.float32
         except LlmembError as error:
             assert error.message
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Good files of two items, by their endings."""
+    folder, vectors = tmp_path_factory.mktemp("whole"), np.arange(6, dtype=np.float32).reshape(2, 3) + 1
+    for name in ("v.npy", "v.safetensors", "v.parquet"):
+        write(folder / name, ["i1", "i2"], vectors)
+    return {path.suffix: path.read_bytes() for path in folder.glob("v.*")}
+
+
+@given(st.data())
+def test_a_damaged_file_is_never_more_than_an_error_for_people(whole: dict[str, bytes], data: st.DataObject) -> None:
+    import tempfile
+
+    kind = data.draw(st.sampled_from(sorted(whole)))
+    content = bytearray(whole[kind])
+    for place in data.draw(st.lists(st.integers(0, min(len(content), 300) - 1), min_size=1, max_size=3)):
+        content[place] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"v{kind}"
+        file.write_bytes(content)
+        pl.DataFrame({"item_id": ["i1", "i2"]}).write_parquet(Path(folder) / "ids.parquet")
+        try:
+            list(read_blocks(file, None, Settings()))
+        except LlmembError as error:
+            assert error.message

@@ -160,7 +160,7 @@ def read_users(path: Path) -> list[str]:
             ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError:
         raise WrongUseError("no such file", where=str(path)) from None
-    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise BadDataError(
             f"cannot read user ids: {str(error).splitlines()[0]}",
             where=str(path),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.rows import blocks, map_rows
 from llmemb_cli.workspace.stage import StageResult, run_stage
-from llmemb_cli.workspace.store import read_parquet, sha256_file
+from llmemb_cli.workspace.store import parquet_faults, read_parquet, sha256_file
 
 # What a column or tensor of vectors is called, by this and other tools.
 COLUMNS = ("embedding", "embeddings", "item_embedding", "item_embeddings", "vector", "vectors")
@@ -163,11 +162,12 @@ def _read_matrix(file: Path) -> np.ndarray:
     if file.suffix.lower() == ".safetensors":
         return map_rows(file, _tensor_name(file))
     try:
-        matrix = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        # Not numpy.load, which opens archives and pickles as well.
+        matrix = np.lib.format.open_memmap(file, mode="r")
+    except Exception as error:  # the header passes Python's own tokenizer, which raises whatever it likes
         raise BadDataError(f"not a matrix of numpy: {error}", where=str(file)) from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or 0 in matrix.shape:
-        found = f"{matrix.dtype} of shape {matrix.shape}" if isinstance(matrix, np.ndarray) else "an archive"
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or 0 in matrix.shape:
+        found = f"numbers of type {matrix.dtype} and shape {matrix.shape}"
         raise BadDataError(f"{found}, where a row of numbers an item is expected", where=str(file))
     return matrix
 
@@ -195,11 +195,11 @@ def _chosen(names: list[str], file: Path, what: str) -> str:
 def _of_parquet(file: Path, settings: Settings) -> Iterator[Block]:
     key = id_column(str(file), column_names(file), settings.data.item_column)
     names = _whole(read_table(file, [key]).frame, key, file)
-    with _parquet_faults(file):
+    with parquet_faults(str(file)):
         schema = pl.read_parquet_schema(file)
     column = _chosen([name for name, kind in schema.items() if _numbers(kind)], file, "column")
     for start in range(0, len(names), ROWS_AT_ONCE):
-        with _parquet_faults(file):
+        with parquet_faults(str(file)):
             part = pl.scan_parquet(file).select(column).slice(start, ROWS_AT_ONCE).collect()[column]
         yield names[start : start + len(part)], _stacked(part, names[start : start + len(part)], file)
 
@@ -207,14 +207,6 @@ def _of_parquet(file: Path, settings: Settings) -> Iterator[Block]:
 def _numbers(kind: pl.DataType) -> bool:
     """Whether values of this type are lists of numbers."""
     return isinstance(kind, pl.List | pl.Array) and kind.inner.is_numeric()
-
-
-@contextmanager
-def _parquet_faults(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise BadDataError(f"not a readable Parquet file: {error}", where=str(file)) from error
 
 
 def _of_text(file: Path, settings: Settings) -> Iterator[Block]:

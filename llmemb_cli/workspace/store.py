@@ -151,6 +151,22 @@ def made_again(directory: Path) -> str:
     return f"remove {directory}, and make it again"
 
 
+@contextmanager
+def parquet_faults(where: str, hint: str | None = None) -> Iterator[None]:
+    """Within, what polars says of a damaged Parquet file is a BadDataError. At some damage its reader panics."""
+    from polars.exceptions import PanicException, PolarsError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BadDataError("file is missing", where=where) from error
+    except (PolarsError, OSError) as error:
+        said = f"not a readable Parquet file: {str(error).splitlines()[0]}"
+        raise BadDataError(said, where=where, hint=hint) from error
+    except PanicException as error:
+        raise BadDataError("not a readable Parquet file: it is damaged", where=where, hint=hint) from error
+
+
 def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     """Read a table of ours, or some columns of it.
 
@@ -159,13 +175,8 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     """
     import polars as pl
 
-    try:
+    with parquet_faults(str(path), made_again(path.parent)):
         return pl.read_parquet(path, columns=columns)
-    except FileNotFoundError as error:
-        raise BadDataError("file is missing", where=str(path)) from error
-    except (pl.exceptions.PolarsError, OSError) as error:
-        said = f"the table cannot be read: {str(error).splitlines()[0]}"
-        raise BadDataError(said, where=str(path), hint=made_again(path.parent)) from error
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -15,6 +15,7 @@ from llmemb_cli.datasets.readers.sources import plain_file
 from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.errors import BadDataError, WrongUseError, near_match
 from llmemb_cli.progress import Reporter
+from llmemb_cli.workspace.store import parquet_faults
 
 if TYPE_CHECKING:
     import polars as pl
@@ -97,10 +98,8 @@ def column_names(file: Path | RawFile, *, encoding: str = "utf-8", sample: bool 
     if kind == "parquet":
         import polars as pl
 
-        try:
+        with parquet_faults(file.where):
             return list(pl.read_parquet_schema(file.path))
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise BadDataError(f"not a readable Parquet file: {error}", where=file.where) from error
     if kind == "jsonl":
         from llmemb_cli.datasets.readers.jsonl import json_keys
 
@@ -121,15 +120,13 @@ def table_kind(file: RawFile) -> str:
 def _scan_parquet(file: RawFile, columns: list[str]) -> Iterator[Batch]:
     import polars as pl
 
-    try:
+    with parquet_faults(file.where):
         rows = pl.scan_parquet(file.path).select(pl.len()).collect().item()
         if rows == 0:
             raise BadDataError("the table has no rows", where=file.where)
         for start in range(0, rows, PARQUET_ROWS):
             frame = pl.scan_parquet(file.path).select(columns).slice(start, PARQUET_ROWS).collect()
             yield _as_batch(frame, start + 1, file)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise BadDataError(f"not a readable Parquet file: {error}", where=file.where) from error
 
 
 def _as_batch(frame: pl.DataFrame, first: int, file: RawFile) -> Batch:
