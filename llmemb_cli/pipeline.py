@@ -139,10 +139,10 @@ def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Sett
 
 
 def protocol_name(settings: Settings) -> str:
-    """The directory name of an evaluation: `full`, `full-keep`, `sampled-100-uniform-42`."""
+    """The directory name of an evaluation: `full`, `full-keep`, `sampled-100-uniform-42`, `validation`."""
     chosen = settings.eval
-    if chosen.protocol == "full":
-        return "full" if chosen.history == "exclude" else "full-keep"
+    if chosen.protocol != "sampled":
+        return chosen.protocol if chosen.history == "exclude" else f"{chosen.protocol}-keep"
     return f"sampled-{chosen.negatives}-{chosen.candidates}-{chosen.candidate_seed}"
 
 

@@ -19,6 +19,7 @@ from scipy import stats
 
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.prepare import prepare
+from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.evaluation.candidates import read_candidates
 from llmemb_cli.evaluation.compare import compare_runs
@@ -27,9 +28,14 @@ from llmemb_cli.evaluation.stage import run_eval
 from llmemb_cli.pipeline import eval_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import rank_of_target
+from llmemb_cli.reporting.popularity import popularity_curve
+from llmemb_cli.reporting.tables import protocol_label
+from llmemb_cli.reporting.variants import protocols
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import output_fingerprint, stage_state
+from llmemb_cli.workspace.stage import LOG, output_fingerprint, stage_state
+from llmemb_cli.workspace.store import read_jsonl
+from tests.dataset_fixtures import prepare as prepare_set
 from tests.make_workspace import make_workspace
 
 RUN = "sasrec-llmemb-42"
@@ -92,7 +98,7 @@ sys.stdout.buffer.write(draw_candidates(load_split(Path(sys.argv[1])), 100, "uni
         assert done.stdout == here.tobytes(), done.stderr
 
 
-@pytest.mark.parametrize("protocol", ["full", "sampled"])
+@pytest.mark.parametrize("protocol", ["full", "sampled", "validation"])
 def test_two_evaluations_of_a_run_give_the_same_files(trained: tuple[Workspace, Settings], protocol: str) -> None:
     workspace, settings = trained
     chosen = sampled(settings) if protocol == "sampled" else settings
@@ -180,3 +186,58 @@ def test_student_and_wilcoxon_by_hand() -> None:
     extreme = min(positive, total - positive)
     exact = sum(one <= extreme or one >= total - extreme for one in sums) / len(sums)
     assert paired_test(ours, theirs, "wilcoxon").p == pytest.approx(exact)
+
+
+def on_validation(settings: Settings) -> Settings:
+    return settings.model_copy(update={"eval": settings.eval.model_copy(update={"protocol": "validation"})})
+
+
+@pytest.mark.parametrize("backbone", ["sasrec", "gru4rec", "bert4rec"])
+def test_on_validation_items_a_run_has_the_figures_it_was_stopped_by(tmp_path: Path, backbone: str) -> None:
+    workspace, settings = make_workspace(
+        tmp_path / "ws", rat__hidden_size=8, rat__epochs=6, rat__method="none", rat__backbone=backbone
+    )
+    manifest = run_rat(workspace, settings, Reporter()).manifest
+    name = f"{backbone}-none-42"
+    summary = run_eval(workspace, on_validation(settings), name, Reporter()).manifest["summary"]
+    assert math.isclose(summary["overall"]["NDCG@10"], manifest["summary"]["best_validation"], rel_tol=1e-9)
+    log = read_jsonl(workspace.run(name) / LOG)[0]
+    best = next(record for record in log if record["epoch"] == manifest["summary"]["best_epoch"])
+    assert math.isclose(summary["overall"]["HR@10"], best["HR@10"], rel_tol=1e-9)
+    assert summary["protocol"]["kind"] == "validation"
+
+    # By hand: the group of each user is that of the validation item.
+    data = load_split(workspace.data)
+    table = pl.read_parquet(workspace.evaluation(name, "validation") / "ranks.parquet")
+    targets = dict(zip(data.user_ids, data.item_ids.gather(data.valid - 1), strict=True))
+    assert table["item_id"].to_list() == [targets[user] for user in table["user_id"]]
+    counts = dict(zip(data.item_ids, data.train_counts[1:], strict=True))
+    assert table["train_count"].to_list() == [counts[item] for item in table["item_id"]]
+    tail = next(group for group in summary["groups"]["popularity"] if group["name"] == "tail")
+    chosen = table.filter(pl.col("popularity") == "tail")
+    assert tail["n"] == len(chosen) and math.isclose(tail["HR@10"], chosen["HR@10"].mean())  # type: ignore[arg-type]
+
+
+def test_validation_figures_stand_apart_from_those_of_test_items(trained: tuple[Workspace, Settings]) -> None:
+    workspace, settings = trained
+    for chosen in (settings, on_validation(settings)):
+        run_eval(workspace, chosen, "sasrec-none-42", Reporter())
+        run_eval(workspace, chosen, RUN, Reporter())
+    label = protocol_label(compare_runs(workspace, on_validation(settings), [])["protocol"])
+    assert label == "full ranking of validation items without the user's own history"
+    assert [one.eval.protocol for one in protocols(workspace, settings) if one.eval.protocol != "sampled"] == ["full"]
+    curve = popularity_curve(workspace, [{"low": 0, "high": 10**9}], RUN)
+    assert curve["run"]["protocol"]["kind"] in ("full", "sampled")
+
+
+def test_nothing_of_what_comes_after_the_validation_item_is_known_before_it(tmp_path: Path) -> None:
+    rows = "".join(f"u{user},i{(3 * user + day) % 40},{86_400 * day}\n" for user in range(60) for day in range(30))
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    times = {"split": "time", "valid_from": "1970-01-11", "test_from": "1970-01-21"}
+    made = prepare_set(tmp_path / "ws", "custom", interactions=str(tmp_path / "log.csv"), **times)
+    data = load_split(made.workspace.data)
+    before = data.before_validation()
+    for user in range(data.n_users):
+        trained_on = data.train.row(user).tolist()
+        assert before.test_history().row(user).tolist() == trained_on
+        assert before.full_history().row(user).tolist() == [*trained_on, int(data.valid[user])]

@@ -44,6 +44,8 @@ def evaluate(
 ) -> None:
     """Measure runs on the test item of every user: hit rate, NDCG, MRR, recall, overall and by group.
 
+    With --protocol validation on the validation items, by which settings may be chosen.
+
     Several groups or cut-offs: repeat the flag, or put commas between. Every user's rank, groups and metrics are kept
     in runs/RUN/eval/PROTOCOL/ranks.parquet.
 
@@ -99,7 +101,8 @@ def show_eval(console: Console, document: dict[str, Any]) -> None:
     label = protocol_label(first["protocol"])
     # Recall is not shown: with one target a user it is the hit rate. MRR@k is in --json and ranks.parquet.
     metrics = [name for name in first["overall"] if name != "n" and not name.startswith(("Recall", "MRR@"))]
-    title = f"All {first['overall']['n']:,} test users, {label}"
+    who = "users" if first["protocol"]["kind"] == "validation" else "test users"
+    title = f"All {first['overall']['n']:,} {who}, {label}"
     _fitting(console, title, metrics, lambda some: _overall_table(document, some))
     if first["beyond"]:
         titled(console, f"The {first['beyond']['k']} items shown to each user", beyond_table(document))

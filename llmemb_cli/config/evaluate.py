@@ -10,8 +10,11 @@ from llmemb_cli.config.fields import Section, setting
 
 
 class EvalSettings(Section):
-    protocol: Literal["full", "sampled"] = setting(
-        "full", "rank the target among all items, or among sampled ones", source="paper: sampled"
+    protocol: Literal["full", "sampled", "validation"] = setting(
+        "full",
+        "rank the test item among all items, or among sampled ones; validation: the validation item among all, to "
+        "choose settings by",
+        source="paper: sampled",
     )
     negatives: int = setting(100, "sampled: items drawn per test user", ge=1, source="LLMEmb section 4.1")
     candidates: Literal["uniform", "popularity"] = setting("uniform", "sampled: how items are drawn")

@@ -7,7 +7,7 @@ or measured on it; it is known that the user has had it).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,10 @@ class SplitData:
     def test_history(self) -> Ragged:
         """What a model sees of every user before the test item: training items, then the validation item."""
         return _appended(self.train, self.valid)
+
+    def before_validation(self) -> SplitData:
+        """The same before the validation items came: these are to be predicted, and nothing later is known."""
+        return replace(self, valid=np.zeros_like(self.valid), test=self.valid, timeline=None)
 
     def full_history(self) -> Ragged:
         """Everything that every user has had, the test item and what came later too, in time order."""

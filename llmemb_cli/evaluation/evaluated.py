@@ -105,14 +105,16 @@ def read_evaluated(workspace: Workspace, settings: Settings, names: list[str]) -
 
 def _flag(protocol: str) -> str:
     """What has `llmemb eval` rank by the protocol."""
-    return {"full": "", "full-keep": " --history keep"}.get(protocol, " --protocol sampled")
+    kind, _, keep = protocol.partition("-")
+    said = "" if kind == "full" else f" --protocol {kind}"
+    return said + (" --history keep" if keep == "keep" else "")
 
 
 def _how_to_evaluate(workspace: Workspace, runs: list[str], protocol: str) -> str:
     """The command that evaluates by the protocol, and the other one where there are evaluations by that."""
-    other = "sampled" if protocol.startswith("full") else "full"
     kinds = {path.name.partition("-")[0] for run in runs for path in (workspace.run(run) / "eval").glob("[!.]*")}
-    return f"run `llmemb eval{_flag(protocol)}` first" + (f", or take --protocol {other}" if other in kinds else "")
+    others = sorted(kinds - {protocol.partition("-")[0]})
+    return f"run `llmemb eval{_flag(protocol)}` first" + (f", or take --protocol {others[0]}" if others else "")
 
 
 def _places(workspace: Workspace, protocol: str, names: list[str]) -> list[Path]:

@@ -32,11 +32,11 @@ LIST = 10  # length of the lists that coverage, Gini, novelty and diversity look
 def run_eval(
     workspace: Workspace, settings: Settings, run: str, report: Reporter, force: bool = False
 ) -> StageResult:
-    """Rank the test item of every user with a run, and write metrics overall and by group.
+    """Rank the test item of every user with a run, or the validation item, and write metrics overall and by group.
 
     Raises:
         WrongUseError: there is no such run.
-        BadDataError: the run was trained on other data, or nobody has a test item.
+        BadDataError: the run was trained on other data, or nobody has an item to rank.
     """
     require_stage(workspace.run(run), made_by="llmemb rat")
     if settings.eval.protocol == "sampled":
@@ -53,11 +53,14 @@ def _measure(workspace: Workspace, settings: Settings, run: str, work: Path) -> 
     data = load_split(workspace.data)
     device = pick_device(chosen.device)
     model = load_recommender(workspace.run(run), data, device)
+    if chosen.protocol == "validation":
+        data = data.before_validation()
     users = test_users(data)
     if not len(users):
-        raise BadDataError("no user has a test item", where=str(workspace.data), hint="see `llmemb data`")
+        what = "validation" if chosen.protocol == "validation" else "test"
+        raise BadDataError(f"no user has a {what} item", where=str(workspace.data), hint="see `llmemb data`")
     beyond: dict[str, Any] | None = None
-    if chosen.protocol == "full":
+    if chosen.protocol != "sampled":
         exclude = chosen.history == "exclude"
         ranks, top = full_ranking(
             model,
@@ -126,8 +129,8 @@ def _beyond(workspace: Workspace, data: SplitData, top: np.ndarray) -> dict[str,
 def protocol_document(settings: Settings) -> dict[str, Any]:
     """How ranks were made, as it stands beside every figure."""
     chosen = settings.eval
-    if chosen.protocol == "full":
-        return {"kind": "full", "negatives": None, "seed": None, "history": chosen.history}
+    if chosen.protocol != "sampled":
+        return {"kind": chosen.protocol, "negatives": None, "seed": None, "history": chosen.history}
     return {
         "kind": "sampled",
         "negatives": chosen.negatives,

@@ -72,7 +72,8 @@ def _newest_evaluation(workspace: Workspace, run: str | None, protocol: str | No
         trained = output_fingerprint(workspace.run(name))
         for path in sorted((workspace.run(name) / "eval").glob("[!.]*")):
             manifest = read_manifest(path)
-            if manifest is None or protocol not in (None, manifest["summary"]["protocol"]["kind"]):
+            wanted = ("full", "sampled") if protocol is None else (protocol,)
+            if manifest is None or manifest["summary"]["protocol"]["kind"] not in wanted:
                 continue
             inputs = manifest["made_from"]["inputs"]
             if (inputs["data"], inputs["run"]) == (data, trained):

@@ -49,9 +49,10 @@ def runs_behind(document: dict[str, Any]) -> dict[str, list[str]]:
 
 def protocol_label(protocol: dict[str, Any]) -> str:
     """The protocol in words."""
-    if protocol["kind"] == "full":
+    if protocol["kind"] != "sampled":
         seen = "without" if protocol["history"] == "exclude" else "with"
-        return f"full ranking {seen} the user's own history"
+        what = "of validation items " if protocol["kind"] == "validation" else ""
+        return f"full ranking {what}{seen} the user's own history"
     return f"ranked among {protocol['negatives']} sampled items ({protocol['candidates']}, seed {protocol['seed']})"
 
 

@@ -60,12 +60,12 @@ class Variant:
 
 
 def protocols(workspace: Workspace, settings: Settings) -> list[Settings]:
-    """Settings with each protocol that runs have been evaluated by, that of `[eval]` first."""
+    """Settings with each protocol that runs have been evaluated by on test items, that of `[eval]` first."""
     found: dict[str, Settings] = {}
     for run in known_runs(workspace):
         for path in sorted((workspace.run(run) / "eval").glob("[!.]*")):
             manifest = read_manifest(path)
-            if manifest is None or path.name in found:
+            if manifest is None or path.name in found or path.name.startswith("validation"):
                 continue
             made = manifest["made_from"]["settings"]
             chosen = {key: made[key] for key in ("protocol", "negatives", "candidates", "candidate_seed", "history")}
