@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,15 @@ def test_expected_error_has_no_traceback_unless_debug(tmp_path: Path) -> None:
     assert "Traceback" in llmemb("status", "--debug", cwd=tmp_path).stderr
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """A Ctrl-C counts, also where the tests were started in the background, where shells have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_an_end_from_outside_is_said_and_leaves_by_the_same_code(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGINT):
