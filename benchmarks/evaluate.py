@@ -23,7 +23,7 @@ from llmemb_cli.evaluation.candidates import draw_candidates, test_users
 from llmemb_cli.evaluation.rank import full_ranking, sampled_ranks
 from llmemb_cli.srs.item_embedding import ItemTable
 from llmemb_cli.srs.recommender import Recommender
-from llmemb_cli.workspace.stage import peak_memory_mb, reset_peak_memory
+from llmemb_cli.workspace.make import peak_memory_mb, reset_peak_memory
 
 
 def made_up(n_users: int, n_items: int, seed: int = 0) -> SplitData:

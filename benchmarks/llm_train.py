@@ -35,7 +35,7 @@ from llmemb_cli.llm.trainer import Items, draw_views
 from llmemb_cli.peers import ALONE
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import numpy_rng
-from llmemb_cli.workspace.stage import peak_memory_mb, reset_peak_memory
+from llmemb_cli.workspace.make import peak_memory_mb, reset_peak_memory
 
 OURS, THEIRS = "llmemb scft", "sentence-transformers trainer"
 

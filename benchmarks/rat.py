@@ -53,7 +53,7 @@ from llmemb_cli.srs.recommender import Recommender
 from llmemb_cli.srs.replay import Replay, can_replay
 from llmemb_cli.srs.sequences import epoch_batches, training_rows
 from llmemb_cli.srs.validate import validation_ranks, validation_users
-from llmemb_cli.workspace.stage import peak_memory_mb
+from llmemb_cli.workspace.make import peak_memory_mb
 
 WIDTH, SMALL_WIDTH = 1536, 576
 MILLION_USERS = 1_110_000  # of made-up users: ten million interactions, two of each user held out

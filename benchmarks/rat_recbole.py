@@ -101,7 +101,7 @@ def our_epoch(workspace: str, loss: str, batch: int) -> tuple[float, int, int]:
     from llmemb_cli.srs.objective import batch_loss
     from llmemb_cli.srs.recommender import Recommender
     from llmemb_cli.srs.sequences import epoch_batches, training_rows
-    from llmemb_cli.workspace.stage import peak_memory_mb
+    from llmemb_cli.workspace.make import peak_memory_mb
 
     data = load_split(Path(workspace) / "data")
     settings = RatSettings(

@@ -11,7 +11,8 @@ from llmemb_cli.config.runs import collaborative_settings, run_name, tslrec_sour
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import Stage, StageResult, StageState, stage_state
+from llmemb_cli.workspace.make import StageResult
+from llmemb_cli.workspace.stage import Stage, StageState, stage_state
 
 Make = Callable[[Reporter, bool], StageResult]
 

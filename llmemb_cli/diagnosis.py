@@ -14,7 +14,7 @@ from llmemb_cli import __version__
 from llmemb_cli.assets.catalogue import describe_all, models_here
 from llmemb_cli.assets.fetch import cache_root
 from llmemb_cli.devices import cpu_has_bf16, cuda_has_bf16, free_memory
-from llmemb_cli.workspace.stage import PACKAGES
+from llmemb_cli.workspace.make import PACKAGES
 
 VARIABLES = ("LLMEMB_CACHE", "LLMEMB_WORKSPACE", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
 

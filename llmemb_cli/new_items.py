@@ -15,7 +15,7 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.columns import guess_column, id_column
 from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table
 from llmemb_cli.devices import pick_device
-from llmemb_cli.embeddings.given import read_blocks
+from llmemb_cli.embeddings.external import read_blocks
 from llmemb_cli.embeddings.pca import fit_pca, read_pca
 from llmemb_cli.embeddings.table import MADE_BY, NAME, VECTORS, EmbeddingTable, read_ids, rows_for, write_table
 from llmemb_cli.embeddings.table import read_table as read_vectors
@@ -26,8 +26,9 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import build_prompts
 from llmemb_cli.srs.vectors import INPUT_RMS
 from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.make import StageResult, run_stage
 from llmemb_cli.workspace.rows import RowsFile, blocks, map_rows
-from llmemb_cli.workspace.stage import Stage, StageResult, output_fingerprint, read_manifest, require_stage, run_stage
+from llmemb_cli.workspace.stage import Stage, output_fingerprint, read_manifest, require_stage
 from llmemb_cli.workspace.store import read_tensors, sha256_json, write_parquet
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def embed_new_items(
         BadDataError: columns are missing, ids are not distinct, or an input of the vectors has changed since.
     """
     _check_target(out, items)
-    if run is not None and (used := _given_to(workspace, run)) is not None:
+    if run is not None and (used := _external_vectors_of(workspace, run)) is not None:
         raise WrongUseError(
             f"{run} was trained on vectors made elsewhere, {used}: the LLM has none like them",
             where=str(workspace.run(run)),
@@ -97,7 +98,7 @@ def embed_new_items(
     return result, _at(stage, result, out if as_file else None)
 
 
-def map_given_items(
+def map_external_items(
     workspace: Workspace,
     settings: Settings,
     file: Path,
@@ -119,7 +120,7 @@ def map_given_items(
             vector an id.
     """
     _check_target(out, file)
-    kind = _given_to(workspace, run)
+    kind = _external_vectors_of(workspace, run)
     if kind is None:
         raise WrongUseError(
             f"{run} was not trained on vectors made elsewhere",
@@ -153,7 +154,7 @@ def map_given_items(
     return result, _at(stage, result, out if as_file else None)
 
 
-def _given_to(workspace: Workspace, run: str) -> str | None:
+def _external_vectors_of(workspace: Workspace, run: str) -> str | None:
     """The name of the vectors made elsewhere that a run was trained on, or None."""
     used = require_stage(workspace.run(run), made_by="llmemb rat")["summary"].get("vectors")
     return None if used in OWN_VECTORS else used

@@ -91,7 +91,7 @@ def embed_stage(workspace: Workspace, settings: Settings, *, tuned: bool = True,
     return Stage("embed", workspace.embeddings(name), 1, chosen, inputs=inputs, files=files)
 
 
-def given_stage(workspace: Workspace, settings: Settings, name: str, file: Path, ids: Path | None = None) -> Stage:
+def external_stage(workspace: Workspace, settings: Settings, name: str, file: Path, ids: Path | None = None) -> Stage:
     """`embeddings/<name>/`: vectors made elsewhere, from the file that holds them."""
     files = {"vectors": file.resolve()} | ({"ids": ids.resolve()} if ids else {})
     chosen, inputs, path = {"pca": settings.embed.pca}, {"data": workspace.data}, workspace.embeddings(name)

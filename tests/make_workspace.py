@@ -15,7 +15,7 @@ from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import EmbeddingTable, write_table
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import run_stage
+from llmemb_cli.workspace.make import run_stage
 
 
 def make_workspace(

@@ -57,37 +57,38 @@ class Notes(Reporter):
 
 
 def tiny(folder: Path, family: str) -> Path:
-    """A random decoder of another family."""
-    from transformers import Gemma3TextConfig, Gemma3TextModel, MistralConfig, MistralModel, Qwen3Config, Qwen3Model
+    """A random decoder or encoder of another family."""
+    from transformers import (
+        DebertaV2Config,
+        DebertaV2Model,
+        Gemma3TextConfig,
+        Gemma3TextModel,
+        MistralConfig,
+        MistralModel,
+        MPNetConfig,
+        MPNetModel,
+        Qwen3Config,
+        Qwen3Model,
+        RobertaConfig,
+        RobertaModel,
+    )
 
     if family == "llama":
         return tiny_llama(folder)
     folder.mkdir(parents=True)
     word_tokenizer(folder)
     torch.manual_seed(0)
-    numbers = {"vocab_size": len(WORDS) + 2, "num_key_value_heads": 1, "head_dim": 32, **SIZES}
+    shared = {"vocab_size": len(WORDS) + 2, **SIZES}
+    numbers = shared | {"num_key_value_heads": 1, "head_dim": 32}
+    encoder = shared | {"max_position_embeddings": 66, "pad_token_id": 1}
     made = {
         "qwen3": lambda: Qwen3Model(Qwen3Config(**numbers)),
         # A window shorter than the prompts: its layers see less than the whole prefix.
         "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**numbers, sliding_window=8)),
         "mistral": lambda: MistralModel(MistralConfig(**numbers, sliding_window=8)),
-    }
-    made[family]().save_pretrained(folder)
-    return folder
-
-
-def tiny_encoder(folder: Path, family: str) -> Path:
-    """A random encoder of another family than BERT."""
-    from transformers import DebertaV2Config, DebertaV2Model, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
-
-    folder.mkdir(parents=True)
-    word_tokenizer(folder)
-    torch.manual_seed(0)
-    numbers = {"vocab_size": len(WORDS) + 2, "max_position_embeddings": 66, "pad_token_id": 1, **SIZES}
-    made = {
-        "mpnet": lambda: MPNetModel(MPNetConfig(**numbers)),
-        "roberta": lambda: RobertaModel(RobertaConfig(**numbers)),
-        "deberta": lambda: DebertaV2Model(DebertaV2Config(**numbers, relative_attention=True)),
+        "mpnet": lambda: MPNetModel(MPNetConfig(**encoder)),
+        "roberta": lambda: RobertaModel(RobertaConfig(**encoder)),
+        "deberta": lambda: DebertaV2Model(DebertaV2Config(**encoder, relative_attention=True)),
     }
     made[family]().save_pretrained(folder)
     return folder
@@ -138,7 +139,7 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path: Path, family: str)
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
 
-    folder = tiny_llama(tmp_path / "m") if family == "llama" else tiny_encoder(tmp_path / "m", family)
+    folder = tiny(tmp_path / "m", family)
     workspace, settings = with_prompts(tmp_path / "ws", folder, max_tokens=64)
     run_embed(workspace, settings, Reporter(), tuned=False)
     words = Transformer(str(folder))
@@ -173,7 +174,7 @@ def test_an_encoder_is_never_read_with_a_beginning_computed_ahead(tmp_path: Path
 @pytest.mark.parametrize("family", ["mpnet", "roberta", "deberta"])
 def test_encoders_of_every_family_are_fine_tuned_to_tell_views_apart(tmp_path: Path, family: str) -> None:
     workspace, settings = with_prompts(
-        tmp_path / "ws", tiny_encoder(tmp_path / "m", family), steps=20, max_tokens=64, learning_rate=0.01
+        tmp_path / "ws", tiny(tmp_path / "m", family), steps=20, max_tokens=64, learning_rate=0.01
     )
     run_scft(workspace, settings, Reporter())
     losses = [record["loss"] for record in read_jsonl(workspace.scft() / LOG)[0] if "loss" in record]

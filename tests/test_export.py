@@ -23,7 +23,7 @@ from llmemb_cli.embeddings.export import ItemTable, _word2vec, _words, make_expo
 from llmemb_cli.errors import BadDataError, MissingError, WrongUseError
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.train import run_rat
-from llmemb_cli.workspace import stage as stage_module
+from llmemb_cli.workspace import make as make_module
 from llmemb_cli.workspace.locate import Workspace
 from tests.make_workspace import make_workspace
 
@@ -245,7 +245,7 @@ def test_an_export_ended_before_it_was_put_in_its_place_keeps_what_lies_beside_i
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage_module, "_publish", killed)
+        patched.setattr(make_module, "_publish", killed)
         with pytest.raises(KeyboardInterrupt):
             make_export(trained, run, "parquet", Reporter(), output=out, force=True)
     make_export(trained, run, "parquet", Reporter(), output=out, force=True)

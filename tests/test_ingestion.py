@@ -116,7 +116,7 @@ from llmemb_cli.datasets.readers import jsonl
 from llmemb_cli.datasets.readers.sources import plain_file
 from llmemb_cli.datasets.rules import check_interactions
 from llmemb_cli.progress import Reporter
-from llmemb_cli.workspace.stage import peak_memory_mb
+from llmemb_cli.workspace.make import peak_memory_mb
 import functools
 jsonl.line_chunks = functools.partial(line_chunks, size=256 << 10)
 roles = {"user_id": "user_id", "business_id": "item_id", "date": "timestamp", "stars": "rating"}

@@ -26,7 +26,8 @@ from llmemb_cli.llm.scft import run_scft
 from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.prompts.stage import make_prompts, read_prompts
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import Stage, run_stage
+from llmemb_cli.workspace.make import run_stage
+from llmemb_cli.workspace.stage import Stage
 
 WORDS = ["title", "is", "genre", "year", ";", *(f"w{i}" for i in range(40))]
 

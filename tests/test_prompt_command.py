@@ -21,7 +21,8 @@ from llmemb_cli.prompts import lengths
 from llmemb_cli.prompts.lengths import describe_lengths
 from llmemb_cli.prompts.template import item_parts
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import Stage, run_stage
+from llmemb_cli.workspace.make import run_stage
+from llmemb_cli.workspace.stage import Stage
 from tests.tiny_model import tiny_llama
 
 ITEMS = pl.DataFrame(

@@ -36,7 +36,8 @@ from llmemb_cli.reporting.parts.training import series_of, similarity_part, unif
 from llmemb_cli.reporting.variants import Variant, ablations, main_variants, sweeps, variants_of
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import Stage, run_stage
+from llmemb_cli.workspace.make import run_stage
+from llmemb_cli.workspace.stage import Stage
 from tests.make_workspace import make_workspace
 
 EVIL = '<script>alert("x")</script> & $x^2$ </title>'

@@ -34,7 +34,8 @@ from llmemb_cli.reporting.reproduce_text import markdown
 from llmemb_cli.reporting.verdicts import judge, verdict
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import Stage, output_fingerprint, read_manifest, run_stage
+from llmemb_cli.workspace.make import run_stage
+from llmemb_cli.workspace.stage import Stage, output_fingerprint, read_manifest
 from tests.make_workspace import make_workspace
 
 TINY: dict[str, Any] = {"rat__hidden_size": 8, "rat__epochs": 1, "eval__negatives": 10}

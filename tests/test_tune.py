@@ -28,7 +28,8 @@ from llmemb_cli.srs import loop
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.srs.tune import parse_space, run_tune, suggest
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import read_manifest, run_stage
+from llmemb_cli.workspace.make import run_stage
+from llmemb_cli.workspace.stage import read_manifest
 from llmemb_cli.workspace.store import sha256_json
 from tests.make_workspace import make_workspace
 from tests.test_recommenders import SMALL, StopAfter

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
 from llmemb_cli.workspace.locate import Workspace, find_workspace
 from llmemb_cli.workspace.lock import write_lock
-from llmemb_cli.workspace.stage import Stage, read_manifest, require_stage, run_stage, stage_state
+from llmemb_cli.workspace.make import run_stage
+from llmemb_cli.workspace.stage import Stage, read_manifest, require_stage, stage_state
 from llmemb_cli.workspace.store import (
     append_jsonl,
     atomic_path,
@@ -315,7 +316,7 @@ def test_what_only_describes_a_stage_makes_nothing_stale(tmp_path: Path) -> None
 @pytest.mark.parametrize("when", ["manifest", "marker", "set aside", "in place"])
 def test_finished_work_is_never_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     """A full disk or a kill at any moment behind the building: the next call finds what was built."""
-    import llmemb_cli.workspace.stage as module
+    import llmemb_cli.workspace.make as module
 
     earlier = Stage("one", tmp_path / "one", 1, {"x": 1})
     run_stage(earlier, builder("earlier"))

@@ -13,7 +13,8 @@ from llmemb_cli.config.settings import Settings, make_settings, write_settings
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import make_prompts
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import Stage, run_stage
+from llmemb_cli.workspace.make import run_stage
+from llmemb_cli.workspace.stage import Stage
 
 WORDS = ["title", "is", "genre", "year", ";", *(f"w{i}" for i in range(40))]
 

@@ -17,7 +17,7 @@ from llmemb_cli.workspace.lock import write_lock
 if TYPE_CHECKING:
     from llmemb_cli.config.settings import Settings
     from llmemb_cli.workspace.locate import Workspace
-    from llmemb_cli.workspace.stage import StageResult
+    from llmemb_cli.workspace.make import StageResult
 
 
 def embed(
@@ -80,15 +80,16 @@ def embed(
     of_llm = {"model": model, "pooling": pooling, "load_in_8bit": load_in_8bit, "load_in_4bit": load_in_4bit}
     given |= {"embed.device": device} | {f"scft.{key}": value for key, value in of_llm.items()}
     located, settings = open_workspace(output, workspace, given, set)
-    tuned = without is None
-    if items is None and shard is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        shard, settings = _share_of_process(settings)
     if vectors is not None:
-        flags = {"--items": items, "--without": without, "--shard": shard, "--precision": precision}
-        _embed_given(output, located, settings, vectors, name, ids, run, out, flags | of_llm, force)
+        others = {"items": items, "without": without, "shard": shard, "precision": precision} | of_llm
+        _refuse_beside_vectors({key for key, value in others.items() if value})
+        _embed_external(output, located, settings, vectors, name, ids, run, out, force)
         return
     if name is not None or ids is not None:
         raise WrongUseError("--name and --ids go with --vectors", hint="add --vectors FILE")
+    tuned = without is None
+    if items is None and shard is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        shard, settings = _share_of_process(settings)
     if items is None and (run is not None or out is not None):
         raise WrongUseError("--run and --out go with --items or --vectors", hint="add --items FILE")
     if items is not None and (pca is not None or precision is not None):
@@ -191,7 +192,14 @@ def _show_new(output: Output, result: StageResult, path: Path, items: Path) -> N
     output.result(document, lambda console: console.print(f"{line}: {path}", soft_wrap=True))
 
 
-def _embed_given(
+def _refuse_beside_vectors(flags: set[str]) -> None:
+    """The LLM's flags say nothing of vectors made elsewhere."""
+    if flags:
+        names = ", ".join(sorted("--" + flag.replace("_", "-") for flag in flags))
+        raise WrongUseError(f"no effect on vectors made elsewhere: {names}", hint="leave it out")
+
+
+def _embed_external(
     output: Output,
     workspace: Workspace,
     settings: Settings,
@@ -200,26 +208,22 @@ def _embed_given(
     ids: Path | None,
     run: str | None,
     out: Path | None,
-    others: dict[str, Any],
     force: bool,
 ) -> None:
-    idle = [flag if flag.startswith("--") else "--" + flag.replace("_", "-") for flag, v in others.items() if v]
-    if idle:
-        raise WrongUseError(f"{idle[0]} has no say in vectors made elsewhere", hint=f"leave out {', '.join(idle)}")
     if run is None and out is not None:
         raise WrongUseError("--out goes with new items", hint="add --run RUN, whose embeddings they are to have")
     if run is not None and name is not None:
         raise WrongUseError("--name is for the workspace's own items", hint="leave out --name, or --run")
     if run is not None:
-        from llmemb_cli.new_items import map_given_items
+        from llmemb_cli.new_items import map_external_items
 
         with write_lock(workspace):
-            result, path = map_given_items(
+            result, path = map_external_items(
                 workspace, settings, vectors, output.reporter(), ids=ids, run=run, out=out, force=force
             )
         _show_new(output, result, path, vectors)
         return
-    from llmemb_cli.embeddings.given import name_for, take_vectors
+    from llmemb_cli.embeddings.external import name_for, take_vectors
 
     chosen = name_for(vectors, name)
     with write_lock(workspace):

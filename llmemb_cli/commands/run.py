@@ -44,7 +44,7 @@ def run(
     done = []
     for planned in variants(settings):
         # These are not made on the way: said now, not after hours of what comes before.
-        if given := planned.rat.given_vectors:
+        if given := planned.rat.external_vectors:
             check_taken(located, given)
     with write_lock(located):
         for step in steps:

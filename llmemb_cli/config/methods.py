@@ -13,7 +13,7 @@ from llmemb_cli.workspace.locate import PLAIN_NAME
 
 # Vectors that llmemb makes, the names of their directories in `embeddings/`; and what `rat.vectors` may say of them.
 OWN_VECTORS = ("scft", "base", "said", "tslrec")
-CHOICES = ("own", "scft")
+VECTOR_CHOICES = ("own", "scft")
 MethodName = Literal["none", "llmemb", "llm2x", "said", "tslrec", "melt", "llmesr", "alphafuse"]
 
 
@@ -110,7 +110,7 @@ METHODS: dict[MethodName, Method] = {
 }
 
 
-def given_name(name: str) -> str:
+def external_name(name: str) -> str:
     """`name`, if vectors made elsewhere may be called that.
 
     Raises:
@@ -118,7 +118,7 @@ def given_name(name: str) -> str:
     """
     if not PLAIN_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name for vectors: letters, digits and -._+=, the first a letter or digit")
-    if name in (*OWN_VECTORS, *CHOICES) or name.startswith("scft-") or name.endswith(".parts"):
+    if name in (*OWN_VECTORS, *VECTOR_CHOICES) or name.startswith("scft-") or name.endswith(".parts"):
         raise ValueError(f"{name} is the name of vectors that llmemb makes itself")
     return name
 

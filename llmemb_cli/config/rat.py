@@ -8,7 +8,7 @@ from pydantic import field_validator, model_validator
 
 from llmemb_cli.config.backbones import BackboneName
 from llmemb_cli.config.fields import Section, setting
-from llmemb_cli.config.methods import CHOICES, METHODS, MethodName, given_name
+from llmemb_cli.config.methods import METHODS, VECTOR_CHOICES, MethodName, external_name
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -136,12 +136,12 @@ class RatSettings(Section):
     @field_validator("vectors")
     @classmethod
     def _named_vectors(cls, value: str) -> str:
-        return value if value in CHOICES else given_name(value)
+        return value if value in VECTOR_CHOICES else external_name(value)
 
     @property
-    def given_vectors(self) -> str | None:
+    def external_vectors(self) -> str | None:
         """The name of the vectors made elsewhere that the run is to read, if its method reads vectors of choice."""
-        chosen = self.vectors not in CHOICES and METHODS[self.method].vectors in ("base", "scft")
+        chosen = self.vectors not in VECTOR_CHOICES and METHODS[self.method].vectors in ("base", "scft")
         return self.vectors if chosen else None
 
     @property

@@ -104,8 +104,8 @@ def runs_read(settings: Settings) -> list[Settings]:
 def vectors_needed(settings: Settings) -> str | None:
     """Which vectors a run reads, of the LLM or made elsewhere: the name of a directory in `embeddings/`, or None."""
     vectors = method_of(settings).vectors
-    if settings.rat.given_vectors is not None:
-        return settings.rat.given_vectors
+    if settings.rat.external_vectors is not None:
+        return settings.rat.external_vectors
     if vectors == "scft" and "scft" in settings.rat.without:
         return "base"
     return "scft" if vectors == "base" and settings.rat.vectors == "scft" else vectors or None
@@ -164,7 +164,7 @@ def unused_settings(rat: RatSettings) -> set[str]:
         unused.add("d_m")
     if not method.vectors:
         unused.add("control")
-    if method.vectors != "base" and rat.given_vectors is None:
+    if method.vectors != "base" and rat.external_vectors is None:
         unused.add("vectors")
     if method.embedding == "adapter" or method.start == "trained":
         unused.add("init_std")

@@ -19,7 +19,7 @@ from llmemb_cli.interrupt import terminate_as_interrupt
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import SETTINGS_FILE, Workspace, is_workspace
 from llmemb_cli.workspace.lock import write_lock
-from llmemb_cli.workspace.stage import StageResult
+from llmemb_cli.workspace.make import StageResult
 
 # Settings that say where the data is; each preset uses some of them.
 WHERE = {

@@ -33,7 +33,7 @@ from llmemb_cli.errors import BadDataError, WrongUseError, near_match
 from llmemb_cli.pipeline import data_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, run_stage
+from llmemb_cli.workspace.make import StageResult, run_stage
 from llmemb_cli.workspace.store import write_json, write_parquet, write_text
 
 SMALLEST = 100  # fewer users or items are more often a wrong file or column than a data set

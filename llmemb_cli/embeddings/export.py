@@ -19,7 +19,8 @@ from llmemb_cli.embeddings.table import read_ids
 from llmemb_cli.errors import BadDataError, MissingError
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import Stage, StageResult, partial_path, read_manifest, require_stage, run_stage
+from llmemb_cli.workspace.make import StageResult, run_stage
+from llmemb_cli.workspace.stage import Stage, partial_path, read_manifest, require_stage
 from llmemb_cli.workspace.store import (
     atomic_path,
     read_tensors,

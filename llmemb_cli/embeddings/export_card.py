@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.assets.presets import MODELS
-from llmemb_cli.embeddings.table import GIVEN
+from llmemb_cli.embeddings.table import EXTERNAL
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest, require_stage
 
@@ -52,7 +52,7 @@ def _model(workspace: Workspace, manifest: dict[str, Any]) -> str | None:
     own = manifest["made_from"]["settings"].get("model")
     if own is not None:
         return str(own)
-    if manifest["stage"] == GIVEN:
+    if manifest["stage"] == EXTERNAL:
         return MADE_ELSEWHERE
     wanted = manifest["made_from"]["inputs"].get("embeddings")
     for folder in sorted((workspace.root / "embeddings").glob("*")):

@@ -26,7 +26,7 @@ NAME = "embeddings"
 # The commands that make vectors of the LLM, by their directory.
 MADE_BY = {"scft": "llmemb embed", "base": "llmemb embed --without scft"}
 # What the directory of vectors made elsewhere is the result of, and how the command that makes one begins.
-GIVEN = "vectors"
+EXTERNAL = "vectors"
 TAKE = "llmemb embed --vectors FILE --name"
 # How many shards of a table are on the disk, while it is being filled.
 DONE = "done.json"

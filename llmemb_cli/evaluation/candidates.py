@@ -16,7 +16,7 @@ from llmemb_cli.pipeline import candidates_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, run_stage
+from llmemb_cli.workspace.make import StageResult, run_stage
 from llmemb_cli.workspace.store import read_tensors, write_parquet, write_tensors
 
 FILE = "candidates.safetensors"

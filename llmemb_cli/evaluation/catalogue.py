@@ -13,15 +13,7 @@ from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.pipeline import made_stages, rat_stage
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import (
-    LOG,
-    MARKER,
-    PARTIAL,
-    partial_of,
-    read_manifest,
-    require_stage,
-    stage_state,
-)
+from llmemb_cli.workspace.stage import LOG, MARKER, PARTIAL, partial_of, read_manifest, require_stage, stage_state
 from llmemb_cli.workspace.store import read_json, read_jsonl
 
 # The manifests of all finished stages by their directories: read once, however many runs there are.

@@ -23,7 +23,8 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import hit_rate, ndcg, recall, reciprocal_rank
 from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, require_stage, run_stage
+from llmemb_cli.workspace.make import StageResult, run_stage
+from llmemb_cli.workspace.stage import require_stage
 from llmemb_cli.workspace.store import write_json, write_parquet
 
 LIST = 10  # length of the lists that coverage, Gini, novelty and diversity look at; always among the cut-offs

@@ -26,8 +26,9 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.lock import write_lock
+from llmemb_cli.workspace.make import StageResult, run_stage
 from llmemb_cli.workspace.rows import blocks
-from llmemb_cli.workspace.stage import Stage, StageResult, require_stage, run_stage, stage_state
+from llmemb_cli.workspace.stage import Stage, require_stage, stage_state
 from llmemb_cli.workspace.store import read_json, write_json
 
 __all__ = ["merge_parts", "open_llm", "run_embed", "run_part", "token_batches"]

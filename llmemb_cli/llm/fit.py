@@ -20,7 +20,8 @@ from llmemb_cli.llm.memory import bytes_a_token, make_room, micro_batches, out_o
 from llmemb_cli.llm.plan import MicroBatches
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import numpy_rng, stream_seed
-from llmemb_cli.workspace.stage import LOG, keep_seconds
+from llmemb_cli.workspace.make import keep_seconds
+from llmemb_cli.workspace.stage import LOG
 from llmemb_cli.workspace.store import append_jsonl
 
 

@@ -31,7 +31,7 @@ from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.prompts.template import render
 from llmemb_cli.seeds import numpy_rng, stream_seed
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, run_stage
+from llmemb_cli.workspace.make import StageResult, run_stage
 
 CHECKED = 256  # items whose texts are scored with their own and with another item's vector
 HEAD = "lm_head.weight"

@@ -32,16 +32,8 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import read_prompts
 from llmemb_cli.seeds import stream_seed
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import (
-    LOG,
-    StageResult,
-    keep_seconds,
-    partial_path,
-    read_manifest,
-    require_stage,
-    run_stage,
-    stage_state,
-)
+from llmemb_cli.workspace.make import StageResult, keep_seconds, run_stage
+from llmemb_cli.workspace.stage import LOG, partial_path, read_manifest, require_stage, stage_state
 from llmemb_cli.workspace.store import append_jsonl, write_json
 
 # The held-out figure that the best checkpoint is chosen by: its sign makes larger better.

@@ -33,7 +33,8 @@ from llmemb_cli.pipeline import tslrec_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import stream_seed
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, require_stage, run_stage
+from llmemb_cli.workspace.make import StageResult, run_stage
+from llmemb_cli.workspace.stage import require_stage
 from llmemb_cli.workspace.store import read_tensors
 
 if TYPE_CHECKING:

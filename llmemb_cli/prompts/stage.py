@@ -14,7 +14,8 @@ from llmemb_cli.pipeline import prompt_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.template import item_parts, render
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, require_stage, run_stage
+from llmemb_cli.workspace.make import StageResult, run_stage
+from llmemb_cli.workspace.stage import require_stage
 from llmemb_cli.workspace.store import read_parquet, write_parquet
 
 # Items that stand as Python objects at one time: these take ten times the room of a column.

@@ -18,7 +18,8 @@ from llmemb_cli.reporting.parts.items import item_spaces, map_part, neighbour_pa
 from llmemb_cli.reporting.parts.results import result_parts
 from llmemb_cli.reporting.parts.training import recommender_part, scft_part, similarity_part
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, read_manifest, require_stage, run_stage
+from llmemb_cli.workspace.make import StageResult, run_stage
+from llmemb_cli.workspace.stage import read_manifest, require_stage
 from llmemb_cli.workspace.store import write_json, write_text
 
 LONGEST_TITLE = 100  # longer ones are cut: some catalogues have whole paragraphs

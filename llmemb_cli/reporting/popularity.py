@@ -67,12 +67,12 @@ def mean_rates(evaluations: list[Path], bins: list[dict[str, Any]]) -> list[floa
 def _newest_evaluation(workspace: Workspace, run: str | None, protocol: str | None) -> Path | None:
     """The evaluation made last of the present data and run, among those asked for."""
     data = output_fingerprint(workspace.data)
+    wanted = ("full", "sampled") if protocol is None else (protocol,)
     found: list[tuple[str, int, Path]] = []
     for name in check_runs(workspace, [run]) if run else known_runs(workspace):
         trained = output_fingerprint(workspace.run(name))
         for path in sorted((workspace.run(name) / "eval").glob("[!.]*")):
             manifest = read_manifest(path)
-            wanted = ("full", "sampled") if protocol is None else (protocol,)
             if manifest is None or manifest["summary"]["protocol"]["kind"] not in wanted:
                 continue
             inputs = manifest["made_from"]["inputs"]

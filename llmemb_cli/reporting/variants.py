@@ -65,7 +65,7 @@ def protocols(workspace: Workspace, settings: Settings) -> list[Settings]:
     for run in known_runs(workspace):
         for path in sorted((workspace.run(run) / "eval").glob("[!.]*")):
             manifest = read_manifest(path)
-            if manifest is None or path.name in found or path.name.startswith("validation"):
+            if manifest is None or path.name in found or manifest["summary"]["protocol"]["kind"] == "validation":
                 continue
             made = manifest["made_from"]["settings"]
             chosen = {key: made[key] for key in ("protocol", "negatives", "candidates", "candidate_seed", "history")}

@@ -33,7 +33,8 @@ from llmemb_cli.srs.sequences import epoch_batches, training_rows
 from llmemb_cli.srs.start_decay import table_starts
 from llmemb_cli.srs.validate import validation_ranks, validation_users
 from llmemb_cli.tracking import Trackers
-from llmemb_cli.workspace.stage import LOG, keep_seconds
+from llmemb_cli.workspace.make import keep_seconds
+from llmemb_cli.workspace.stage import LOG
 from llmemb_cli.workspace.store import append_jsonl
 
 

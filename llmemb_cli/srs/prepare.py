@@ -12,7 +12,8 @@ from llmemb_cli.embeddings.table import made_by
 from llmemb_cli.errors import WrongUseError, near_match
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, read_manifest, require_stage, stage_state
+from llmemb_cli.workspace.make import StageResult
+from llmemb_cli.workspace.stage import read_manifest, require_stage, stage_state
 from llmemb_cli.workspace.store import read_json
 
 
@@ -32,17 +33,19 @@ def check_made(workspace: Workspace, settings: Settings) -> None:
     from llmemb_cli.srs.vectors import require_distinct
 
     rat, kind = settings.rat, vectors_needed(settings)
-    if rat.given_vectors is not None and rat.method == "llmemb" and "scft" in rat.without:
-        raise WrongUseError(
-            f"--without scft reads the untouched LLM's vectors, rat.vectors = {rat.vectors} others",
-            hint="leave one of them out",
-        )
-    if rat.given_vectors is not None:
-        check_taken(workspace, rat.given_vectors)
+    if rat.external_vectors is not None:
+        if rat.method == "llmemb" and "scft" in rat.without:
+            raise WrongUseError(
+                f"--without scft reads the untouched LLM's vectors, rat.vectors = {rat.vectors} others",
+                hint="leave one of them out",
+            )
+        check_taken(workspace, rat.external_vectors)
     elif kind == "scft":
         require_stage(workspace.embeddings(kind), made_by=made_by(kind))
-    if kind is not None and kind in ("scft", rat.given_vectors):
-        require_distinct(read_pca(workspace.embeddings(kind)), workspace.embeddings(kind))
+    else:
+        return
+    directory = workspace.embeddings(rat.external_vectors or "scft")
+    require_distinct(read_pca(directory), directory)
 
 
 def check_taken(workspace: Workspace, name: str) -> None:
@@ -75,7 +78,7 @@ def prepare_vectors(workspace: Workspace, settings: Settings, base: Settings, re
             if state.state == "stale":
                 report.note(f"the LLM vectors are used as they are, though {stage.name} is stale: {state.reason}")
                 return
-    if kind is not None and kind != "scft" and settings.rat.given_vectors is None:
+    if kind is not None and kind != "scft" and settings.rat.external_vectors is None:
         if read_manifest(workspace.embeddings(kind)) is None:
             check_width(settings)
         make_vectors(workspace, base, kind, report)

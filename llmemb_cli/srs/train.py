@@ -30,7 +30,8 @@ from llmemb_cli.srs.recommender import Recommender, check_heads
 from llmemb_cli.srs.vectors import make_embedding
 from llmemb_cli.tracking import open_trackers
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import StageResult, partial_path, require_stage, run_stage
+from llmemb_cli.workspace.make import StageResult, run_stage
+from llmemb_cli.workspace.stage import partial_path, require_stage
 from llmemb_cli.workspace.store import read_tensors, write_parquet, write_tensors
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from llmemb_cli.config.methods import given_name
+from llmemb_cli.config.methods import external_name
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.columns import id_column
 from llmemb_cli.datasets.readers.sources import plain_file
@@ -19,11 +19,11 @@ from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table, 
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import finish_table, open_rows
 from llmemb_cli.errors import BadDataError, WrongUseError
-from llmemb_cli.pipeline import given_stage
+from llmemb_cli.pipeline import external_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.make import StageResult, run_stage
 from llmemb_cli.workspace.rows import blocks, map_rows
-from llmemb_cli.workspace.stage import StageResult, run_stage
 from llmemb_cli.workspace.store import parquet_faults, read_parquet, sha256_file
 
 # What a column or tensor of vectors is called, by this and other tools.
@@ -55,7 +55,7 @@ def take_vectors(
         BadDataError: an item of the workspace has no vector, or two, or one that is zero, not finite or of another
             width; names it.
     """
-    stage = given_stage(workspace, settings, name_for(file, name), file, ids)
+    stage = external_stage(workspace, settings, name_for(file, name), file, ids)
     item_ids = read_parquet(workspace.data / "items.parquet", ["item_id"])["item_id"]
 
     def build(work: Path) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def name_for(file: Path, name: str | None = None) -> str:
         WrongUseError: that is no name for vectors.
     """
     try:
-        return given_name(re.sub(r"[^\w.+=-]+", "-", file.name.split(".")[0]) if name is None else name)
+        return external_name(re.sub(r"[^\w.+=-]+", "-", file.name.split(".")[0]) if name is None else name)
     except ValueError as error:
         where = str(file) if name is None else f"--name {name}"
         raise WrongUseError(str(error), where=where, hint="give them another one: --name NAME") from None

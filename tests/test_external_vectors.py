@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from llmemb_cli.app import app
 from llmemb_cli.config.settings import Settings, update_settings
-from llmemb_cli.embeddings.given import read_blocks
+from llmemb_cli.embeddings.external import read_blocks
 from llmemb_cli.embeddings.table import read_table
 from llmemb_cli.errors import LlmembError
 from llmemb_cli.workspace.locate import Workspace
@@ -384,8 +385,6 @@ numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 @given(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=1, max_size=5))
 def test_numbers_written_as_json_are_read_to_the_last_bit(rows: list[list[float]]) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "v.jsonl"
         lines = [json.dumps({"item_id": f"i{n}", "embedding": row}) for n, row in enumerate(rows)]
@@ -396,8 +395,6 @@ def test_numbers_written_as_json_are_read_to_the_last_bit(rows: list[list[float]
 
 @given(st.binary(max_size=400), st.sampled_from(["npy", "safetensors", "parquet", "csv", "jsonl"]))
 def test_whatever_bytes_come_the_error_is_one_for_people(content: bytes, kind: str) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"v.{kind}"
         file.write_bytes(content)
@@ -420,8 +417,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @given(st.data())
 def test_a_damaged_file_is_never_more_than_an_error_for_people(whole: dict[str, bytes], data: st.DataObject) -> None:
-    import tempfile
-
     kind = data.draw(st.sampled_from(sorted(whole)))
     content = bytearray(whole[kind])
     for place in data.draw(st.lists(st.integers(0, min(len(content), 300) - 1), min_size=1, max_size=3)):
