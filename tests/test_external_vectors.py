@@ -184,6 +184,7 @@ def test_a_fault_names_its_item_and_leaves_what_was_there(
     assert code == 4, document
     assert words.format(*ids) in document["error"]["message"]
     assert (workspace.embeddings("kept") / "manifest.json").read_bytes() == before
+    assert not list(workspace.embeddings("kept").parent.glob(".kept*"))  # nothing lies about of what was refused
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import StageResult, run_stage
 from llmemb_cli.workspace.rows import blocks, map_rows
+from llmemb_cli.workspace.stage import partial_path
 from llmemb_cli.workspace.store import parquet_faults, read_parquet, sha256_file
 
 # What a column or tensor of vectors is called, by this and other tools.
@@ -74,7 +76,12 @@ def take_vectors(
             "explained": min(float(pca.explained_variance.sum() / max(pca.total_variance, 1e-30)), 1.0),
         }
 
-    return run_stage(stage, build, force=force, report=report)
+    try:
+        return run_stage(stage, build, force=force, report=report)
+    except (BadDataError, WrongUseError):
+        # Nothing of a file that is refused is of use later, and half of a catalogue's vectors can be gigabytes.
+        shutil.rmtree(partial_path(stage), ignore_errors=True)
+        raise
 
 
 def name_for(file: Path, name: str | None = None) -> str:
