@@ -136,7 +136,7 @@ def map_external_items(
     stage = Stage(STAGE, folder.resolve(), 1, {"kind": kind}, inputs=inputs, files=dict(files))
 
     def build(work: Path) -> dict[str, Any]:
-        parts = list(read_blocks(file, ids, settings))
+        parts = list(read_blocks(file, ids, settings, report))
         item_ids = pl.concat([names for names, _ in parts]) if parts else pl.Series([], dtype=pl.String)
         twice = item_ids.filter(item_ids.is_duplicated())
         if len(twice):

@@ -22,6 +22,7 @@ from llmemb_cli.config.settings import Settings, update_settings
 from llmemb_cli.embeddings.external import read_blocks
 from llmemb_cli.embeddings.table import read_table
 from llmemb_cli.errors import LlmembError
+from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.store import read_tensors
 from tests.make_workspace import make_workspace
@@ -60,6 +61,10 @@ def write(path: Path, ids: list[str], vectors: np.ndarray) -> list[str]:
     elif kind == "jsonl.gz":
         lines = (json.dumps({"item_id": item, "vector": row, "x": [1]}) for item, row in zip(ids, rows, strict=True))
         path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    elif kind == "texts.jsonl":
+        path.write_text(
+            "\n".join(json.dumps({"id": i, "vector": str(row)}) for i, row in zip(ids, rows, strict=True))
+        )
     elif kind == "csv":
         pl.DataFrame({"item_id": ids, "embedding": [str(row) for row in rows]}).write_csv(path)
     elif kind == "spaces.csv":  # as numpy prints an array, lines broken
@@ -74,7 +79,16 @@ def write(path: Path, ids: list[str], vectors: np.ndarray) -> list[str]:
     return ["--vectors", str(path)]
 
 
-FORMATS = ["v.parquet", "v.array.parquet", "v.jsonl.gz", "v.csv", "v.spaces.csv", "v.npy", "v.safetensors"]
+FORMATS = [
+    "v.parquet",
+    "v.array.parquet",
+    "v.jsonl.gz",
+    "v.texts.jsonl",
+    "v.csv",
+    "v.spaces.csv",
+    "v.npy",
+    "v.safetensors",
+]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -197,7 +211,21 @@ def test_a_fault_names_its_item_and_leaves_what_was_there(
         (b"item_id,a,b\ni1,1,2\n", "x.csv", 2, "which column holds the vectors? there are: a, b"),
         (b"thing,embedding\ni1,1 2\n", "x.csv", 4, "which column is the item's id?"),
         (b'item_id,embedding\ni1,"[1, two]"\n', "x.csv", 4, "item i1 has a vector with something in it"),
-        (b'{"item_id": "i1", "embedding": [1, 2]}\n{"item_id"\n', "x.jsonl", 4, ""),
+        (b'{"item_id": "i1", "embedding": [1, 2]}\n\n{"item_id"\n', "x.jsonl", 4, "line 3"),
+        (b'{"item_id": "i1", "embedding": [1, 2]}\n{"embedding": [1, 2]}\n', "x.jsonl", 4, "line 2, field item_id"),
+        (
+            b'{"item_id": "i1", "embedding": [1, {"a": 2}]}\n',
+            "x.jsonl",
+            4,
+            "item i1 has a vector with something in it",
+        ),
+        (b'{"item_id": "i1", "embedding": [1, 2]}\n{"item_id": "i2"}\n', "x.jsonl", 4, "item i2 has no vector"),
+        (
+            b'{"item_id": ' + b"[" * 200 + b"1" + b"]" * 200 + b', "embedding": [1]}\n',
+            "x.jsonl",
+            4,
+            "nested too deeply",
+        ),
     ],
 )
 def test_files_that_are_no_vectors(
@@ -207,7 +235,8 @@ def test_files_that_are_no_vectors(
     (tmp_path / name).write_bytes(content)
     pl.DataFrame({"item_id": ["i1"]}).write_parquet(tmp_path / "ids.parquet")
     found, document = call(workspace, "embed", "--vectors", str(tmp_path / name))
-    assert found == code and words in document["error"]["message"], document
+    said = f"{document['error']['message']} {document['error']['where']}"
+    assert found == code and words in said, document
     assert not workspace.embeddings("x").exists()
 
 
@@ -390,7 +419,7 @@ def test_numbers_written_as_json_are_read_to_the_last_bit(rows: list[list[float]
         file = Path(folder) / "v.jsonl"
         lines = [json.dumps({"item_id": f"i{n}", "embedding": row}) for n, row in enumerate(rows)]
         file.write_text("\n".join(lines))
-        found = np.concatenate([block for _, block in read_blocks(file, None, Settings())])
+        found = np.concatenate([block for _, block in read_blocks(file, None, Settings(), Reporter())])
     np.testing.assert_array_equal(found, np.array(rows, dtype=np.float32))
 
 
@@ -401,7 +430,7 @@ def test_whatever_bytes_come_the_error_is_one_for_people(content: bytes, kind: s
         file.write_bytes(content)
         pl.DataFrame({"item_id": ["i1"]}).write_parquet(Path(folder) / "ids.parquet")
         try:
-            for names, vectors in read_blocks(file, None, Settings()):
+            for names, vectors in read_blocks(file, None, Settings(), Reporter()):
                 assert len(names) == len(vectors) and vectors.dtype == np.float32
         except LlmembError as error:
             assert error.message
@@ -427,6 +456,6 @@ def test_a_damaged_file_is_never_more_than_an_error_for_people(whole: dict[str, 
         file.write_bytes(content)
         pl.DataFrame({"item_id": ["i1", "i2"]}).write_parquet(Path(folder) / "ids.parquet")
         try:
-            list(read_blocks(file, None, Settings()))
+            list(read_blocks(file, None, Settings(), Reporter()))
         except LlmembError as error:
             assert error.message

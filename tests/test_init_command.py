@@ -334,6 +334,21 @@ def test_a_missing_time_column_is_told(folder: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("key", ["id", "ID", "sku"])
+def test_the_ids_of_a_file_of_items_may_have_a_name_of_their_own(folder: Path, key: str) -> None:
+    assert own(name="same").exit_code == 0
+    (folder / "items.csv").write_text((folder / "items.csv").read_text().replace("item_id", key, 1))
+    assert own().exit_code == 0
+    items, same = (pl.read_parquet(folder / name / "data" / "items.parquet") for name in ("w", "same"))
+    assert items.equals(same) and items["title"].to_list() == [f"Thing {item[1:]}" for item in items["item_id"]]
+
+
+def test_a_file_of_items_without_ids_says_what_to_call_them(folder: Path) -> None:
+    (folder / "items.csv").write_text((folder / "items.csv").read_text().replace("item_id", "code", 1))
+    done = own()
+    assert done.exit_code == 2 and "call the column with the item ids item_id there too" in done.stderr
+
+
 def test_on_a_terminal_everything_missing_is_asked_for(folder: Path) -> None:
     """A real terminal: a name that is none, own files, a file that is not there, two columns that could be meant."""
     text = (folder / LOG).read_text().replace("user_id,item_id,timestamp", "user_id,product,when")

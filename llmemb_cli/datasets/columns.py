@@ -66,12 +66,11 @@ def id_column(where: str, columns: list[str], filed: str) -> str:
     Raises:
         BadDataError: none can be told.
     """
-    for name in (filed, "item_id", guess_column("item_column", columns)[0]):
-        if name and name in columns:
-            return name
-    raise BadDataError(
-        f"which column is the item's id? there are: {', '.join(columns)}", where=where, hint="call it item_id"
-    )
+    key = items_key(filed if filed in columns else "item_id", columns)
+    if key is None:
+        found = f"which column is the item's id? there are: {', '.join(columns)}"
+        raise BadDataError(found, where=where, hint="call it item_id")
+    return key
 
 
 def words_of(column: str) -> list[str]:
@@ -111,7 +110,7 @@ def resolve_custom(values: dict[str, Any], ask: Ask | None) -> dict[str, Any]:
             raise WrongUseError(
                 f"no column {chosen['item_column']} in the items file; there are: {', '.join(items)}",
                 where=str(values["items"]),
-                hint="the item id must have the same column name in both files",
+                hint=f"call the column with the item ids {chosen['item_column']} there too",
             )
         free = [name for name in items if name != key]
         chosen["title_column"] = _resolve("title_column", values.get("title_column"), free, None, "", needed=False)
@@ -128,8 +127,14 @@ def resolve_custom(values: dict[str, Any], ask: Ask | None) -> dict[str, Any]:
 
 
 def items_key(item_column: str, columns: list[str]) -> str | None:
-    """The column of the items' file with their ids."""
-    return item_column if item_column in columns else guess_column("item_column", columns)[0]
+    """The column of a file of items with their ids: called as it is in the log, or likely by its name.
+
+    A column called id is theirs here; in a log it could be that of a line.
+    """
+    if item_column in columns:
+        return item_column
+    ids = [column for column in columns if column.strip().lower() == "id"]
+    return guess_column("item_column", columns)[0] or (ids[0] if ids else None)
 
 
 def _refuse_shared(roles: dict[str, str]) -> None:

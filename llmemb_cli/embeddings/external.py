@@ -15,13 +15,15 @@ import polars as pl
 from llmemb_cli.config.methods import external_name
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.columns import id_column
+from llmemb_cli.datasets.readers.chunks import Reject
+from llmemb_cli.datasets.readers.jsonl import Record, as_text, json_keys, json_records, parse_object, text_fault
 from llmemb_cli.datasets.readers.sources import plain_file
 from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table, scan_table, table_kind
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import finish_table, open_rows
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.pipeline import external_stage
-from llmemb_cli.progress import Reporter
+from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import StageResult, run_stage
 from llmemb_cli.workspace.rows import blocks, map_rows
@@ -31,6 +33,8 @@ from llmemb_cli.workspace.store import parquet_faults, read_parquet, sha256_file
 # What a column or tensor of vectors is called, by this and other tools.
 COLUMNS = ("embedding", "embeddings", "item_embedding", "item_embeddings", "vector", "vectors")
 ROWS_AT_ONCE = 8192
+RECORDS_AT_ONCE = 512  # numbers of Python's take eight times the room
+RECORDS_LOOKED_AT = 100  # for names of fields: a line with a vector is long
 Block = tuple[pl.Series, np.ndarray]
 
 
@@ -61,7 +65,7 @@ def take_vectors(
     item_ids = read_parquet(workspace.data / "items.parquet", ["item_id"])["item_id"]
 
     def build(work: Path) -> dict[str, Any]:
-        others = _write(work, item_ids, read_blocks(file, ids, settings), file)
+        others = _write(work, item_ids, read_blocks(file, ids, settings, report), file)
         vectors = finish_table(work, item_ids)
         pca = fit_pca(vectors, settings.embed.pca, report)
         write_pca(work, pca)
@@ -102,17 +106,16 @@ def _write(work: Path, item_ids: pl.Series, found: Iterator[Block], file: Path) 
     first = next(found, None)
     if first is None:
         raise BadDataError("there are no vectors in it", where=str(file))
-    places = pl.DataFrame({"item_id": item_ids}).with_row_index("row")
+    places = {item: row for row, item in enumerate(item_ids)}
     have = np.zeros(len(item_ids), dtype=bool)
     others, width = 0, first[1].shape[1]
     with open_rows(work, len(item_ids), width) as out:
         for names, vectors in itertools.chain([first], found):
             if vectors.shape[1] != width:
                 raise BadDataError(f"item {names[0]} has a vector of another width than {width}", where=str(file))
-            named = pl.DataFrame({"item_id": names})
-            rows = named.join(places, on="item_id", how="left", maintain_order="left")["row"]
-            known = rows.is_not_null().to_numpy()
-            at = rows.drop_nulls().to_numpy().astype(np.int64)
+            rows = np.array([places.get(name, -1) for name in names], dtype=np.int64)
+            known = rows >= 0
+            at = rows[known]
             twice = have[at]
             twice[np.setdiff1d(np.arange(len(at)), np.unique(at, return_index=True)[1])] = True
             if twice.any():
@@ -130,7 +133,7 @@ def _write(work: Path, item_ids: pl.Series, found: Iterator[Block], file: Path) 
     return others
 
 
-def read_blocks(file: Path, ids: Path | None, settings: Settings) -> Iterator[Block]:
+def read_blocks(file: Path, ids: Path | None, settings: Settings, report: Reporter) -> Iterator[Block]:
     """Ids and vectors, (n,) text and (n, d) float32, in the order of the file, some rows at a time.
 
     Raises:
@@ -138,16 +141,15 @@ def read_blocks(file: Path, ids: Path | None, settings: Settings) -> Iterator[Bl
     """
     if file.suffix.lower() in (".npy", ".safetensors"):
         plain_file(file)
-        return _of_matrix(file, ids, settings)
+        return _of_matrix(file, ids, settings, report)
     if ids is not None:
         hint = "a table has its own column of ids"
         raise WrongUseError("--ids goes with a matrix, .npy or .safetensors", where=str(file), hint=hint)
-    if table_kind(plain_file(file)) == "parquet":
-        return _of_parquet(file, settings)
-    return _of_text(file, settings)
+    readers = {"parquet": _of_parquet, "jsonl": _of_jsonl, "csv": _of_delimited}
+    return readers[table_kind(plain_file(file))](file, settings, report)
 
 
-def _of_matrix(file: Path, ids: Path | None, settings: Settings) -> Iterator[Block]:
+def _of_matrix(file: Path, ids: Path | None, settings: Settings, report: Reporter) -> Iterator[Block]:
     ids = ids or file.with_name("ids.parquet")
     if not ids.is_file():
         raise WrongUseError(
@@ -160,8 +162,14 @@ def _of_matrix(file: Path, ids: Path | None, settings: Settings) -> Iterator[Blo
     names = _whole(read_table(ids, [key]).frame, key, ids)
     if len(names) != len(matrix):
         raise BadDataError(f"{len(matrix)} vectors for {len(names)} ids in {ids.name}", where=str(file))
-    for rows in blocks(*matrix.shape):
-        yield names[rows], np.asarray(matrix[rows], dtype=np.float32)
+    with _rows_read(file, len(names), report) as task:
+        for rows in blocks(*matrix.shape):
+            yield names[rows], np.asarray(matrix[rows], dtype=np.float32)
+            task.advance(rows.stop - rows.start)
+
+
+def _rows_read(file: Path, rows: int, report: Reporter) -> Task:
+    return report.task(f"reading {file.name}", rows, "items")
 
 
 def _read_matrix(file: Path) -> np.ndarray:
@@ -199,16 +207,18 @@ def _chosen(names: list[str], file: Path, what: str) -> str:
     raise WrongUseError(f"which {what} holds the vectors? {found}", where=str(file), hint=f"call it {COLUMNS[0]}")
 
 
-def _of_parquet(file: Path, settings: Settings) -> Iterator[Block]:
+def _of_parquet(file: Path, settings: Settings, report: Reporter) -> Iterator[Block]:
     key = id_column(str(file), column_names(file), settings.data.item_column)
     names = _whole(read_table(file, [key]).frame, key, file)
     with parquet_faults(str(file)):
         schema = pl.read_parquet_schema(file)
     column = _chosen([name for name, kind in schema.items() if _numbers(kind)], file, "column")
-    for start in range(0, len(names), ROWS_AT_ONCE):
-        with parquet_faults(str(file)):
-            part = pl.scan_parquet(file).select(column).slice(start, ROWS_AT_ONCE).collect()[column]
-        yield names[start : start + len(part)], _stacked(part, names[start : start + len(part)], file)
+    with _rows_read(file, len(names), report) as task:
+        for start in range(0, len(names), ROWS_AT_ONCE):
+            with parquet_faults(str(file)):
+                part = pl.scan_parquet(file).select(column).slice(start, ROWS_AT_ONCE).collect()[column]
+            yield names[start : start + len(part)], _stacked(part, names[start : start + len(part)], file)
+            task.advance(len(part))
 
 
 def _numbers(kind: pl.DataType) -> bool:
@@ -216,27 +226,65 @@ def _numbers(kind: pl.DataType) -> bool:
     return isinstance(kind, pl.List | pl.Array) and kind.inner.is_numeric()
 
 
-def _of_text(file: Path, settings: Settings) -> Iterator[Block]:
+def _of_jsonl(file: Path, settings: Settings, report: Reporter) -> Iterator[Block]:
+    raw = plain_file(file)
+    columns = json_keys(raw, Reporter(), RECORDS_LOOKED_AT)
+    key = id_column(str(file), columns, settings.data.item_column)
+    column = _chosen([name for name in columns if name != key], file, "column")
+    records = json_records(raw, parse_object, report)
+    while part := list(itertools.islice(records, RECORDS_AT_ONCE)):
+        found = [_of_record(record, key, column, f"{file}, line {line}") for line, record in part]
+        ids = pl.Series([name for name, _ in found], dtype=pl.String)
+        # What is no number becomes null, and is named below.
+        vectors = pl.Series([vector for _, vector in found], dtype=pl.List(pl.Float64), strict=False)
+        yield ids, _stacked(vectors, ids, file)
+
+
+def _of_record(record: Record | Reject, key: str, column: str, where: str) -> tuple[str, Any]:
+    """The id and the vector of a line."""
+    if isinstance(record, Reject):
+        raise BadDataError(record.reason, where=where)
+    try:
+        name = as_text(record.get(key)).strip()
+    except ValueError as error:
+        raise BadDataError(f"unreadable id: {error}", where=f"{where}, field {key}") from None
+    if fault := text_fault(name):
+        raise BadDataError(fault, where=where)
+    if not name:
+        raise _without_id(where, key)
+    vector = record.get(column)
+    return name, _split(pl.Series([vector]))[0] if isinstance(vector, str) else vector
+
+
+def _of_delimited(file: Path, settings: Settings, report: Reporter) -> Iterator[Block]:
     columns = column_names(file, sample=True)
     key = id_column(str(file), columns, settings.data.item_column)
     column = _chosen([name for name in columns if name != key], file, "column")
-    for batch in scan_table(file, [key, column]):
+    for batch in scan_table(file, [key, column], report=report):
         if batch.rejects:
             raise BadDataError(batch.rejects[0].reason, where=f"{file}, line {batch.rejects[0].line}")
         for start in range(0, len(batch.frame), ROWS_AT_ONCE):
             frame = batch.frame[start : start + ROWS_AT_ONCE]
             names = _whole(frame, key, file)
-            # "[0.1, 0.2]", "0.1, 0.2" and "0.1 0.2" alike; what is no number becomes null and is named below.
-            parts = frame[column].str.strip_chars(" \t\r\n[]()").str.replace_all(r"[,\s]+", " ").str.split(" ")
-            yield names, _stacked(parts.cast(pl.List(pl.Float32), strict=False), names, file)
+            yield names, _stacked(_split(frame[column]), names, file)
+
+
+def _split(texts: pl.Series) -> pl.Series:
+    """The numbers in a text: "[0.1, 0.2]", "0.1, 0.2" and "0.1 0.2" alike; null where one is none."""
+    parts = texts.str.strip_chars(" \t\r\n[]()").str.replace_all(r"[,\s]+", " ").str.split(" ")
+    return parts.cast(pl.List(pl.Float32), strict=False)
 
 
 def _whole(frame: pl.DataFrame, key: str, file: Path) -> pl.Series:
     """The column of ids, each of which must be there."""
     absent = frame.filter(pl.col(key).is_null())
     if len(absent):
-        raise BadDataError("a vector without an id", where=f"{file}, line {absent[LINE][0]}, field {key}")
+        raise _without_id(f"{file}, line {absent[LINE][0]}", key)
     return frame[key]
+
+
+def _without_id(where: str, key: str) -> BadDataError:
+    return BadDataError("a vector without an id", where=f"{where}, field {key}")
 
 
 def _stacked(lists: pl.Series, names: pl.Series, file: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from llmemb_cli.config.data import DataSettings
-from llmemb_cli.datasets.columns import guess_column, named_items
+from llmemb_cli.datasets.columns import guess_column, items_key, named_items
 from llmemb_cli.datasets.presets import DatasetPreset
 from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE, MAX_LINE, Batch, Chunk, Reject, line_chunks, printable
@@ -96,7 +96,7 @@ def _batch(chunk: Chunk, name: str, lengths: Counter[str]) -> Batch:
 def _texts(file: RawFile, settings: DataSettings, tally: Tally, report: Reporter) -> tuple[pl.DataFrame, list[str]]:
     """The items and the names of their attributes."""
     columns = _header(file, settings)
-    key = settings.item_column or guess_column("item_column", columns)[0]
+    key = settings.item_column or items_key("", columns)
     if key is None and _is_tabbed(file):
         layout = Layout(["item_id", "title"], "\t", 0, quoted=False, encoding=settings.encoding)
         batches = list(scan_delimited(file, layout.columns, layout, report))
