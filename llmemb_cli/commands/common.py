@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmemb_cli.config.recipes import RECIPES, RecipeName
 from llmemb_cli.config.settings import Settings, load_settings, parse_assignments, setting_choices, setting_help
 from llmemb_cli.console import Output, reader_gone
 from llmemb_cli.errors import InterruptedRunError, LlmembError, WrongUseError
@@ -22,6 +23,14 @@ WorkspaceOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override any setting, e.g. rat.alpha=0.05; repeatable."),
+]
+RecipeOption = Annotated[
+    RecipeName | None,
+    typer.Option(
+        "--recipe",
+        help="Write settings that go together into llmemb.toml. "
+        + " ".join(f"{name}: {recipe.about}." for name, recipe in RECIPES.items()),
+    ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it again even if nothing changed.")]
 
@@ -160,6 +169,7 @@ def short_path(path: Path) -> str:
 
 __all__ = [
     "ForceOption",
+    "RecipeOption",
     "SetOption",
     "WorkspaceOption",
     "command",

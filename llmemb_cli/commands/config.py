@@ -7,15 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace
-from llmemb_cli.config.settings import SECTIONS, Settings, known_keys, own_tables, parse_assignments
+from llmemb_cli.commands.common import RecipeOption, SetOption, WorkspaceOption, command, open_workspace
+from llmemb_cli.config.recipes import RECIPES, RecipeName, recipe_changes
+from llmemb_cli.config.settings import SECTIONS, Settings, known_keys, own_tables, parse_assignments, update_settings
 from llmemb_cli.console import Output, table
 from llmemb_cli.errors import WrongUseError, near_match
+from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.lock import write_lock
 
 
 def config(
     output: Output,
     section: Annotated[str | None, typer.Argument(help="Only this table: data, prompt, scft, ...")] = None,
+    recipe: RecipeOption = None,
     workspace: WorkspaceOption = None,
     set: SetOption = None,
 ) -> None:
@@ -24,9 +28,16 @@ def config(
     Tables such as [rat.bert4rec] count for their backbone or method alone; add `--set rat.backbone=bert4rec` to see
     them in force.
 
-    Example: `llmemb config rat --set rat.alpha=0.05`
+    Example: `llmemb config rat --set rat.alpha=0.05`, or `llmemb config --recipe long-tail`
     """
     located, settings = open_workspace(output, workspace, sets=set)
+    if recipe is not None:
+        if section or set:
+            raise WrongUseError(
+                "--recipe changes llmemb.toml, and goes with no other word", hint="show it afterwards"
+            )
+        _follow(output, located, recipe)
+        return
     if section is not None and section not in SECTIONS:
         close = near_match(section, list(SECTIONS))
         raise WrongUseError(
@@ -52,6 +63,28 @@ def config(
             )
         ),
     )
+
+
+def _follow(output: Output, workspace: Workspace, name: RecipeName) -> None:
+    """Write a recipe into llmemb.toml and say what it changed."""
+    with write_lock(workspace):
+        filed = tomllib.loads(workspace.settings_file.read_text(encoding="utf-8"))
+        changes = recipe_changes(name, filed)
+        update_settings(workspace.settings_file, {key: after for key, (_, after) in changes.items()})
+    rows = [
+        [key, "default" if before is None else _shown(before), _shown(after)]
+        for key, (before, after) in changes.items()
+    ]
+
+    def show(console: Any) -> None:
+        console.print(f"{name}: {RECIPES[name].about}", markup=False, soft_wrap=True)
+        console.print(
+            table(["in llmemb.toml", "before", "now"], rows, left=3) if rows else "llmemb.toml has it already"
+        )
+        console.print("Next: llmemb run --dry-run, then llmemb run", style="dim")
+
+    changed = {key: {"before": before, "after": after} for key, (before, after) in changes.items()}
+    output.result({"workspace": str(workspace.root), "recipe": name, "changed": changed}, show)
 
 
 def _shown(value: Any) -> str:

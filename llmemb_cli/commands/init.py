@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from llmemb_cli.commands.common import SetOption, command, option
+from llmemb_cli.commands.common import RecipeOption, SetOption, command, option
 from llmemb_cli.commands.data import pairs, show_account, show_attributes, show_sizes
 from llmemb_cli.config.data import PREPARATIONS, DataSettings
+from llmemb_cli.config.recipes import RECIPES
 from llmemb_cli.config.settings import parse_assignments, setting_help
 from llmemb_cli.console import Output, duration, may_ask, stderr
 from llmemb_cli.datasets.presets import PRESETS, SHOWN, find_preset, is_preset
@@ -51,6 +52,7 @@ def init(
     force: Annotated[
         bool, typer.Option("--force", help="Accept a set that is left with fewer than 100 users or items.")
     ] = False,
+    recipe: RecipeOption = None,
     set: SetOption = None,
     interactions: Annotated[Path | None, option("data.interactions", panel=OWN)] = None,
     items: Annotated[Path | None, option("data.items", panel=OWN)] = None,
@@ -98,7 +100,8 @@ def init(
         values |= _ask_files(dataset, values)
     if dataset == "custom":
         values = _columns(values, output)
-    overrides: dict[str, Any] = {f"data.{key}": value for key, value in values.items()}
+    overrides: dict[str, Any] = {} if recipe is None else dict(RECIPES[recipe].settings)
+    overrides |= {f"data.{key}": value for key, value in values.items()}
     overrides |= {"data.dataset": dataset, "seed": seed} | parse_assignments(set or [])
     root = (path or Path()) / (name or _default_name(dataset, values))
     if preset:
@@ -109,6 +112,8 @@ def init(
     written = {f"data.{key}" for key in prepared}
     workspace, result = create_workspace(root, overrides, output.reporter(), written)
     summary = result.manifest["summary"]
+    if recipe is not None and not result.built:
+        output.message(f"llmemb.toml stays as it is; `llmemb config --recipe {recipe}` changes it")
 
     def show(console: Any) -> None:
         made = f"made in {duration(result.seconds)}" if result.built else "is up to date"
@@ -120,6 +125,9 @@ def init(
         quoted = shlex.quote(str(root))
         card = f"llmemb data -w {quoted}, or {root / 'data' / 'card.md'}"
         console.print(f"\nThe whole card: {card}", markup=False, soft_wrap=True)
+        if recipe is None:
+            other = f"llmemb config -w {quoted} --recipe long-tail"
+            console.print(f"Settings are the paper's; best for rare items: {other}", markup=False, soft_wrap=True)
         console.print(f"Next: cd {quoted} && llmemb run", markup=False, soft_wrap=True)
 
     output.result({"workspace": str(workspace.root), "built": result.built} | summary, show)

@@ -108,13 +108,12 @@ def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settin
     for key, value in (overrides or {}).items():
         if value is None:
             continue
-        section, _, rest = key.partition(".")
-        table, dot, name = rest.rpartition(".")
-        if section == "rat" and dot:
+        table, name = _table_of(key)
+        if table:
             _check_table(table, {name: value}, "command line", text="")
         else:
             _put(values, key, _model_path(value, Path.cwd()) if key == "scft.model" else value)
-        if section == "rat" and (dot or name not in WHICH):
+        if key.startswith("rat.") and (table or name not in WHICH):
             flags.setdefault(table, {})[name] = value
     if len(tables) > 1 or any(flags.values()):
         rat = values.setdefault("rat", {})
@@ -208,12 +207,28 @@ def _model_path(model: str, base: Path) -> str:
 
 
 def make_settings(overrides: dict[str, Any] | None = None) -> Settings:
-    """Default settings with `overrides` put over them."""
+    """Default settings with `overrides` put over them, also of tables ("rat.llmemb.alpha")."""
     values: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {}
     for key, value in (overrides or {}).items():
-        if value is not None:
+        if value is None:
+            continue
+        table, name = _table_of(key)
+        if table:
+            _check_table(table, {name: value}, "command line", text="")
+            tables.setdefault(table, {})[name] = value
+        else:
             _put(values, key, value)
+    if tables:
+        values["rat_tables"] = {"": dict(values.get("rat", {}))} | tables
     return _check(values, source="command line", text="")
+
+
+def _table_of(key: str) -> tuple[str, str]:
+    """ "llmemb" and "alpha" of "rat.llmemb.alpha"; no table of another key."""
+    section, _, rest = key.partition(".")
+    table, _, name = rest.rpartition(".")
+    return (table, name) if section == "rat" else ("", name)
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
@@ -313,18 +328,25 @@ def write_settings(path: Path, settings: Settings, *, keep: set[str] | None = No
             active = value != default or f"{name}.{key}" in (keep or set())
             line = f"# {key} = (not set)" if value is None else f"{'' if active else '# '}{key} = {_toml(value)}"
             lines += [f"# {describe(section, key)}", line]
+        if name == "rat":
+            for own, table in settings.rat_tables.items():
+                lines += (
+                    ["", f"[rat.{own}]", *(f"{key} = {_toml(value)}" for key, value in table.items())] if own else []
+                )
     write_text(path, "\n".join(lines) + "\n")
 
 
 def update_settings(path: Path, changes: dict[str, Any]) -> None:
     """Set keys ("rat.alpha", "rat.bert4rec.alpha") in an existing `llmemb.toml`; comments and layout stay.
 
+    A setting takes the place of the comment that shows its default.
+
     Raises:
         WrongUseError: a change is not valid; the file stays as it was.
     """
     import tomlkit
 
-    document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    document = tomlkit.parse(_uncommented(path.read_text(encoding="utf-8"), changes))
     made = []
     for key, value in changes.items():
         *section, name = key.split(".")
@@ -340,6 +362,19 @@ def update_settings(path: Path, changes: dict[str, Any]) -> None:
     text = tomlkit.dumps(document)
     _read(text, str(path))
     write_text(path, text)
+
+
+def _uncommented(text: str, changes: dict[str, Any]) -> str:
+    """The text with a value for each changed setting whose default stands in a comment and that is not set."""
+    values, lines, section = tomllib.loads(text), [], ""
+    for line in text.splitlines():
+        if header := re.fullmatch(r"\[([^\[\]]+)\]", line.strip()):
+            section = header[1]
+        shown = re.match(r"# (\w+) = ", line)
+        key = f"{section}.{shown[1]}" if shown else ""
+        unset = shown is not None and section in SECTIONS and shown[1] not in values.get(section, {})
+        lines.append(f"{key.rpartition('.')[2]} = {_toml(changes[key])}" if unset and key in changes else line)
+    return "\n".join(lines) + "\n"
 
 
 def _toml(value: Any) -> str:
