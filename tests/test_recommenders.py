@@ -109,11 +109,12 @@ def test_a_switch_turned_off_by_a_flag_is_another_run_than_that_of_the_settings_
         **(
             SMALL
             | {"rat__logit_adjustment": 0.5, "rat__contrast": "cl4srec", "rat__start_decay": 1.0}
-            | {"rat__method": "llm2x", "rat__averaging": 0.99}
+            | {"rat__method": "llm2x", "rat__averaging": 0.99, "rat__logit_adjustment_share": 0.8}
         ),
     )
     assert run_name(settings, settings) == "sasrec-llm2x-42"
-    for key, off in (("logit_adjustment", 0.0), ("contrast", "none"), ("start_decay", 0.0), ("averaging", 0.0)):
+    switches = {"logit_adjustment": 0.0, "contrast": "none", "start_decay": 0.0, "averaging": 0.0}
+    for key, off in (switches | {"logit_adjustment_share": 1.0}).items():
         rat = settings.rat.model_copy(update={key: off})
         assert run_name(settings.model_copy(update={"rat": rat}), settings) != run_name(settings, settings)
 
@@ -142,12 +143,19 @@ def test_start_decay_counts_where_an_item_has_a_start_of_its_own(
 
 
 @pytest.mark.parametrize(
-    ("switch", "on"), [("contrast", "cl4srec"), ("logit_adjustment", 0.5), ("start_decay", 1.0), ("averaging", 0.5)]
+    ("switch", "on", "more"),
+    [
+        ("contrast", "cl4srec", {}),
+        ("logit_adjustment", 0.5, {}),
+        ("logit_adjustment_share", 0.8, {"rat__logit_adjustment": 0.5}),
+        ("start_decay", 1.0, {}),
+        ("averaging", 0.5, {}),
+    ],
 )
 def test_a_switch_turned_on_or_off_in_the_settings_file_makes_the_run_stale(
-    tmp_path: Path, switch: str, on: Any
+    tmp_path: Path, switch: str, on: Any, more: dict[str, Any]
 ) -> None:
-    values = SMALL | {"rat__epochs": 1, "rat__method": "llm2x"}
+    values = SMALL | {"rat__epochs": 1, "rat__method": "llm2x"} | more
     workspace, settings = make_workspace(tmp_path / "ws", **values)
     switched = settings.model_copy(update={"rat": settings.rat.model_copy(update={switch: on})})
     for one, other in ((settings, switched), (switched, settings)):

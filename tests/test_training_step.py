@@ -448,6 +448,18 @@ def test_logit_adjustment_takes_popularity_out_of_the_scores() -> None:
     assert slopes[1] == pytest.approx(0, abs=0.2)
 
 
+@pytest.mark.parametrize(("share", "most"), [(1.0, 9), (0.8, 7), (0.5, 4), (0.01, 0)])
+def test_logit_adjustment_tells_only_the_least_popular_share_of_items_apart(share: float, most: int) -> None:
+    # Ten items that come 0, 1, ..., 9 times, in another order: of the least popular half the last comes 4 times.
+    often = np.random.default_rng(1).permutation(10).tolist()
+    train = ragged([[1 + item] * count for item, count in enumerate(often) if count])
+    offset = popularity_offset(train, 10, 0.7, share)
+    assert offset is not None
+    counted = [min(count, most) + 1 for count in often]
+    expected = [0.7 * math.log(one / (sum(counted) / 10)) for one in counted]
+    torch.testing.assert_close(offset[1:], torch.tensor(expected))
+
+
 def test_sce_with_every_item_once_is_the_full_softmax() -> None:
     torch.manual_seed(2)
     values: dict[str, Any] = {"hidden_size": D, "max_length": 7, "dropout": 0, "method": "none"}

@@ -49,6 +49,13 @@ class RatSettings(Section):
         ge=0,
         source="Menon et al., ICLR 2021",
     )
+    logit_adjustment_share: float = setting(
+        1.0,
+        "share of items, least popular first, that the adjustment tells apart; more popular ones count as the last "
+        "of them, so that popularity goes on counting among these",
+        gt=0,
+        le=1,
+    )
     start_decay: float = setting(
         0.0,
         "pull of a table back to the LLM vectors or run it starts from: learning_rate * start_decay of it a step",

@@ -17,7 +17,7 @@ HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkpo
 # The same of `[rat]`.
 HOW_OF_RAT = HOW | {"precision", "replay", "track"}
 # Settings of `[rat]` that a run does not depend on while they are off. Off where llmemb.toml has them on is a change.
-SWITCHES = ("contrast", "logit_adjustment", "start_decay", "averaging")
+SWITCHES = ("contrast", "logit_adjustment", "logit_adjustment_share", "start_decay", "averaging")
 
 
 def method_of(settings: Settings) -> Method:
@@ -181,6 +181,8 @@ def unused_settings(rat: RatSettings) -> set[str]:
         unused.add("contrast_weight")
     if not _has_start(rat):
         unused.add("start_decay")
+    if not rat.logit_adjustment:
+        unused.add("logit_adjustment_share")
     if not rat.scores_cosines:
         unused.add("temperature")
     if rat.loss == "infonce":

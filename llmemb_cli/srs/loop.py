@@ -99,7 +99,7 @@ def train(t: Training) -> tuple[State, float, bool]:
     optimizer = make_optimizer(trained, rat)
     sampler = None if loss_name(rat) in ("ce", "sce") else NegativeSampler(data.train, data.n_items)
     starts = table_starts(model, rat.start_decay)
-    offset = popularity_offset(data.train, data.n_items, rat.logit_adjustment)
+    offset = popularity_offset(data.train, data.n_items, rat.logit_adjustment, rat.logit_adjustment_share)
     offset = None if offset is None else offset.to(t.device)
     average = start_average(trained, rat.averaging)
     validated = validation_users(data, rat.validation_users, seed)

@@ -64,7 +64,7 @@ def loss_name(settings: RatSettings) -> str:
     return BACKBONES[settings.backbone].loss if settings.loss == "auto" else settings.loss
 
 
-def popularity_offset(train: Ragged, n_items: int, weight: float) -> torch.Tensor | None:
+def popularity_offset(train: Ragged, n_items: int, weight: float, share: float = 1.0) -> torch.Tensor | None:
     """What logit adjustment adds to the scores of items in training (Menon et al., ICLR 2021, Eq. 10).
 
     The logarithm of an item's share is learned by the offset and not by the model, whose own scores then say how much
@@ -73,6 +73,8 @@ def popularity_offset(train: Ragged, n_items: int, weight: float) -> torch.Tenso
     Args:
         train: training items of all users.
         weight: tau.
+        share: of the items, least popular first; counts above the last of these count as that one. Whether an item
+            is rare is then taken out, and not how popular a popular one is.
 
     Returns:
         (n_items + 1,) float: tau log((count + 1) / mean of (count + 1)); None for a weight of 0. Centred, because the
@@ -81,6 +83,7 @@ def popularity_offset(train: Ragged, n_items: int, weight: float) -> torch.Tenso
     if not weight:
         return None
     counts = 1.0 + np.bincount(train.values, minlength=n_items + 1)
+    counts = np.minimum(counts, np.sort(counts[1:])[max(round(share * n_items), 1) - 1])
     return torch.from_numpy(weight * np.log(counts / counts[1:].mean())).float()
 
 
