@@ -141,8 +141,8 @@ def test_latin_1_is_read_when_it_is_said_and_hinted_at_when_it_is_not(tmp_path: 
     overrides |= {"data.allow_small": True, "data.filter": "none"}  # type: ignore[dict-item]
     create_workspace(tmp_path / "unsaid", overrides, report)
     assert report.lines == [
-        "2 lines were not used: see data/rejected.jsonl; 2 of them are not UTF-8: say how the text is written with "
-        "--encoding latin-1 or cp1252"
+        "2 lines were not used, 25% of the interactions (most: unreadable line: not UTF-8, 2): see "
+        "data/rejected.jsonl; 2 of them are not UTF-8: say how the text is written with --encoding latin-1 or cp1252"
     ]
 
 

@@ -27,7 +27,7 @@ from llmemb_cli.datasets.popularity import tail_items
 from llmemb_cli.datasets.raw import Tally
 from llmemb_cli.datasets.readers.chunks import LINE
 from llmemb_cli.datasets.readers.tabular import read_table
-from llmemb_cli.datasets.rules import SECOND, apply_rules, check_interactions, split_column
+from llmemb_cli.datasets.rules import NO_TIME, SECOND, apply_rules, check_interactions, split_column
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
 from llmemb_cli.pipeline import data_stage
@@ -269,6 +269,46 @@ def test_the_order_within_a_second_is_kept_and_whole_seconds_are_stored(
     assert got["timestamp"].to_list() == [moments[n] // SECOND for n in expected]
 
 
+WRITTEN = {
+    "seconds": lambda when: str(int(when.timestamp())),
+    "milliseconds": lambda when: str(int(when.timestamp()) * 1000),
+    "microseconds": lambda when: str(int(when.timestamp()) * 10**6),
+    "nanoseconds": lambda when: str(int(when.timestamp()) * 10**9),
+    "digits": lambda when: f"{when:%Y%m%d%H%M%S}",
+    "digits without seconds": lambda when: f"{when:%Y%m%d%H%M}",
+    "space": lambda when: f"{when:%Y-%m-%d %H:%M:%S}",
+    "utc": lambda when: f"{when:%Y-%m-%d %H:%M:%S} UTC",
+    "utc with parts": lambda when: f"{when:%Y-%m-%d %H:%M:%S}.000000 UTC",
+    "slashes": lambda when: f"{when:%Y/%m/%d %H:%M:%S}",
+    "slashed day": lambda when: f"{when:%Y/%m/%d}",
+    "points": lambda when: f"{when:%d.%m.%Y %H:%M}",
+    "pointed day": lambda when: f"{when:%d.%m.%Y}",
+}
+
+
+@given(when=st.datetimes(datetime(1995, 1, 1), datetime(2099, 12, 31)), form=st.sampled_from(sorted(WRITTEN)))
+@settings(max_examples=200, deadline=None)
+def test_a_moment_is_the_same_however_it_is_written(when: datetime, form: str) -> None:
+    when = when.replace(microsecond=0, tzinfo=UTC)
+    text = WRITTEN[form](when)
+    if "day" in form:
+        when = when.replace(hour=0, minute=0, second=0)
+    if form in ("digits without seconds", "points"):
+        when = when.replace(second=0)
+    log = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [text], LINE: [2]})
+    assert check_interactions(log, None, "x", Tally())["timestamp"].to_list() == [int(when.timestamp())]
+
+
+@pytest.mark.parametrize(
+    "text", ["1e30", "99999999999999999999999", "20231316092054", "11/14/2023 22:13", "inf", "soon"]
+)
+def test_what_is_no_time_is_never_taken_for_one(text: str) -> None:
+    log = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [text], LINE: [2]})
+    tally = Tally()
+    found = check_interactions(log, None, "x", tally)
+    assert found.is_empty() and [reject.line for reject in tally.kept] == [2]
+
+
 def test_the_order_within_a_second_of_a_parquet_table_is_kept(tmp_path: Path) -> None:
     start = datetime(2020, 9, 13, 12, 26, 40)
     times = [start + timedelta(milliseconds=part) for part in (900, 500, 100)]
@@ -299,7 +339,7 @@ def test_days_written_without_hyphens_are_days_and_a_mixture_is_told(tmp_path: P
     may, june = 1_399_939_200, 1_401_580_800
     assert days("all", ["20140513", "20140601.0", "2014-06-01", "soon"]) == (
         [may, june, june],
-        ["1 lines were not used: see data/rejected.jsonl"],
+        [f"1 lines were not used, 25% of the interactions ({NO_TIME}): see data/rejected.jsonl"],
     )
     times, said = days("mixed", ["20140513", "20140601", "20141345"])
     assert times == [20140513, 20140601, 20141345] and "look like days" in said[0]

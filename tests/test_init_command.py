@@ -343,6 +343,41 @@ def test_the_ids_of_a_file_of_items_may_have_a_name_of_their_own(folder: Path, k
     assert items.equals(same) and items["title"].to_list() == [f"Thing {item[1:]}" for item in items["item_id"]]
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["User ID,Item ID,Created At,Stars", "userId,productId,eventTime,rating", "customer-id,StockCode,date,score"],
+)
+def test_headers_are_understood_however_they_are_spelt(folder: Path, header: str) -> None:
+    (folder / LOG).write_text((folder / LOG).read_text().replace("user_id,item_id,timestamp,rating", header, 1))
+    done = llmemb("custom", "--name", "w", "--interactions", LOG)
+    assert done.exit_code == 0, done.stderr
+    stats = json.loads((folder / "w" / "data" / "stats.json").read_text())["source"]["columns"]
+    assert [stats[role] for role in ("user", "item", "time", "rating")] == header.split(",")
+
+
+def test_a_log_written_twice_is_told(folder: Path) -> None:
+    text = (folder / LOG).read_text()
+    (folder / LOG).write_text(text + text.partition("\n")[2])
+    said = " ".join(own().stderr.split())
+    assert "interactions are there already" in said and "--repeats first" in said and "--time-column" not in said
+    assert "already" not in own("--repeats", "first", name="once").stderr
+
+
+def test_ids_that_do_not_match_show_one_of_either_file(folder: Path) -> None:
+    (folder / "items.csv").write_text((folder / "items.csv").read_text().replace("\ni", "\nitem-"))
+    done = own()
+    said = " ".join(done.stderr.split())
+    assert done.exit_code == 4 and "ids such as item-0, item-1: are those of the log written otherwise?" in said
+    assert f"{LOG}, line 2: u0, i" in said
+
+
+def test_without_texts_of_items_the_next_step_is_one_that_works(folder: Path) -> None:
+    done = llmemb("custom", "--name", "w", "--interactions", LOG)
+    assert "llmemb rat --method none" in done.stdout and "llmemb run" not in done.stdout
+    refused = CliRunner().invoke(app, ["prompt", "-w", "w"])
+    assert refused.exit_code == 4 and "items have no text" in refused.stderr
+
+
 def test_a_file_of_items_without_ids_says_what_to_call_them(folder: Path) -> None:
     (folder / "items.csv").write_text((folder / "items.csv").read_text().replace("item_id", "code", 1))
     done = own()

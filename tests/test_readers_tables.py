@@ -12,6 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -357,13 +358,26 @@ def test_parquet_values_are_the_text_they_would_be_in_json_lines(tmp_path: Path)
         ("2.5", "yes", "c", None, "y", None, 4),
     ]
     assert [(r.line, r.reason) for r in table.rejects] == [(2, "unreadable line: NUL byte")] and table.rows_read == 4
-    pl.DataFrame({"s": [{"a": 1}]}).write_parquet(tmp_path / "s.parquet")
+    pl.DataFrame({"s": [timedelta(1)]}).write_parquet(tmp_path / "s.parquet")
     with pytest.raises(BadDataError, match="not understood") as caught:
         read_table(tmp_path / "s.parquet")
     assert caught.value.where and caught.value.where.endswith("s.parquet, column s")
     (tmp_path / "bad.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:-9])
     with pytest.raises(BadDataError, match="not a readable Parquet file"):
         read_table(tmp_path / "bad.parquet")
+
+
+def test_nested_records_are_the_same_text_in_parquet_and_in_json_lines(tmp_path: Path) -> None:
+    records = [
+        {"id": "1", "specs": {"color": "oak", "size": {"w": 2, "h": None}}, "parts": [{"n": "leg"}, {"n": "top"}]},
+        {"id": "2", "specs": {"color": None, "size": {"w": None, "h": 3.5}}, "parts": []},
+        {"id": "3", "specs": None, "parts": None},
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    pl.DataFrame(records).write_parquet(tmp_path / "x.parquet")
+    lines, parquet = (read_table(tmp_path / name).frame.rows() for name in ("x.jsonl", "x.parquet"))
+    assert parquet == lines
+    assert lines[0][1:3] == ("color: oak, size: w: 2", "n: leg, n: top")
 
 
 # Sequences

@@ -125,6 +125,11 @@ def init(
         quoted = shlex.quote(str(root))
         card = f"llmemb data -w {quoted}, or {root / 'data' / 'card.md'}"
         console.print(f"\nThe whole card: {card}", markup=False, soft_wrap=True)
+        if not summary["attributes"]:
+            # There is nothing for a language model to read, which `run` would begin with.
+            none = "no texts of items (--items): only `llmemb rat --method none` can be trained"
+            console.print(f"{none}\nNext: cd {quoted} && llmemb rat --method none", markup=False, soft_wrap=True)
+            return
         if recipe is None:
             other = f"llmemb config -w {quoted} --recipe long-tail"
             console.print(f"Settings are the paper's; best for rare items: {other}", markup=False, soft_wrap=True)

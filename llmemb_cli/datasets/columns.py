@@ -19,7 +19,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "user_column": ("user_id", "userid", "user", "uid", "reviewerid", "customer_id", "customer", "visitorid"),
     "item_column": (
         *("item_id", "itemid", "item", "iid", "asin", "parent_asin", "product_id", "productid", "product"),
-        *("movie_id", "movieid", "business_id", "sku", "article_id", "track_id", "isbn"),
+        *("movie_id", "movieid", "business_id", "sku", "stock_code", "article_id", "track_id", "isbn"),
     ),
     "time_column": ("timestamp", "time", "ts", "unixreviewtime", "datetime", "date", "event_time", "created_at"),
     "rating_column": ("rating", "overall", "stars", "score"),
@@ -52,8 +52,12 @@ Ask = Callable[[str, list[str]], str]
 
 
 def guess_column(kind: str, columns: list[str]) -> tuple[str | None, bool]:
-    """The column that `kind` most likely is, and whether that is sure (exactly one name fits)."""
-    fits = [column for name in NAMES[kind] for column in columns if column.strip().lower() == name]
+    """The column that `kind` most likely is, and whether that is sure (exactly one fits).
+
+    "User ID", userId and user-id are one name.
+    """
+    spelt = {column: {"".join(words_of(column)), "_".join(words_of(column))} for column in columns}
+    fits = list(dict.fromkeys(column for name in NAMES[kind] for column in columns if name in spelt[column]))
     if not fits and kind == "time_column":
         # purchased_at, order_date: without it the order of the lines would be taken for that of time.
         fits = [column for column in columns if not TIME_WORDS.isdisjoint(words_of(column)[-1:])]

@@ -81,18 +81,16 @@ def _write(work: Path, raw: RawData, settings: Settings, report: Reporter) -> di
     items = _items_of(log, raw, settings.data)
     _write_rejects(work / "rejected.jsonl", tally)
     summary = describe_data(log, items, raw, settings, left_out, report)
-    _refuse_tiny(summary, settings)
+    _refuse_tiny(summary, settings, raw)
     _refuse_untested(summary, settings)
-    if settings.data.time_column:
+    if settings.data.time_column and not _warn_of_copies(log, report):
         _warn_of_ties(log, report)
     write_parquet(work / "items.parquet", items)
     write_parquet(work / "interactions.parquet", log.with_columns(pl.col("user_id", "item_id").cast(pl.String)))
     write_json(work / "stats.json", summary)
     write_text(work / "card.md", card_text(summary))
     if tally.total():
-        report.warn(
-            f"{tally.total():,} lines were not used: see data/rejected.jsonl" + _encoding_hint(tally, settings)
-        )
+        report.warn(_unused_lines(raw) + _encoding_hint(tally, settings))
     return summary
 
 
@@ -110,6 +108,29 @@ def _refuse_untested(summary: dict[str, Any], settings: Settings) -> None:
         "no user is left with an item to test on",
         hint="a user needs three interactions; look at the rules, or --force",
     )
+
+
+def _unused_lines(raw: RawData) -> str:
+    """How many lines were of no use, which share of the log, and why most of them."""
+    tally = raw.tally
+    reason, count = next(iter(tally.by_reason().items()))
+    lost = sum(number for (file, _), number in tally.counts.items() if file == raw.log_name)
+    share = lost / tally.rows_read[raw.log_name]
+    said = f"{tally.total():,} lines were not used" + (f", {share:.0%} of the interactions" if share >= 0.01 else "")
+    most = f" (most: {reason}, {count:,})" if tally.total() > 1 else f" ({reason})"
+    return f"{said}{most}: see data/rejected.jsonl"
+
+
+def _warn_of_copies(log: pl.DataFrame, report: Reporter) -> bool:
+    """A log that was written twice says twice what comes next; whether that was said."""
+    copies = len(log) - log.select("user_id", "item_id", "timestamp").n_unique()
+    if copies <= len(log) / 100:
+        return False
+    report.warn(
+        f"{copies:,} of {len(log):,} interactions are there already, of the same user with the same item at the same "
+        "time: --repeats first keeps one of each"
+    )
+    return True
 
 
 def _warn_of_ties(log: pl.DataFrame, report: Reporter) -> None:
@@ -171,7 +192,7 @@ def _write_rejects(path: Path, tally: Tally) -> None:
     write_text(path, "".join(json.dumps(reject.__dict__, ensure_ascii=False) + "\n" for reject in tally.kept))
 
 
-def _refuse_tiny(summary: dict[str, Any], settings: Settings) -> None:
+def _refuse_tiny(summary: dict[str, Any], settings: Settings, raw: RawData) -> None:
     least = 1 if settings.data.allow_small else SMALLEST
     if summary["users"] >= least and summary["items"] >= least:
         return
@@ -180,15 +201,29 @@ def _refuse_tiny(summary: dict[str, Any], settings: Settings) -> None:
     losses.sort(key=lambda loss: -loss[0])
     reasons = "; ".join(f"{count:,} {what}" for count, what in losses[:4])
     read = ", ".join(f"{name} ({rows:,} rows)" for name, rows in summary["rows_read"].items())
-    unread = summary["rejected_by_reason"].get(NO_TIME, 0)
-    times = "times are seconds, milliseconds or dates such as 2014-05-13 or 2014-05-13T16:53:20; " if unread else ""
+    # The commonest fault, which one line of it shows better than any description.
+    worst = next(iter(summary["rejected_by_reason"]), "")
+    shown = next((reject for reject in raw.tally.kept if reject.reason == worst), None)
+    example = "" if shown is None else f"; {shown.file}, line {shown.line}: {shown.text[:80]}"
+    known = (
+        raw.items["item_id"].drop_nulls().head(2).to_list()
+        if worst == "unknown item" and raw.items is not None
+        else []
+    )
+    ids = (
+        f"the items' file has ids such as {', '.join(known)}: are those of the log written otherwise? "
+        if known
+        else ""
+    )
+    times = "times are seconds (or ms, us, ns) or dates such as 2014-05-13 16:53:20; " if worst == NO_TIME else ""
     expected = next((f"; others report {entry['users']:,} users" for entry in summary["published"]), "")
     raise BadDataError(
         f"only {summary['users']} users and {summary['items']} items are left"
         + (f" ({reasons})" if reasons else "")
-        + f"; fewer than {SMALLEST} are more often a wrong file or column{expected}",
+        + f"; fewer than {SMALLEST} are more often a wrong file or column{expected}{example}",
         where=read,
-        hint=times
+        hint=ids
+        + times
         + "check files and columns, lower --min-user and --min-item"
         + (", or keep it so with --force" if summary["users"] and summary["items"] else ""),
     )

@@ -14,7 +14,8 @@ from llmemb_cli.datasets.raw import REASON, Tally
 from llmemb_cli.datasets.readers.chunks import LINE
 from llmemb_cli.seeds import numpy_rng
 
-MILLISECONDS_FROM = 100_000_000_000  # 1e11 s is the year 5138: larger numbers are milliseconds
+# 1e11 s is the year 5138: larger numbers are milliseconds, those a thousand times as large microseconds, and so on.
+MILLISECONDS_FROM = 100_000_000_000
 LATEST_SECOND = 253_402_300_800  # the year 10000
 SECOND = 1_000_000  # microseconds
 FRACTION = "\x00fraction"  # the column with the microseconds after a whole second, where there are any
@@ -22,7 +23,16 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAYS_FROM, DAYS_TO = 1900_01_01, 2100_01_01  # whole numbers between may be days written so; as seconds they are 1970
 SPLITS = ("train", "valid", "test", "later")
 NO_TIME = "timestamp is not a number or date"
-DATE_FORMS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d")
+DATE_FORMS = (
+    *("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"),
+    *("%Y-%m-%d %H:%M:%S UTC", "%Y-%m-%d %H:%M:%S%.f UTC"),
+    *("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d"),
+    # 11/12/2023 is a day in November here and in December there: it is in no form that could be taken.
+    *("%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y"),
+)
+# Times written as digits, 20231116092054 and 202311160920; read as milliseconds they are of the year 2611 and of 1976.
+SECONDS_WRITTEN = ("%Y%m%d%H%M%S", 1900_01_01_00_00_00, 2100_01_01_00_00_00)
+MINUTES_WRITTEN = ("%Y%m%d%H%M", 1900_01_01_00_00, 2100_01_01_00_00)
 
 
 def check_items(items: pl.DataFrame, name: str, tally: Tally) -> pl.DataFrame:
@@ -135,11 +145,11 @@ def look_like_days(log: pl.DataFrame) -> bool:
 
 
 def _moments(texts: pl.Series, days: bool) -> pl.Series:
-    """Times as microseconds since 1970: numbers (of milliseconds where they are that large) and dates; else null."""
+    """Times as microseconds since 1970: numbers (of smaller units where they are that large) and dates; else null."""
     numbers = texts.cast(pl.Float64, strict=False)
     moments = _day_moments(numbers) if days else _number_moments(numbers)
-    # With `days`, a number that is no day is a time in no other form either.
-    unread = moments.is_null() & texts.is_not_null() & (numbers.is_null() if days else True)
+    # What is a number is a time in no other form: ISO 8601 takes some of 19 digits for days of the year 1700.
+    unread = moments.is_null() & texts.is_not_null() & numbers.is_null()
     for form in DATE_FORMS:
         left = unread.arg_true()
         if len(left) == 0:
@@ -157,20 +167,28 @@ def _number_moments(numbers: pl.Series) -> pl.Series:
     if numbers.null_count() == len(numbers):
         return numbers.cast(pl.Int64)
     number = pl.col(numbers.name)
-    value: pl.Expr = pl.when(number.is_finite()).then(number)
-    value = pl.when(value.abs() >= MILLISECONDS_FROM).then(value / 1000).otherwise(value)
+    # Of so many digits what is no day and hour is no time: nobody means milliseconds of the year 2611.
+    digits = number.is_between(*SECONDS_WRITTEN[1:], closed="left")
+    value: pl.Expr = pl.when(number.is_finite() & ~digits).then(number)
+    for _ in ("milliseconds", "microseconds", "nanoseconds"):
+        value = pl.when(value.abs() >= MILLISECONDS_FROM).then(value / 1000).otherwise(value)
     value = pl.when(value.abs() < LATEST_SECOND).then(value)
     # Apart, as a product would round: the whole seconds stay what they are.
     after = ((value - value.floor()) * SECOND).round().clip(0, SECOND - 1).cast(pl.Int64)
-    return numbers.to_frame().select(value.floor().cast(pl.Int64) * SECOND + after).to_series()
+    counted = value.floor().cast(pl.Int64) * SECOND + after
+    written = [_written(number, *form) for form in (SECONDS_WRITTEN, MINUTES_WRITTEN)]
+    return numbers.to_frame().select(pl.coalesce(*written, counted)).to_series()
 
 
 def _day_moments(numbers: pl.Series) -> pl.Series:
-    number = pl.col(numbers.name)
-    day = pl.when(number.is_between(DAYS_FROM, DAYS_TO, closed="left") & (number == number.floor())).then(number)
-    written = day.cast(pl.Int64).cast(pl.String)
-    moment = written.str.to_datetime("%Y%m%d", strict=False, exact=True, time_unit="us").dt.epoch("us")
-    return numbers.to_frame().select(moment).to_series()
+    return numbers.to_frame().select(_written(pl.col(numbers.name), "%Y%m%d", DAYS_FROM, DAYS_TO)).to_series()
+
+
+def _written(number: pl.Expr, form: str, start: int, end: int) -> pl.Expr:
+    """The moments that whole numbers from `start` to before `end` are, read as digits in this form."""
+    whole = pl.when(number.is_between(start, end, closed="left") & (number == number.floor())).then(number)
+    digits = whole.cast(pl.Int64).cast(pl.String)
+    return digits.str.to_datetime(form, strict=False, exact=True, time_unit="us").dt.epoch("us")
 
 
 def _iso_moment(text: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from llmemb_cli.errors import WrongUseError, near_match
@@ -34,13 +35,15 @@ def item_parts(items: pl.DataFrame, attributes: list[str], settings: PromptSetti
         settings.pattern.format(name="", value="")
     except (KeyError, IndexError, ValueError):
         raise WrongUseError("prompt.pattern must use {name} and {value} only", where=settings.pattern) from None
+    # Without a column polars knows of no row.
+    rows = items.select(chosen).iter_rows() if chosen else itertools.repeat((), len(items))
     return [
         [
             settings.pattern.format(name=name, value=shorten(value, limit))
             for name, limit, value in zip(names, limits, row, strict=True)
             if value
         ]
-        for row in items.select(chosen).iter_rows()
+        for row in rows
     ]
 
 

@@ -76,7 +76,8 @@ def json_keys(file: RawFile, report: Reporter, limit: int | None = None) -> list
         if limit is not None and number >= limit and keys:
             break
     if not keys:
-        raise BadDataError("no line is a JSON object", where=file.where)
+        hint = "one object a line is expected; of a list of objects, `jq -c '.[]' FILE > FILE.jsonl` makes that"
+        raise BadDataError("no line is a JSON object", where=file.where, hint=hint)
     return list(keys)
 
 

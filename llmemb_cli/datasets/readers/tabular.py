@@ -177,7 +177,11 @@ def _text(value: pl.Expr, kind: Any, where: str) -> pl.Expr:
         return _text(value.arr.to_list(), pl.List(kind.inner), where)
     if isinstance(kind, pl.List):
         return value.list.eval(_text(pl.element(), kind.inner, where)).list.join(", ")
-    if isinstance(kind, pl.Struct | pl.Duration | pl.Object):
+    if isinstance(kind, pl.Struct):
+        texts = {field.name: _text(value.struct.field(field.name), field.dtype, where) for field in kind.fields}
+        said = [pl.when(text != "").then(pl.lit(f"{name}: ") + text) for name, text in texts.items()]
+        return pl.concat_str(said, separator=", ", ignore_nulls=True) if said else pl.lit(None, pl.String)
+    if isinstance(kind, pl.Duration | pl.Object):
         raise BadDataError(f"values of type {kind} are not understood", where=where, hint="make it a column of text")
     return value.cast(pl.String)
 
