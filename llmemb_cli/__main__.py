@@ -20,9 +20,13 @@ def main() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
         warnings.simplefilter("ignore")
         logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-    from llmemb_cli.app import app
+    try:
+        from llmemb_cli.app import app
 
-    app()
+        app()
+    except KeyboardInterrupt:
+        # While modules are imported there is no command yet that says so.
+        sys.exit(130)
 
 
 if __name__ == "__main__":

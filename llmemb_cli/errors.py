@@ -52,6 +52,16 @@ def near_match(word: str, known: list[str]) -> str | None:
     return next(iter(near_matches(word, known)), None)
 
 
+def unknown_id(word: str, known: list[str]) -> str:
+    """What to do about a user or item id that the data does not have."""
+    # A number beside it is nobody's typing error.
+    close = None if word.isdecimal() else near_match(word, known)
+    if close is not None:
+        return f"did you mean {close}?"
+    example = f", for example {known[0]}" if known else ""
+    return f"ids are your own{example}; what the rules of `llmemb init` left out is not there (`llmemb data`)"
+
+
 def near_matches(word: str, known: list[str]) -> list[str]:
     """Up to three entries of `known` a person may have meant by `word`, nearest first."""
     import difflib

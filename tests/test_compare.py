@@ -252,6 +252,33 @@ def test_runs_ranked_among_other_items_are_refused(
         compare_runs(workspace, settings, ["none", "llmemb"])
 
 
+def test_all_runs_are_those_of_the_present_data_and_the_others_are_named(
+    measured: tuple[Workspace, Settings], tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(measured[0].root, tmp_path / "copy"))
+    workspace = Workspace(root)
+    shutil.rmtree(workspace.run("sasrec-llmemb-1") / "eval")
+    for place in (workspace.run("sasrec-none-2"), workspace.evaluation("sasrec-none-2", "full")):
+        made = json.loads((place / "manifest.json").read_text())
+        made["made_from"]["inputs"]["data"] = "0" * 64
+        (place / "manifest.json").write_text(json.dumps(made))
+
+    def call(*args: str) -> tuple[int, dict[str, Any], str]:
+        done = CliRunner().invoke(app, [*args, "-w", str(root)])
+        shown = CliRunner().invoke(app, [*args, "-w", str(root), "--json"])
+        return done.exit_code, json.loads(shown.stdout), " ".join(done.stderr.split())
+
+    code, document, said = call("compare")
+    assert code == 0 and "not evaluated: sasrec-llmemb-1" in said
+    assert document["left_out"]["measured on other data or in another way"] == ["sasrec-none-2"]
+    assert "sasrec-none-2" not in [run for one in document["variants"] for run in one["runs"]]
+    code, document, said = call("eval")
+    assert code == 0 and "left out, trained on other data: sasrec-none-2" in said
+    assert {"sasrec-none-1", "sasrec-llmemb-1"} <= {one["run"] for one in document["runs"]}
+    code, document, said = call("eval", "sasrec-none-2")
+    assert code == 4 and "llmemb runs remove sasrec-none-2" in said
+
+
 def test_seeds_of_a_version_that_counted_unused_settings_are_of_the_same_variant(
     measured: tuple[Workspace, Settings], tmp_path: Path
 ) -> None:

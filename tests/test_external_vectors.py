@@ -240,6 +240,19 @@ def test_files_that_are_no_vectors(
     assert not workspace.embeddings("x").exists()
 
 
+def test_what_stands_in_the_way_is_named_by_the_users_own_file(
+    tmp_path: Path, ready: tuple[Workspace, np.ndarray]
+) -> None:
+    workspace, vectors = ready
+    code, document = call(workspace, "embed", "--vectors", str(tmp_path))
+    assert code == 2 and "this is a directory" in document["error"]["message"]
+    holed = vectors.copy()
+    holed[3, 2] = np.nan
+    flags = write(tmp_path / "holed.npy", ids_of(workspace), holed)
+    code, document = call(workspace, "embed", *flags)
+    assert code == 4 and document["error"]["where"] == str(tmp_path / "holed.npy")
+
+
 def test_a_pickle_in_a_matrix_is_never_opened(tmp_path: Path, ready: tuple[Workspace, np.ndarray]) -> None:
     workspace, _ = ready
     ran = tmp_path / "ran"

@@ -378,6 +378,11 @@ def test_without_texts_of_items_the_next_step_is_one_that_works(folder: Path) ->
     assert refused.exit_code == 4 and "items have no text" in refused.stderr
 
 
+def test_one_file_is_not_log_and_catalogue(folder: Path) -> None:
+    done = llmemb("custom", "--name", "w", "--interactions", LOG, "--items", LOG)
+    assert done.exit_code == 2 and "are the same file" in done.stderr
+
+
 def test_a_file_of_items_without_ids_says_what_to_call_them(folder: Path) -> None:
     (folder / "items.csv").write_text((folder / "items.csv").read_text().replace("item_id", "code", 1))
     done = own()

@@ -57,6 +57,16 @@ def test_every_setting_stands_in_the_file_with_a_comment(tmp_path: Path) -> None
         assert at and lines[at[0] - 1].startswith("# "), key
 
 
+def test_a_text_for_a_list_is_its_entries_with_commas_between() -> None:
+    given = ["prompt.attributes=title, brand", "run.methods=none,melt", "eval.k=5,10"]
+    chosen = make_settings(parse_assignments(given))
+    assert chosen.prompt.attributes == ["title", "brand"] and chosen.run.methods == ["none", "melt"]
+    assert chosen.eval.k == [5, 10]
+    assert make_settings({"prompt.attributes": ["a, b"]}).prompt.attributes == ["a, b"]
+    with pytest.raises(WrongUseError, match=r"run\.methods"):
+        make_settings(parse_assignments(["run.methods=none,nothing"]))
+
+
 def test_a_misspelt_choice_is_answered_with_the_one_that_was_meant(tmp_path: Path) -> None:
     with pytest.raises(WrongUseError) as caught:
         make_settings({"rat.method": "mlet"})

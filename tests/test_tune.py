@@ -26,7 +26,7 @@ from llmemb_cli.pipeline import embed_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs import loop
 from llmemb_cli.srs.train import run_rat
-from llmemb_cli.srs.tune import parse_space, run_tune, suggest
+from llmemb_cli.srs.tune import exhausted, parse_space, run_tune, suggest
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import run_stage
 from llmemb_cli.workspace.stage import read_manifest
@@ -40,6 +40,26 @@ FEW = SMALL | {"rat__epochs": 4, "rat__method": "none"}
 
 def names(workspace: Workspace) -> set[str]:
     return {path.name for path in (workspace.root / "runs").glob("[!.]*")}
+
+
+def test_no_trial_is_made_twice_and_a_search_ends_with_its_settings() -> None:
+    space = parse_space(["rat.dropout=0.1,0.3,0.5", "rat.layers=1,2"])
+    done: list[dict[str, Any]] = []
+    while not exhausted(space, done):
+        # One setting is by far the best, which the search would ask for again and again.
+        chosen = suggest(space, done, 7)
+        score = 0.9 if chosen == {"rat.dropout": 0.3, "rat.layers": 2} else 0.1
+        done.append({"settings": chosen, "NDCG@10": score})
+    assert sorted((one["settings"]["rat.dropout"], one["settings"]["rat.layers"]) for one in done) == [
+        (dropout, layers) for dropout in (0.1, 0.3, 0.5) for layers in (1, 2)
+    ]
+    assert not exhausted(SPACE, [{"settings": suggest(SPACE, [], 7)}] * 1000)
+
+
+def test_a_search_asks_for_no_more_trials_than_there_are(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **(FEW | {"rat__epochs": 1}))
+    found = run_tune(workspace, parse_space(["rat.dropout=0.1,0.3"]), {"rat.method": "none"}, Reporter(), trials=9)
+    assert [record["settings"]["rat.dropout"] for record in found["trials"]] in ([0.1, 0.3], [0.3, 0.1])
 
 
 def test_what_can_be_searched() -> None:
@@ -280,7 +300,7 @@ def test_values_that_do_not_fit_are_a_failed_trial(
     assert {one["settings"][key] == wrong for one in trials} == {True, False}
     assert all((one["NDCG@10"] is None) == (one["settings"][key] == wrong) for one in trials)
     assert all(reason in one["reason"] for one in trials if one["NDCG@10"] is None)
-    assert len(run_tune(workspace, space, {}, Reporter(), trials=6)["trials"]) == 6
+    assert len(run_tune(workspace, space, {}, Reporter(), trials=6)["trials"]) == 2  # there are no more
 
 
 def test_a_search_whose_trials_all_fail_says_why(tmp_path: Path) -> None:

@@ -123,6 +123,20 @@ def test_users_from_a_file_to_a_file(trained: tuple[Workspace, Settings], tmp_pa
     assert shown.count("for user") == 10 and "140 more users" in shown
 
 
+def test_ids_of_a_file_or_history_that_are_not_there_are_left_out_and_counted(
+    trained: tuple[Workspace, Settings], tmp_path: Path
+) -> None:
+    workspace, _ = trained
+    (tmp_path / "u.txt").write_text("u3\ngone\nu4\n")
+    asked = ("recommend", "--users", str(tmp_path / "u.txt"))
+    done = call(workspace, *asked)
+    assert done.exit_code == 0 and "1 users are not in the data, for example gone" in " ".join(done.stderr.split())
+    assert [one["user_id"] for one in document(workspace, *asked)["users"]] == ["u3", "u4"]
+    known, more = (document(workspace, "recommend", "--items", items)["users"] for items in ("i1,i2", "i1,x,i2"))
+    assert known == more
+    assert call(workspace, "recommend", "--items", "x,y").exit_code == 2
+
+
 def test_a_hint_with_some_names_counts_no_runs_among_methods() -> None:
     known = [f"sasrec-none-{seed}" for seed in range(7)]
     some = ", ".join(known[:6])
@@ -137,6 +151,8 @@ def test_wrong_questions_are_answered_kindly(trained: tuple[Workspace, Settings]
         (["recommend", "u1", "--all-users"], "only one of them"),
         (["recommend", "--users", "nowhere.csv"], "no such file"),
         (["recommend", "uu77"], "did you mean u77"),
+        (["recommend", "177"], "what the rules of `llmemb init` left out is not there"),
+        (["recommend", "u1", "uu77"], "1 users are not in the data, for example uu77"),
         (["recommend", "u1", "--run", "sasrec"], "no run sasrec"),
         (["recommend", "u1", "-o", "lists.xlsx"], ".parquet, .csv or .json"),
         (["similar", "i99"], "no item i99"),

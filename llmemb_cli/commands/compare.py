@@ -71,11 +71,16 @@ def compare(
     given = {"eval.groups": split_names(groups), "eval.protocol": protocol}
     located, settings = open_workspace(output, workspace, given, set)
     from llmemb_cli.evaluation.compare import compare_runs
+    from llmemb_cli.evaluation.evaluated import left_out
 
     how: dict[str, Any] = {"baseline": baseline, "test": test, "correction": correction, "alpha": alpha}
     written = _format_of(out)
     metrics = tuple(dict.fromkeys(split_names(metric) or ("HR@10", "NDCG@10")))
     document = compare_runs(located, settings, runs or [], metrics=metrics, **how)
+    document["left_out"] = {} if runs else left_out(located, settings)
+    for why, names in document["left_out"].items():
+        if names:
+            output.reporter().warn(f"left out, {why}: {', '.join(names)}")
     if out is not None:
         from llmemb_cli.workspace.store import write_text
 

@@ -18,7 +18,9 @@ from llmemb_cli.workspace.lock import write_lock
 
 def config(
     output: Output,
-    section: Annotated[str | None, typer.Argument(help="Only this table: data, prompt, scft, ...")] = None,
+    section: Annotated[
+        str | None, typer.Argument(help="Only this table (data, prompt, scft, ...) or setting (rat.alpha).")
+    ] = None,
     recipe: RecipeOption = None,
     workspace: WorkspaceOption = None,
     set: SetOption = None,
@@ -38,16 +40,17 @@ def config(
             )
         _follow(output, located, recipe)
         return
-    if section is not None and section not in SECTIONS:
-        close = near_match(section, list(SECTIONS))
+    if section is not None and section not in (*SECTIONS, *known_keys()):
+        close = near_match(section, [*SECTIONS, *known_keys()])
         raise WrongUseError(
-            f"no table {section}; there are {', '.join(SECTIONS)}", hint=f"did you mean {close}?" if close else None
+            f"no table or setting {section}; the tables are {', '.join(SECTIONS)}",
+            hint=f"did you mean {close}?" if close else None,
         )
     in_file = tomllib.loads(located.settings_file.read_text(encoding="utf-8"))
     flags = parse_assignments(set or [])
     entries = []
     for key in known_keys():
-        if section and not key.startswith(section + "."):
+        if section and section != key and not key.startswith(section + "."):
             continue
         *table_name, name = key.split(".")
         value = getattr(getattr(settings, table_name[0]) if table_name else settings, name)

@@ -63,7 +63,7 @@ def evaluate(
         "eval.device": device,
     }
     located, settings = open_workspace(output, workspace, given, set)
-    from llmemb_cli.evaluation.document import check_runs, eval_document, named_runs
+    from llmemb_cli.evaluation.document import check_runs, eval_document, named_runs, trained_on
     from llmemb_cli.pipeline import unused_by_protocol
 
     said = {*parse_assignments(set or []), *(key for key, value in given.items() if value is not None)}
@@ -73,6 +73,10 @@ def evaluate(
     from llmemb_cli.evaluation.stage import run_eval
 
     reporter = output.reporter()
+    present, others = trained_on(located, names)
+    if not runs and present and others:
+        reporter.warn(f"left out, trained on other data: {', '.join(others)}")
+        names = present
     with write_lock(located), reporter.task("eval", len(names), "runs") as task:
         for name in names:
             run_eval(located, settings, name, reporter, force=force)

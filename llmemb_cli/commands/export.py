@@ -50,10 +50,13 @@ def export(
     """
     located, _ = open_workspace(output, workspace)
     from llmemb_cli.embeddings.export import make_export
+    from llmemb_cli.evaluation.document import older_data
     from llmemb_cli.evaluation.spaces import best_run, check_space, directory_of
 
     chosen = check_space(located, name) if name else best_run(located)
     source = directory_of(located, chosen)
+    if stale := older_data(located, chosen):
+        output.reporter().warn(stale)
     with write_lock(located):
         result = make_export(located, source, format, output.reporter(), metric=metric, output=out, force=force)
     summary = result.manifest["summary"]

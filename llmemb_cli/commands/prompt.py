@@ -9,7 +9,7 @@ import typer
 
 from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace, option
 from llmemb_cli.console import Output
-from llmemb_cli.errors import WrongUseError, near_match
+from llmemb_cli.errors import WrongUseError, unknown_id
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.lock import write_lock
 
@@ -75,8 +75,7 @@ def _one_item(frame: pl.DataFrame, item: str | None, settings: Settings) -> dict
     else:
         found = (frame["item_id"] == item).arg_true()
         if not len(found):
-            close = near_match(item, frame["item_id"][:MANY].to_list())
-            hint = f"did you mean {close}?" if close else "ids are those of data/items.parquet"
+            hint = unknown_id(item, frame["item_id"][:MANY].to_list())
             raise WrongUseError(f"no item {item} in this workspace", hint=hint)
         row = int(found[0])
     parts = frame["parts"][row].to_list()

@@ -58,14 +58,17 @@ def recommend(
     """
     located, settings = open_workspace(output, workspace, {"eval.device": device}, set)
     from llmemb_cli.errors import WrongUseError
-    from llmemb_cli.evaluation.document import check_runs
+    from llmemb_cli.evaluation.document import check_runs, known_runs
     from llmemb_cli.evaluation.spaces import best_run
     from llmemb_cli.reporting.spreadsheet import safe_cell
 
     given = sum([bool(users), users_file is not None, all_users, items is not None])
     if given != 1:
         said = "name users, or --users FILE, or --all-users, or --items ID,ID,..."
-        raise WrongUseError(f"{said}: only one of them" if given else said, hint="llmemb recommend --help")
+        hint = "llmemb recommend --help"
+        if users and (run_named := [one for one in users if one in known_runs(located)]):
+            hint = f"a run is named with --run {run_named[0]}"
+        raise WrongUseError(f"{said}: only one of them" if given else said, hint=hint)
     if out is not None and out.suffix not in (".parquet", ".csv", ".json"):
         raise WrongUseError(f"--output {out}: its ending says no format", hint=".parquet, .csv or .json")
     chosen = check_runs(located, [run])[0] if run else best_run(located)
@@ -74,7 +77,10 @@ def recommend(
     names = read_users(users_file) if users_file else users
     # Lists as text are made for those who will be seen alone: a million of them would fill the memory.
     seen = None if output.json or (out and out.suffix == ".json") else 0 if out else USERS_SHOWN
-    document, frame = _lists(located, settings, chosen, names, all_users, items, history, top, keep, seen, output)
+    from_file = users_file is not None
+    document, frame = _lists(
+        located, settings, chosen, names, all_users, items, history, top, keep, seen, from_file, output
+    )
     if out is not None:
         _write(out, document, frame)
         names_out = (
@@ -99,6 +105,7 @@ def _lists(
     top: int,
     keep: bool,
     seen: int | None,
+    from_file: bool,
     output: Output,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     import numpy as np
@@ -115,11 +122,14 @@ def _lists(
     item_ids = data.item_ids.to_list()
     if items is not None:
         given = [items] if items in item_ids else [one.strip() for one in items.split(",") if one.strip()]
-        histories = ragged([rows_of(given, item_ids, "item") + 1])
+        rows, missing = rows_of(given, item_ids, "item")
+        _say_missing(output, missing, "items of the history", strict=False)
+        histories = ragged([rows + 1])
         asked = [""]
     else:
         known = data.user_ids.to_list()
-        rows = np.arange(data.n_users) if all_users else rows_of(names or [], known, "user")
+        rows, missing = (np.arange(data.n_users), []) if all_users else rows_of(names or [], known, "user")
+        _say_missing(output, missing, "users", strict=not from_file)
         histories = known_history(data, rows, history)
         asked = [known[row] for row in rows]
     empty = int((histories.lengths() == 0).sum())
@@ -138,6 +148,18 @@ def _lists(
         "users": as_entries(asked[:seen], found[:seen], scores[:seen], item_ids, item_titles(located)),
     }
     return document, as_frame(asked, found, scores, data.item_ids)
+
+
+def _say_missing(output: Output, missing: list[str], what: str, *, strict: bool) -> None:
+    """Ids that the data does not have are left out of many, and refused among those typed by hand."""
+    from llmemb_cli.errors import WrongUseError
+
+    if not missing:
+        return
+    said = f"{len(missing):,} {what} are not in the data, for example {missing[0]}"
+    if strict:
+        raise WrongUseError(said, hint="what the rules of `llmemb init` left out is not there (`llmemb data`)")
+    output.reporter().warn(f"left out: {said}")
 
 
 def read_users(path: Path) -> list[str]:

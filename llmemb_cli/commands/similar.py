@@ -36,6 +36,7 @@ def similar(
     Example: `llmemb similar --text "toy story" --in sasrec-llmemb-42`
     """
     located, settings = open_workspace(output, workspace)
+    from llmemb_cli.evaluation.document import older_data
     from llmemb_cli.evaluation.spaces import find_item, item_titles, open_space, similar_items
 
     titles = item_titles(located)
@@ -45,6 +46,8 @@ def similar(
         more = f"; and {len(others) - OTHERS_SHOWN} more" if len(others) > OTHERS_SHOWN else ""
         output.reporter().note(f"took {titles[found]} ({found}); also: {shown}{more}")
     opened = open_space(located, space)
+    if stale := older_data(located, opened.name):
+        output.reporter().warn(stale)
     document = similar_items(located, opened, found, top, centred=not raw, seed=settings.seed)
     document["other_matches"] = others
     output.result(document, lambda console: show(console, document))

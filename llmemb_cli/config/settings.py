@@ -255,6 +255,7 @@ def known_keys() -> list[str]:
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a known key; a text for a list is its entries with commas between."""
     if key not in known_keys():
         close = near_match(key, known_keys())
         raise WrongUseError(
@@ -264,6 +265,9 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
         )
     *section, name = key.split(".")
     table = values.setdefault(section[0], {}) if section else values
+    annotation = (SECTIONS[section[0]] if section else Settings).model_fields[name].annotation
+    if isinstance(value, str) and get_origin(annotation) is list:
+        value = [part.strip() for part in value.split(",") if part.strip()]
     table[name] = value
 
 

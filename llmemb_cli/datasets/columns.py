@@ -108,6 +108,12 @@ def resolve_custom(values: dict[str, Any], ask: Ask | None) -> dict[str, Any]:
         chosen[kind] = taken[kind] = _resolve(kind, values.get(kind), free, asked, where, needed=needed)
     _refuse_shared(taken)
     if values.get("items"):
+        if Path(values["items"]).resolve() == Path(values["interactions"]).resolve():
+            raise WrongUseError(
+                "--interactions and --items are the same file",
+                where=str(values["items"]),
+                hint="a catalogue has a line an item; without one leave --items out",
+            )
         items = column_names(Path(values["items"]), encoding=encoding)
         key = items_key(chosen["item_column"], items)
         if key is None:

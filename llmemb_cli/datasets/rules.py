@@ -30,7 +30,7 @@ DATE_FORMS = (
     # 11/12/2023 is a day in November here and in December there: it is in no form that could be taken.
     *("%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y"),
 )
-# Times written as digits, 20231116092054 and 202311160920; read as milliseconds they are of the year 2611 and of 1976.
+# Times written as digits, 20231116092054 and 202311160920: as milliseconds they would be of 2611 and of 1976.
 SECONDS_WRITTEN = ("%Y%m%d%H%M%S", 1900_01_01_00_00_00, 2100_01_01_00_00_00)
 MINUTES_WRITTEN = ("%Y%m%d%H%M", 1900_01_01_00_00, 2100_01_01_00_00)
 

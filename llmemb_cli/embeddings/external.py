@@ -20,14 +20,14 @@ from llmemb_cli.datasets.readers.jsonl import Record, as_text, json_keys, json_r
 from llmemb_cli.datasets.readers.sources import plain_file
 from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table, scan_table, table_kind
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
-from llmemb_cli.embeddings.table import finish_table, open_rows
+from llmemb_cli.embeddings.table import check_vectors, finish_table, open_rows
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.pipeline import external_stage
 from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import StageResult, run_stage
 from llmemb_cli.workspace.rows import blocks, map_rows
-from llmemb_cli.workspace.stage import partial_path
+from llmemb_cli.workspace.stage import partial_path, stage_state
 from llmemb_cli.workspace.store import parquet_faults, read_parquet, sha256_file
 
 # What a column or tensor of vectors is called, by this and other tools.
@@ -61,6 +61,8 @@ def take_vectors(
         BadDataError: an item of the workspace has no vector, or two, or one that is zero, not finite or of another
             width; names it.
     """
+    if file.is_dir():
+        raise WrongUseError("a file with vectors is expected, and this is a directory", where=str(file))
     stage = external_stage(workspace, settings, name_for(file, name), file, ids)
     item_ids = read_parquet(workspace.data / "items.parquet", ["item_id"])["item_id"]
 
@@ -80,6 +82,8 @@ def take_vectors(
             "explained": min(float(pca.explained_variance.sum() / max(pca.total_variance, 1e-30)), 1.0),
         }
 
+    if (state := stage_state(stage)).state == "stale":
+        report.warn(f"the vectors {stage.path.name} are replaced: {state.reason}")
     try:
         return run_stage(stage, build, force=force, report=report)
     except (BadDataError, WrongUseError):
@@ -111,6 +115,7 @@ def _write(work: Path, item_ids: pl.Series, found: Iterator[Block], file: Path) 
     others, width = 0, first[1].shape[1]
     with open_rows(work, len(item_ids), width) as out:
         for names, vectors in itertools.chain([first], found):
+            check_vectors(vectors, names, str(file))
             if vectors.shape[1] != width:
                 raise BadDataError(f"item {names[0]} has a vector of another width than {width}", where=str(file))
             rows = np.array([places.get(name, -1) for name in names], dtype=np.int64)

@@ -10,7 +10,7 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import BadDataError, WrongUseError, near_match
 from llmemb_cli.pipeline import protocol_name
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import read_manifest
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 
 SHOWN = 6  # names in a hint
 
@@ -39,6 +39,22 @@ def check_runs(workspace: Workspace, names: list[str], begun: Iterable[str] = ()
         if name not in known:
             raise WrongUseError(f"no run {name}", hint=near_or_some(name, known))
     return names or known
+
+
+def trained_on(workspace: Workspace, names: list[str]) -> tuple[list[str], list[str]]:
+    """Of these runs those that were trained on the present data, and the others."""
+    data = output_fingerprint(workspace.data)
+    present = [
+        name for name in names if (read_manifest(workspace.run(name)) or {})["made_from"]["inputs"]["data"] == data
+    ]
+    return present, [name for name in names if name not in present]
+
+
+def older_data(workspace: Workspace, name: str) -> str | None:
+    """What to say where a run's vectors are those of other data than the present; None where they are not."""
+    if name not in known_runs(workspace) or trained_on(workspace, [name])[0]:
+        return None
+    return f"{name} was trained on other data than there is now: items that came since have no vector in it"
 
 
 def seedless(run: str, seed: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -17,7 +18,7 @@ from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.evaluation.document import known_runs, named_runs, seedless
 from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import read_manifest
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 from llmemb_cli.workspace.store import read_parquet, sha256_json
 
 
@@ -86,21 +87,52 @@ def home_names(homes: Iterable[Path]) -> dict[Path, str]:
     return {home: Path(*home.parts[-depth:]).as_posix() for home in found}
 
 
+def comparable_runs(workspace: Workspace, settings: Settings) -> tuple[list[str], list[str]]:
+    """Runs measured alike on the present data by the protocol of `[eval]`, and those measured otherwise."""
+    data = output_fingerprint(workspace.data)
+    kinds: dict[str, str] = {}
+    others = []
+    for run in known_runs(workspace):
+        manifest = read_manifest(workspace.evaluation(run, protocol_name(settings)))
+        if manifest is None:
+            continue
+        made, summary = manifest["made_from"], manifest["summary"]
+        if made["version"] != EVAL_VERSION or made["inputs"]["data"] != data:
+            others.append(run)
+            continue
+        kind = [made["inputs"].get("candidates"), summary["definitions"]]
+        kinds[run] = sha256_json(kind)
+    if not kinds:
+        return [], others
+    commonest = Counter(kinds.values()).most_common(1)[0][0]
+    return [run for run, kind in kinds.items() if kind == commonest], [
+        *others,
+        *(run for run, kind in kinds.items() if kind != commonest),
+    ]
+
+
 def read_evaluated(workspace: Workspace, settings: Settings, names: list[str]) -> list[Evaluated]:
     """The evaluations of runs under the protocol of `[eval]`.
 
     Args:
         names: runs, variants (a run's name without the seed) or methods of this workspace, or run directories of
-            another; empty: all that have been evaluated.
+            another; empty: all that have been evaluated alike on the present data.
 
     Raises:
         WrongUseError: one is not there or has not been evaluated.
         BadDataError: they were measured on different data, users or candidates.
     """
     protocol = protocol_name(settings)
-    found = [_read(place, protocol) for place in _places(workspace, protocol, names)]
+    found = [_read(place, protocol) for place in _places(workspace, settings, names)]
     check_comparable(found)
     return found
+
+
+def left_out(workspace: Workspace, settings: Settings) -> dict[str, list[str]]:
+    """Runs that a comparison of all of them has not in it, by why."""
+    alike, otherwise = comparable_runs(workspace, settings)
+    others = [run for run in known_runs(workspace) if run not in (*alike, *otherwise)]
+    return {"measured on other data or in another way": otherwise, "not evaluated": others} if alike else {}
 
 
 def _flag(protocol: str) -> str:
@@ -117,15 +149,17 @@ def _how_to_evaluate(workspace: Workspace, runs: list[str], protocol: str) -> st
     return f"run `llmemb eval{_flag(protocol)}` first" + (f", or take --protocol {others[0]}" if others else "")
 
 
-def _places(workspace: Workspace, protocol: str, names: list[str]) -> list[Path]:
-    known = known_runs(workspace)
+def _places(workspace: Workspace, settings: Settings, names: list[str]) -> list[Path]:
+    known, protocol = known_runs(workspace), protocol_name(settings)
     measured = [one for one in known if read_manifest(workspace.evaluation(one, protocol)) is not None]
     if not names:
         if not measured:
             raise WrongUseError(
                 f"nothing has been evaluated ({protocol})", hint=_how_to_evaluate(workspace, known, protocol)
             )
-        return [workspace.run(one) for one in measured]
+        alike, _ = comparable_runs(workspace, settings)
+        # Where none was measured on the present data, what stands in the way is said below.
+        return [workspace.run(one) for one in alike or measured]
     # A path to a run of this workspace means that run, wherever it was written down from.
     own = {workspace.run(one).resolve(): workspace.run(one) for one in known}
     places: list[Path] = []

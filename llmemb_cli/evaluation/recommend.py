@@ -9,7 +9,7 @@ import polars as pl
 import torch
 
 from llmemb_cli.datasets.split import Ragged, SplitData
-from llmemb_cli.errors import WrongUseError, near_match
+from llmemb_cli.errors import WrongUseError, unknown_id
 from llmemb_cli.evaluation.rank import MOST_SCORES, Scorer, score_all, state_blocks
 from llmemb_cli.srs.sequences import left_padded
 
@@ -72,20 +72,18 @@ def top_items(
     return items, scores
 
 
-def rows_of(ids: list[str], known: list[str], what: str) -> np.ndarray:
-    """(n,) int64: places of `ids` in `known`.
+def rows_of(ids: list[str], known: list[str], what: str) -> tuple[np.ndarray, list[str]]:
+    """Places of `ids` in `known`, (n,) int64, and those that are not there.
 
     Raises:
-        WrongUseError: one is not there; names it, and the nearest.
+        WrongUseError: none of them is there; names the first, and the nearest.
     """
     place = {one: row for row, one in enumerate(known)}
     missing = [one for one in ids if one not in place]
-    if missing:
-        close = near_match(missing[0], known[:MOST_COMPARED])
+    if len(missing) == len(ids) and ids:
         more = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
-        hint = f"did you mean {close}?" if close else f"ids are your own, for example {known[0]}"
-        raise WrongUseError(f"no {what} {missing[0]}{more}", hint=hint)
-    return np.array([place[one] for one in ids], dtype=np.int64)
+        raise WrongUseError(f"no {what} {missing[0]}{more}", hint=unknown_id(missing[0], known[:MOST_COMPARED]))
+    return np.array([place[one] for one in ids if one in place], dtype=np.int64), missing
 
 
 def as_entries(

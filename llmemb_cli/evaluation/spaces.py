@@ -11,7 +11,7 @@ import polars as pl
 
 from llmemb_cli.embeddings.export import read_items
 from llmemb_cli.embeddings.table import EmbeddingTable, rows_for
-from llmemb_cli.errors import WrongUseError, near_match
+from llmemb_cli.errors import WrongUseError, unknown_id
 from llmemb_cli.evaluation.document import known_runs, near_or_some
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
@@ -167,8 +167,7 @@ def find_item(titles: dict[str, str], item: str | None, text: str | None) -> tup
     if item is not None:
         if item in titles:
             return item, []
-        close = near_match(item, list(titles)[:MOST_COMPARED])
-        hint = f"did you mean {close}?" if close else 'ids are your own; search titles with --text "words"'
+        hint = unknown_id(item, list(titles)[:MOST_COMPARED]) + '; search titles with --text "words"'
         raise WrongUseError(f"no item {item}", hint=hint)
     wanted = (text or "").casefold()
     words = wanted.split()

@@ -13,10 +13,9 @@ from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_evaluated
 from llmemb_cli.evaluation.document import known_runs
 from llmemb_cli.evaluation.evaluated import Evaluated, NameKind
-from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
+from llmemb_cli.pipeline import protocol_name
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
-from llmemb_cli.workspace.store import sha256_json
+from llmemb_cli.workspace.stage import read_manifest
 
 BACKBONES: dict[str, str] = {name: backbone.title for name, backbone in TABLE.items()}
 METHOD_PLACES = {str(name): place for place, name in enumerate(METHODS)}  # in the palette of figures
@@ -72,30 +71,6 @@ def protocols(workspace: Workspace, settings: Settings) -> list[Settings]:
             evaluation = settings.eval.model_copy(update=chosen | {"groups": ["popularity"]})
             found[path.name] = settings.model_copy(update={"eval": evaluation})
     return sorted(found.values(), key=lambda one: protocol_name(one) != protocol_name(settings))
-
-
-def comparable_runs(workspace: Workspace, settings: Settings) -> tuple[list[str], list[str]]:
-    """Runs measured alike on the present data under the protocol, and those that were measured otherwise."""
-    data = output_fingerprint(workspace.data)
-    kinds: dict[str, str] = {}
-    others = []
-    for run in known_runs(workspace):
-        manifest = read_manifest(workspace.evaluation(run, protocol_name(settings)))
-        if manifest is None:
-            continue
-        made, summary = manifest["made_from"], manifest["summary"]
-        if made["version"] != EVAL_VERSION or made["inputs"]["data"] != data:
-            others.append(run)
-            continue
-        kind = [made["inputs"].get("candidates"), summary["definitions"]]
-        kinds[run] = sha256_json(kind)
-    if not kinds:
-        return [], others
-    commonest = Counter(kinds.values()).most_common(1)[0][0]
-    return [run for run, kind in kinds.items() if kind == commonest], [
-        *others,
-        *(run for run, kind in kinds.items() if kind != commonest),
-    ]
 
 
 def variants_of(found: list[Evaluated], workspace: Workspace, settings: Settings) -> list[Variant]:

@@ -170,7 +170,11 @@ def load_recommender(run: Path, data: SplitData, device: str = "cpu") -> Recomme
     """
     manifest = require_stage(run, made_by="llmemb rat")
     if manifest["made_from"]["inputs"]["data"] != data.fingerprint:
-        raise BadDataError("the run was trained on other data", where=str(run), hint="run `llmemb rat` again")
+        raise BadDataError(
+            "the run was trained on other data",
+            where=str(run),
+            hint=f"train it again as `llmemb runs show {run.name}` has it, or `llmemb runs remove {run.name}`",
+        )
     settings = settings_of_run(manifest)
     table = read_tensors(run / "item_embeddings.safetensors")["item_embeddings"]
     model = Recommender(settings, data.n_items, FrozenTable(table))

@@ -7,6 +7,7 @@ again for the trial it was at, and the training of that trial goes on from its c
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -26,7 +27,7 @@ from llmemb_cli.config.settings import (
 )
 from llmemb_cli.errors import BadDataError, InterruptedRunError, LlmembError, MissingError, WrongUseError, near_match
 from llmemb_cli.progress import Reporter
-from llmemb_cli.seeds import stream_seed
+from llmemb_cli.seeds import numpy_rng, stream_seed
 from llmemb_cli.srs.tune_keep import keep_best
 from llmemb_cli.workspace.locate import PLAIN_NAME, Workspace
 from llmemb_cli.workspace.stage import output_fingerprint
@@ -118,8 +119,8 @@ def run_tune(
     name = name or f"{fixed.rat.backbone}-{fixed.rat.method}-{fixed.seed}"
     folder = _folder(workspace, name)
     done = _open_study(folder, workspace, fixed, space, report)
-    started = time.monotonic()
-    while len(done) < trials and not (minutes and time.monotonic() - started > minutes * 60):
+    last = time.monotonic() + minutes * 60 if minutes else math.inf
+    while len(done) < trials and time.monotonic() <= last and not exhausted(space, done):
         chosen = suggest(space, done, fixed.seed)
         report.note(f"trial {len(done) + 1} of {trials}: {shown(chosen)}")
         record = _trial(workspace, common | _of_table(table, chosen), chosen, len(done), report)
@@ -243,7 +244,7 @@ def _check_vectors(folder: Path, workspace: Workspace, fixed: Settings, done: li
 
 
 def suggest(space: Space, done: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """The settings of the next trial, from the seed and the trials so far alone.
+    """The settings of the next trial, from the seed and the trials so far alone; none twice while there are others.
 
     Raises:
         MissingError: Optuna is not installed.
@@ -263,7 +264,26 @@ def suggest(space: Space, done: list[dict[str, Any]], seed: int) -> dict[str, An
                 params=record["settings"], distributions=spread, value=record["NDCG@10"], state=state
             )
         )
-    return dict(study.ask(spread).params)
+    chosen, tried = dict(study.ask(spread).params), [record["settings"] for record in done]
+    choices = _choices(space)
+    if chosen not in tried or choices is None or exhausted(space, done):
+        return chosen
+    every = (dict(zip(space, values, strict=True)) for values in itertools.product(*choices))
+    left = [settings for settings in every if settings not in tried]
+    return left[int(numpy_rng(seed, "tune", len(done)).integers(len(left)))]
+
+
+def exhausted(space: Space, done: list[dict[str, Any]]) -> bool:
+    """Whether every combination of settings has been tried; never where one has a range."""
+    choices = _choices(space)
+    tried = {json.dumps(record["settings"], sort_keys=True) for record in done}
+    return choices is not None and len(tried) >= math.prod(map(len, choices))
+
+
+def _choices(space: Space) -> list[list[Any]] | None:
+    """The values of every setting; None where one has a range."""
+    lists = [values for values in space.values() if isinstance(values, list)]
+    return lists if len(lists) == len(space) else None
 
 
 def _distribution(key: str, values: Range | list[Any]) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_evaluated, natural_order, shown_changes
-from llmemb_cli.evaluation.evaluated import Evaluated, read_evaluated
+from llmemb_cli.evaluation.evaluated import Evaluated, comparable_runs, read_evaluated
 from llmemb_cli.pipeline import protocol_name
 from llmemb_cli.reporting import figures
 from llmemb_cli.reporting.figures import Figure
@@ -19,7 +19,6 @@ from llmemb_cli.reporting.variants import (
     METHOD_PLACES,
     Variant,
     ablations,
-    comparable_runs,
     main_variants,
     protocols,
     sweeps,
