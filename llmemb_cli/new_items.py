@@ -13,7 +13,8 @@ from llmemb_cli.config.methods import OWN_VECTORS
 from llmemb_cli.config.prompt import PromptSettings
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.columns import guess_column, id_column
-from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table
+from llmemb_cli.datasets.readers.sources import plain_file
+from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table, table_kind
 from llmemb_cli.devices import pick_device
 from llmemb_cli.embeddings.external import read_blocks
 from llmemb_cli.embeddings.pca import fit_pca, read_pca
@@ -292,17 +293,21 @@ def read_items(workspace: Workspace, path: Path, settings: Settings) -> pl.DataF
     key = id_column(str(path), names, settings.data.item_column)
     source = {name: _source_column(name, names, settings) for name in wanted}
     missing = [name for name in wanted if source[name] not in names]
-    if missing:
+    # In JSON Lines a value that is not there is not written; in a table its column would be.
+    absent = missing if table_kind(plain_file(path)) == "jsonl" and len(missing) < len(wanted) else []
+    if missing and not absent:
         raise BadDataError(
             f"the items lack the columns {', '.join(missing)}; there are: {', '.join(names)}",
             where=str(path),
             hint=f"the prompts of this workspace are made of {', '.join(wanted)}; a column may be empty",
         )
-    table = read_table(path, [key, *(source[name] for name in wanted)])
+    present = {name: column for name, column in source.items() if name not in absent}
+    table = read_table(path, [key, *present.values()])
     if table.rejects:
         first = table.rejects[0]
         raise BadDataError(f"{len(table.rejects)} lines: {first.reason}", where=f"{path}, line {first.line}")
-    items = table.frame.rename({key: "item_id"} | {old: name for name, old in source.items()})
+    items = table.frame.rename({key: "item_id"} | {old: name for name, old in present.items()})
+    items = items.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
     for what, bad in (
         ("no id", items["item_id"].is_null()),
         ("an id that others have too", items["item_id"].is_duplicated()),

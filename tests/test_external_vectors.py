@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from llmemb_cli.app import app
 from llmemb_cli.config.settings import Settings, update_settings
-from llmemb_cli.embeddings.external import read_blocks
+from llmemb_cli.embeddings.external import numbered, read_blocks
 from llmemb_cli.embeddings.table import read_table
 from llmemb_cli.errors import LlmembError
 from llmemb_cli.progress import Reporter
@@ -65,6 +65,14 @@ def write(path: Path, ids: list[str], vectors: np.ndarray) -> list[str]:
         path.write_text(
             "\n".join(json.dumps({"id": i, "vector": str(row)}) for i, row in zip(ids, rows, strict=True))
         )
+    elif kind in ("wide.csv", "wide.parquet"):
+        # A column a number, in any order and beside others, as from a data frame.
+        order = np.random.default_rng(0).permutation(vectors.shape[1])
+        frame = pl.DataFrame({"item_id": ids, "price": range(len(ids))} | {f"d{n}": vectors[:, n] for n in order})
+        if kind == "wide.csv":
+            frame.write_csv(path)
+        else:
+            frame.write_parquet(path)
     elif kind == "csv":
         pl.DataFrame({"item_id": ids, "embedding": [str(row) for row in rows]}).write_csv(path)
     elif kind == "spaces.csv":  # as numpy prints an array, lines broken
@@ -80,14 +88,8 @@ def write(path: Path, ids: list[str], vectors: np.ndarray) -> list[str]:
 
 
 FORMATS = [
-    "v.parquet",
-    "v.array.parquet",
-    "v.jsonl.gz",
-    "v.texts.jsonl",
-    "v.csv",
-    "v.spaces.csv",
-    "v.npy",
-    "v.safetensors",
+    *("v.parquet", "v.array.parquet", "v.wide.parquet", "v.jsonl.gz", "v.texts.jsonl", "v.csv", "v.spaces.csv"),
+    *("v.wide.csv", "v.npy", "v.safetensors"),
 ]
 
 
@@ -251,6 +253,13 @@ def test_what_stands_in_the_way_is_named_by_the_users_own_file(
     flags = write(tmp_path / "holed.npy", ids_of(workspace), holed)
     code, document = call(workspace, "embed", *flags)
     assert code == 4 and document["error"]["where"] == str(tmp_path / "holed.npy")
+
+
+def test_numbered_columns_are_a_vector_only_where_that_is_plain() -> None:
+    assert numbered(["d10", "x", *(f"d{n}" for n in range(10))]) == [f"d{n}" for n in range(11)]
+    assert numbered(["2", "1", "3"]) == ["1", "2", "3"]
+    for names in (["d0"], ["d0", "d2"], ["d5", "d6"], ["price", "stars"], ["a0", "a1", "b0", "b1"], []):
+        assert numbered(names) == []
 
 
 def test_a_pickle_in_a_matrix_is_never_opened(tmp_path: Path, ready: tuple[Workspace, np.ndarray]) -> None:

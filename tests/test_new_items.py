@@ -15,12 +15,15 @@ from llmemb_cli.app import app
 from llmemb_cli.config.settings import Settings, load_settings, update_settings
 from llmemb_cli.embeddings.pca import read_pca
 from llmemb_cli.embeddings.table import read_table
+from llmemb_cli.errors import BadDataError
 from llmemb_cli.llm.encode import run_embed
+from llmemb_cli.new_items import read_items
 from llmemb_cli.progress import Reporter
 from llmemb_cli.prompts.stage import make_prompts
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.store import read_tensors
 from tests.make_workspace import make_workspace
+from tests.tiny_llm import with_prompts
 from tests.tiny_model import WORDS, tiny_llama
 
 NUMBERS = [str(n) for n in range(60)]
@@ -124,6 +127,16 @@ def test_files_of_one_name_in_two_folders_keep_both_their_results(
     first, second, *again = found
     assert first[0] != second[0] and first[1] and second[1]
     assert again == [(first[0], False), (second[0], False)]
+
+
+def test_a_line_of_json_leaves_out_what_it_does_not_know(tmp_path: Path) -> None:
+    workspace, settings = with_prompts(tmp_path / "ws", tmp_path / "none")
+    (tmp_path / "new.jsonl").write_text('{"id": 7, "title": "w1 w2"}\n{"id": 8, "genre": "w3"}\n')
+    items = read_items(workspace, tmp_path / "new.jsonl", settings)
+    assert items.select("item_id", "prompt").rows() == [("7", "title is w1 w2"), ("8", "genre is w3")]
+    (tmp_path / "other.jsonl").write_text('{"id": 7, "colour": "red"}\n')
+    with pytest.raises(BadDataError, match="lack the columns title, genre, year"):
+        read_items(workspace, tmp_path / "other.jsonl", settings)
 
 
 def test_missing_columns_and_bad_ids_are_named(tmp_path: Path, trained: tuple[Workspace, Settings]) -> None:

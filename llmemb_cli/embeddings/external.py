@@ -217,11 +217,14 @@ def _of_parquet(file: Path, settings: Settings, report: Reporter) -> Iterator[Bl
     names = _whole(read_table(file, [key]).frame, key, file)
     with parquet_faults(str(file)):
         schema = pl.read_parquet_schema(file)
-    column = _chosen([name for name, kind in schema.items() if _numbers(kind)], file, "column")
+    lists = [name for name, kind in schema.items() if _numbers(kind)]
+    wide = numbered([name for name, kind in schema.items() if kind.is_numeric() and name != key])
+    columns = wide if wide and not lists else [_chosen(lists, file, "column")]
     with _rows_read(file, len(names), report) as task:
         for start in range(0, len(names), ROWS_AT_ONCE):
             with parquet_faults(str(file)):
-                part = pl.scan_parquet(file).select(column).slice(start, ROWS_AT_ONCE).collect()[column]
+                rows = pl.scan_parquet(file).select(columns).slice(start, ROWS_AT_ONCE).collect()
+            part = _joined(rows) if columns == wide else rows[columns[0]]
             yield names[start : start + len(part)], _stacked(part, names[start : start + len(part)], file)
             task.advance(len(part))
 
@@ -229,6 +232,28 @@ def _of_parquet(file: Path, settings: Settings, report: Reporter) -> Iterator[Bl
 def _numbers(kind: pl.DataType) -> bool:
     """Whether values of this type are lists of numbers."""
     return isinstance(kind, pl.List | pl.Array) and kind.inner.is_numeric()
+
+
+def numbered(names: list[str]) -> list[str]:
+    """The columns of vectors with a column a number, d0, d1, ..., in order: one name, numbered from 0 or 1.
+
+    None where there are no two such columns, or several names are numbered so.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for name in names:
+        if parts := re.fullmatch(r"(.*?)([0-9]{1,6})", name):
+            found.setdefault(parts[1], {})[int(parts[2])] = name
+    whole = [
+        [of[number] for number in sorted(of)]
+        for of in found.values()
+        if len(of) > 1 and min(of) in (0, 1) and max(of) - min(of) == len(of) - 1
+    ]
+    return whole[0] if len(whole) == 1 else []
+
+
+def _joined(frame: pl.DataFrame) -> pl.Series:
+    """The columns of numbers, or of texts of them, as one of lists; null where one is none."""
+    return frame.select(pl.concat_list(pl.all().cast(pl.Float32, strict=False))).to_series()
 
 
 def _of_jsonl(file: Path, settings: Settings, report: Reporter) -> Iterator[Block]:
@@ -264,14 +289,16 @@ def _of_record(record: Record | Reject, key: str, column: str, where: str) -> tu
 def _of_delimited(file: Path, settings: Settings, report: Reporter) -> Iterator[Block]:
     columns = column_names(file, sample=True)
     key = id_column(str(file), columns, settings.data.item_column)
-    column = _chosen([name for name in columns if name != key], file, "column")
-    for batch in scan_table(file, [key, column], report=report):
+    others = [name for name in columns if name != key]
+    wide = [] if {name.lower() for name in others} & {*COLUMNS} else numbered(others)
+    held = wide or [_chosen(others, file, "column")]
+    for batch in scan_table(file, [key, *held], report=report):
         if batch.rejects:
             raise BadDataError(batch.rejects[0].reason, where=f"{file}, line {batch.rejects[0].line}")
         for start in range(0, len(batch.frame), ROWS_AT_ONCE):
             frame = batch.frame[start : start + ROWS_AT_ONCE]
             names = _whole(frame, key, file)
-            yield names, _stacked(_split(frame[column]), names, file)
+            yield names, _stacked(_joined(frame.select(wide)) if wide else _split(frame[held[0]]), names, file)
 
 
 def _split(texts: pl.Series) -> pl.Series:
