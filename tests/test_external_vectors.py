@@ -248,9 +248,11 @@ def test_what_stands_in_the_way_is_named_by_the_users_own_file(
     workspace, vectors = ready
     code, document = call(workspace, "embed", "--vectors", str(tmp_path))
     assert code == 2 and "this is a directory" in document["error"]["message"]
-    holed = vectors.copy()
+    holed = np.concatenate([vectors, vectors[:1] * 0])
+    ids = [*ids_of(workspace), "not an item"]  # whose vector is of no importance
+    assert call(workspace, "embed", *write(tmp_path / "more.npy", ids, holed))[0] == 0
     holed[3, 2] = np.nan
-    flags = write(tmp_path / "holed.npy", ids_of(workspace), holed)
+    flags = write(tmp_path / "holed.npy", ids, holed)
     code, document = call(workspace, "embed", *flags)
     assert code == 4 and document["error"]["where"] == str(tmp_path / "holed.npy")
 

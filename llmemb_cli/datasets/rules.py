@@ -176,7 +176,9 @@ def _number_moments(numbers: pl.Series) -> pl.Series:
     # Apart, as a product would round: the whole seconds stay what they are.
     after = ((value - value.floor()) * SECOND).round().clip(0, SECOND - 1).cast(pl.Int64)
     counted = value.floor().cast(pl.Int64) * SECOND + after
-    written = [_written(number, *form) for form in (SECONDS_WRITTEN, MINUTES_WRITTEN)]
+    forms = (SECONDS_WRITTEN, MINUTES_WRITTEN)
+    # Of millions of rows only where there are such: most logs have none.
+    written = [_written(number, *form) for form in forms if numbers.is_between(*form[1:], closed="left").any()]
     return numbers.to_frame().select(pl.coalesce(*written, counted)).to_series()
 
 

@@ -115,12 +115,12 @@ def _write(work: Path, item_ids: pl.Series, found: Iterator[Block], file: Path) 
     others, width = 0, first[1].shape[1]
     with open_rows(work, len(item_ids), width) as out:
         for names, vectors in itertools.chain([first], found):
-            check_vectors(vectors, names, str(file))
             if vectors.shape[1] != width:
                 raise BadDataError(f"item {names[0]} has a vector of another width than {width}", where=str(file))
             rows = np.array([places.get(name, -1) for name in names], dtype=np.int64)
             known = rows >= 0
             at = rows[known]
+            check_vectors(vectors[known], names.filter(pl.Series(known)), str(file))
             twice = have[at]
             twice[np.setdiff1d(np.arange(len(at)), np.unique(at, return_index=True)[1])] = True
             if twice.any():
