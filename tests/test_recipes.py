@@ -82,7 +82,7 @@ def test_flags_of_init_win_and_what_a_recipe_does_not_name_stays(shop: Path) -> 
     assert in_force(file, "rat.llmemb.dropout") == 0.2
     update_settings(file, {"rat.epochs": 3, "rat.llmemb.alpha": 0.5})
     call("config", "--recipe", "long-tail", "-w", "w")
-    assert in_force(file, "rat.logit_adjustment") == 1.6
+    assert in_force(file, "rat.logit_adjustment") == 1.0
     assert (in_force(file, "rat.epochs"), in_force(file, "rat.llmemb.alpha")) == (3, 0.5)
 
 
