@@ -270,7 +270,7 @@ def test_all_runs_are_those_of_the_present_data_and_the_others_are_named(
 
     code, document, said = call("compare")
     assert code == 0 and "not evaluated: sasrec-llmemb-1" in said
-    assert document["left_out"]["measured on other data or in another way"] == ["sasrec-none-2"]
+    assert document["left_out"]["measured_otherwise"] == ["sasrec-none-2"]
     assert "sasrec-none-2" not in [run for one in document["variants"] for run in one["runs"]]
     code, document, said = call("eval")
     assert code == 0 and "left out, trained on other data: sasrec-none-2" in said

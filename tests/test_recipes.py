@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -47,6 +47,10 @@ def in_force(file: Path, key: str) -> Any:
     which = dict.fromkeys(table, None)
     overrides = {f"rat.{'method' if one in METHODS else 'backbone'}": one for one in which}
     return getattr(getattr(load_settings(file, overrides), section), name)
+
+
+def test_every_name_of_a_recipe_has_one() -> None:
+    assert set(RECIPES) == set(get_args(RecipeName))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+LEFT_OUT = {"measured_otherwise": "measured on other data or in another way", "not_evaluated": "not evaluated"}
+
 Runs = Annotated[
     list[str] | None,
     typer.Argument(help="Runs, variants (names without the seed), methods, or run directories; default: all."),
@@ -77,10 +79,12 @@ def compare(
     written = _format_of(out)
     metrics = tuple(dict.fromkeys(split_names(metric) or ("HR@10", "NDCG@10")))
     document = compare_runs(located, settings, runs or [], metrics=metrics, **how)
-    document["left_out"] = {} if runs else left_out(located, settings)
-    for why, names in document["left_out"].items():
-        if names:
-            output.reporter().warn(f"left out, {why}: {', '.join(names)}")
+    if not runs:
+        shown_runs = [run for variant in document["variants"] for run in variant["runs"]]
+        document["left_out"] = left_out(located, settings, shown_runs)
+        for why, names in document["left_out"].items():
+            if names:
+                output.reporter().warn(f"left out, {LEFT_OUT[why]}: {', '.join(names)}")
     if out is not None:
         from llmemb_cli.workspace.store import write_text
 

@@ -73,10 +73,11 @@ def evaluate(
     from llmemb_cli.evaluation.stage import run_eval
 
     reporter = output.reporter()
-    present, others = trained_on(located, names)
-    if not runs and present and others:
-        reporter.warn(f"left out, trained on other data: {', '.join(others)}")
-        names = present
+    if not runs:
+        present, others = trained_on(located, names)
+        if present and others:
+            reporter.warn(f"left out, trained on other data: {', '.join(others)}")
+            names = present
     with write_lock(located), reporter.task("eval", len(names), "runs") as task:
         for name in names:
             run_eval(located, settings, name, reporter, force=force)

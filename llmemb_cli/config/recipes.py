@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from llmemb_cli.config.settings import SECTIONS
 
@@ -63,7 +63,6 @@ RECIPES: dict[RecipeName, Recipe] = {
         },
     ),
 }
-assert set(RECIPES) == set(get_args(RecipeName))
 
 
 def recipe_changes(name: RecipeName, filed: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

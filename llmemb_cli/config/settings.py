@@ -225,7 +225,7 @@ def make_settings(overrides: dict[str, Any] | None = None) -> Settings:
 
 
 def _table_of(key: str) -> tuple[str, str]:
-    """ "llmemb" and "alpha" of "rat.llmemb.alpha"; no table of another key."""
+    """The table and the name of a key: llmemb and alpha of "rat.llmemb.alpha", no table of any other."""
     section, _, rest = key.partition(".")
     table, _, name = rest.rpartition(".")
     return (table, name) if section == "rat" else ("", name)
@@ -333,10 +333,9 @@ def write_settings(path: Path, settings: Settings, *, keep: set[str] | None = No
             line = f"# {key} = (not set)" if value is None else f"{'' if active else '# '}{key} = {_toml(value)}"
             lines += [f"# {describe(section, key)}", line]
         if name == "rat":
-            for own, table in settings.rat_tables.items():
-                lines += (
-                    ["", f"[rat.{own}]", *(f"{key} = {_toml(value)}" for key, value in table.items())] if own else []
-                )
+            for own in filter(None, settings.rat_tables):
+                values = settings.rat_tables[own]
+                lines += ["", f"[rat.{own}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
     write_text(path, "\n".join(lines) + "\n")
 
 

@@ -143,8 +143,8 @@ def items_key(item_column: str, columns: list[str]) -> str | None:
     """
     if item_column in columns:
         return item_column
-    ids = [column for column in columns if column.strip().lower() == "id"]
-    return guess_column("item_column", columns)[0] or (ids[0] if ids else None)
+    likely, _ = guess_column("item_column", columns)
+    return likely or next((column for column in columns if column.strip().lower() == "id"), None)
 
 
 def _refuse_shared(roles: dict[str, str]) -> None:

@@ -201,29 +201,30 @@ def _refuse_tiny(summary: dict[str, Any], settings: Settings, raw: RawData) -> N
     losses.sort(key=lambda loss: -loss[0])
     reasons = "; ".join(f"{count:,} {what}" for count, what in losses[:4])
     read = ", ".join(f"{name} ({rows:,} rows)" for name, rows in summary["rows_read"].items())
-    # The commonest fault, which one line of it shows better than any description.
     worst = next(iter(summary["rejected_by_reason"]), "")
-    shown = next((reject for reject in raw.tally.kept if reject.reason == worst), None)
-    example = "" if shown is None else f"; {shown.file}, line {shown.line}: {shown.text[:80]}"
-    known = (
-        raw.items["item_id"].drop_nulls().head(2).to_list()
-        if worst == "unknown item" and raw.items is not None
-        else []
-    )
-    ids = (
-        f"the items' file has ids such as {', '.join(known)}: are those of the log written otherwise? "
-        if known
-        else ""
-    )
     times = "times are seconds (or ms, us, ns) or dates such as 2014-05-13 16:53:20; " if worst == NO_TIME else ""
     expected = next((f"; others report {entry['users']:,} users" for entry in summary["published"]), "")
     raise BadDataError(
         f"only {summary['users']} users and {summary['items']} items are left"
         + (f" ({reasons})" if reasons else "")
-        + f"; fewer than {SMALLEST} are more often a wrong file or column{expected}{example}",
+        + f"; fewer than {SMALLEST} are more often a wrong file or column{expected}{_example(raw, worst)}",
         where=read,
-        hint=ids
+        hint=(_known_ids(raw) if worst == "unknown item" else "")
         + times
         + "check files and columns, lower --min-user and --min-item"
         + (", or keep it so with --force" if summary["users"] and summary["items"] else ""),
     )
+
+
+def _example(raw: RawData, reason: str) -> str:
+    """The first line that was of no use for this reason, which shows more than a description."""
+    shown = next((reject for reject in raw.tally.kept if reject.reason == reason), None)
+    return "" if shown is None else f"; {shown.file}, line {shown.line}: {shown.text[:80]}"
+
+
+def _known_ids(raw: RawData) -> str:
+    """What the ids of the catalogue look like, for a log in which none of them is."""
+    known = [] if raw.items is None else raw.items["item_id"].drop_nulls().head(2).to_list()
+    if not known:
+        return ""
+    return f"the items' file has ids such as {', '.join(known)}: are those of the log written otherwise? "

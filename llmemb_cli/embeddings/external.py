@@ -20,14 +20,14 @@ from llmemb_cli.datasets.readers.jsonl import Record, as_text, json_keys, json_r
 from llmemb_cli.datasets.readers.sources import plain_file
 from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table, scan_table, table_kind
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
-from llmemb_cli.embeddings.table import check_vectors, finish_table, open_rows
+from llmemb_cli.embeddings.table import finish_table, open_rows
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.pipeline import external_stage
 from llmemb_cli.progress import Reporter, Task
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import StageResult, run_stage
 from llmemb_cli.workspace.rows import blocks, map_rows
-from llmemb_cli.workspace.stage import partial_path, stage_state
+from llmemb_cli.workspace.stage import partial_path
 from llmemb_cli.workspace.store import parquet_faults, read_parquet, sha256_file
 
 # What a column or tensor of vectors is called, by this and other tools.
@@ -68,7 +68,7 @@ def take_vectors(
 
     def build(work: Path) -> dict[str, Any]:
         others = _write(work, item_ids, read_blocks(file, ids, settings, report), file)
-        vectors = finish_table(work, item_ids)
+        vectors = finish_table(work, item_ids, where=file)
         pca = fit_pca(vectors, settings.embed.pca, report)
         write_pca(work, pca)
         if others:
@@ -82,10 +82,8 @@ def take_vectors(
             "explained": min(float(pca.explained_variance.sum() / max(pca.total_variance, 1e-30)), 1.0),
         }
 
-    if (state := stage_state(stage)).state == "stale":
-        report.warn(f"the vectors {stage.path.name} are replaced: {state.reason}")
     try:
-        return run_stage(stage, build, force=force, report=report)
+        return run_stage(stage, build, force=force, report=report, named=f"the vectors {stage.path.name}")
     except (BadDataError, WrongUseError):
         # Nothing of a file that is refused is of use later, and half of a catalogue's vectors can be gigabytes.
         shutil.rmtree(partial_path(stage), ignore_errors=True)
@@ -120,7 +118,6 @@ def _write(work: Path, item_ids: pl.Series, found: Iterator[Block], file: Path) 
             rows = np.array([places.get(name, -1) for name in names], dtype=np.int64)
             known = rows >= 0
             at = rows[known]
-            check_vectors(vectors[known], names.filter(pl.Series(known)), str(file))
             twice = have[at]
             twice[np.setdiff1d(np.arange(len(at)), np.unique(at, return_index=True)[1])] = True
             if twice.any():
@@ -218,13 +215,14 @@ def _of_parquet(file: Path, settings: Settings, report: Reporter) -> Iterator[Bl
     with parquet_faults(str(file)):
         schema = pl.read_parquet_schema(file)
     lists = [name for name, kind in schema.items() if _numbers(kind)]
-    wide = numbered([name for name, kind in schema.items() if kind.is_numeric() and name != key])
-    columns = wide if wide and not lists else [_chosen(lists, file, "column")]
+    numeric = [name for name, kind in schema.items() if kind.is_numeric() and name != key]
+    wide = [] if lists else numbered(numeric)
+    held = wide or [_chosen(lists, file, "column")]
     with _rows_read(file, len(names), report) as task:
         for start in range(0, len(names), ROWS_AT_ONCE):
             with parquet_faults(str(file)):
-                rows = pl.scan_parquet(file).select(columns).slice(start, ROWS_AT_ONCE).collect()
-            part = _joined(rows) if columns == wide else rows[columns[0]]
+                rows = pl.scan_parquet(file).select(held).slice(start, ROWS_AT_ONCE).collect()
+            part = _joined(rows) if wide else rows[held[0]]
             yield names[start : start + len(part)], _stacked(part, names[start : start + len(part)], file)
             task.advance(len(part))
 

@@ -75,8 +75,11 @@ def open_rows(directory: Path, rows: int, width: int) -> RowsFile:
     return RowsFile(directory / VECTORS, NAME, rows, width)
 
 
-def finish_table(directory: Path, item_ids: pl.Series) -> np.ndarray:
+def finish_table(directory: Path, item_ids: pl.Series, where: Path | None = None) -> np.ndarray:
     """Check the vectors that were written with `open_rows` and put the ids beside them; returns the vectors, mapped.
+
+    Args:
+        where: what is named where they are at fault, if that is not the directory.
 
     Raises:
         BadDataError: they are not one finite, non-zero vector an item.
@@ -84,7 +87,7 @@ def finish_table(directory: Path, item_ids: pl.Series) -> np.ndarray:
     import polars as pl
 
     vectors = map_rows(directory / VECTORS, NAME)
-    check_vectors(vectors, item_ids, str(directory))
+    check_vectors(vectors, item_ids, str(where or directory))
     write_parquet(directory / IDS, pl.DataFrame({"item_id": item_ids}))
     return vectors
 

@@ -52,7 +52,7 @@ def trained_on(workspace: Workspace, names: list[str]) -> tuple[list[str], list[
 
 def older_data(workspace: Workspace, name: str) -> str | None:
     """What to say where a run's vectors are those of other data than the present; None where they are not."""
-    if name not in known_runs(workspace) or trained_on(workspace, [name])[0]:
+    if read_manifest(workspace.run(name)) is None or trained_on(workspace, [name])[0]:
         return None
     return f"{name} was trained on other data than there is now: items that came since have no vector in it"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -128,11 +128,12 @@ def read_evaluated(workspace: Workspace, settings: Settings, names: list[str]) -
     return found
 
 
-def left_out(workspace: Workspace, settings: Settings) -> dict[str, list[str]]:
-    """Runs that a comparison of all of them has not in it, by why."""
-    alike, otherwise = comparable_runs(workspace, settings)
-    others = [run for run in known_runs(workspace) if run not in (*alike, *otherwise)]
-    return {"measured on other data or in another way": otherwise, "not evaluated": others} if alike else {}
+def left_out(workspace: Workspace, settings: Settings, shown: Collection[str]) -> dict[str, list[str]]:
+    """Runs that are not among those `shown`: measured otherwise than these, or not by this protocol at all."""
+    others = [run for run in known_runs(workspace) if run not in shown]
+    protocol = protocol_name(settings)
+    measured = [run for run in others if read_manifest(workspace.evaluation(run, protocol)) is not None]
+    return {"measured_otherwise": measured, "not_evaluated": [run for run in others if run not in measured]}
 
 
 def _flag(protocol: str) -> str:

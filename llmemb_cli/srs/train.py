@@ -31,7 +31,7 @@ from llmemb_cli.srs.vectors import make_embedding
 from llmemb_cli.tracking import open_trackers
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import StageResult, run_stage
-from llmemb_cli.workspace.stage import partial_path, require_stage, stage_state
+from llmemb_cli.workspace.stage import partial_path, require_stage
 from llmemb_cli.workspace.store import read_tensors, write_parquet, write_tensors
 
 
@@ -86,9 +86,7 @@ def run_rat(
 
     result = None
     if peers.rank == 0:
-        if (state := stage_state(stage)).state == "stale":
-            report.warn(f"the run {run} is trained anew, and this one takes its place: {state.reason}")
-        result = run_stage(stage, build, force=force, report=report, device=device)
+        result = run_stage(stage, build, force=force, report=report, device=device, named=f"the run {run}")
         if not begun:
             peers.any(False)
     elif peers.any(False):

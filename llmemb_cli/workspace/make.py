@@ -51,16 +51,23 @@ def run_stage(
     force: bool = False,
     report: Reporter | None = None,
     device: str = "cpu",
+    named: str = "",
 ) -> StageResult:
     """Make `stage` up to date: call `build(work_directory)` unless it already is.
 
     `build` writes every file into the directory it is given and returns a summary (JSON values) that
     is kept in the manifest. If it raises, the directory is kept for the next call; that call starts
     afresh when settings or inputs have changed meanwhile.
+
+    Args:
+        named: what it is called where it takes the place of another that somebody may miss; that is then said.
     """
     report = report or Reporter()
     _finish_earlier(stage)
-    if not force and stage_state(stage).state == "up-to-date":
+    state = stage_state(stage)
+    if named and state.state == "stale":
+        report.warn(f"{named}: another takes the place of the one there, {state.reason}")
+    if not force and state.state == "up-to-date":
         manifest = read_manifest(stage.path)
         assert manifest is not None
         return StageResult(False, 0.0, manifest)
