@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("Stages", "LLM embeddings of all items, and their PCA."),
     "rat": ("Stages", "Train a recommender and its item embeddings (RAT)."),
     "tune": ("Stages", "Search settings of the recommender on validation data."),
+    "adjust": ("Stages", "Head against tail: a run with another logit adjustment, without training."),
     "eval": ("Stages", "Measure runs, overall and by group."),
     "compare": ("Stages", "Compare runs: seeds, gains, paired tests."),
     "report": ("Stages", "Write one self-contained HTML page."),

@@ -239,6 +239,18 @@ def test_a_search_of_the_width_aligns_to_runs_as_wide(tmp_path: Path) -> None:
     assert not run_rat(workspace, chosen, Reporter(), in_file=filed).built
 
 
+def test_a_search_goes_on_that_began_before_a_setting_existed(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW | {"rat__epochs": 1})
+    run_tune(workspace, SPACE, {}, Reporter(), trials=1)
+    file = tmp_path / "ws" / "tune" / "sasrec-none-42" / "study.json"
+    study = json.loads(file.read_text())
+    del study["settings"]["logit_adjustment_share"]
+    file.write_text(json.dumps(study))
+    assert len(run_tune(workspace, SPACE, {}, Reporter(), trials=2)["trials"]) == 2
+    with pytest.raises(WrongUseError, match="other settings"):
+        run_tune(workspace, SPACE, {"rat.logit_adjustment_share": 0.8}, Reporter(), trials=3)
+
+
 def test_interrupted_search_goes_on_and_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     one, _ = make_workspace(tmp_path / "one", **FEW)
     whole = run_tune(one, SPACE, {}, Reporter(), trials=3)

@@ -118,25 +118,58 @@ def full_ranking(
         exclude_history: whether items the user has had (the target aside) are left out of the ranking: also those
             that a split by time passes over, which no model sees.
     """
+    ranks = np.empty(len(users), dtype=np.int64)
+    best = np.zeros((len(users), top), dtype=np.int32)
+    for places, scores, target in _running(model, data, users, exclude_history, batch_users, device):
+        if top:
+            best[places] = best_items(scores, top)
+        ranks[places] = _ranks(scores, target)
+    return Ranking(ranks, best)
+
+
+@torch.no_grad()
+def ranks_with(
+    model: Scorer,
+    data: SplitData,
+    users: np.ndarray,
+    offsets: list[torch.Tensor],
+    *,
+    exclude_history: bool = True,
+    batch_users: int = 512,
+    device: str = "cpu",
+) -> np.ndarray:
+    """(len(offsets), users) int64: ranks as of `full_ranking`, each offset (n_items + 1,) added to all scores."""
+    ranks = np.empty((len(offsets), len(users)), dtype=np.int64)
+    added = [offset.to(device) for offset in offsets]
+    for places, scores, target in _running(model, data, users, exclude_history, batch_users, device):
+        for row, offset in zip(ranks, added, strict=True):
+            row[places] = _ranks(scores + offset, target)
+    return ranks
+
+
+def _running(
+    model: Scorer, data: SplitData, users: np.ndarray, exclude_history: bool, batch_users: int, device: str
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Places in `users`, scores (block, n_items + 1), -inf for what is not in the running, and targets (block, 1)."""
     history, had = data.test_history(), data.full_history()
     lengths = had.lengths()
     table, bias = model.item_table, model.item_bias
     block = max(1, min(batch_users, MOST_SCORES // len(table)))
-    ranks = np.empty(len(users), dtype=np.int64)
-    best = np.zeros((len(users), top), dtype=np.int32)
     for places, states in state_blocks(model, history, users, block, device):
         scores = score_all(states, table, bias)
         target = torch.from_numpy(data.test[users[places]].astype(np.int64)).to(device)[:, None]
-        wanted = scores.gather(1, target)
         if exclude_history:
+            wanted = scores.gather(1, target)
             seen = left_padded(had, users[places], int(lengths[users[places]].max())).to(device)
             # The target is among them: put its score back.
             scores.scatter_(1, seen, -torch.inf).scatter_(1, target, wanted)
-        if top:
-            best[places] = best_items(scores, top)
-        scores.scatter_(1, target, -torch.inf)
-        ranks[places] = rank_of_target(wanted[:, 0], scores).cpu().numpy()
-    return Ranking(ranks, best)
+        yield places, scores, target
+
+
+def _ranks(scores: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+    """(block,) int64 ranks of the targets; takes their scores out of `scores`."""
+    wanted = scores.gather(1, target)[:, 0]
+    return rank_of_target(wanted, scores.scatter_(1, target, -torch.inf)).cpu().numpy()
 
 
 @torch.no_grad()

@@ -225,9 +225,13 @@ def _read_trials(log: Path, report: Reporter) -> list[dict[str, Any]]:
 
 
 def _searched(study: dict[str, Any]) -> dict[str, Any]:
-    """What makes a search this one: not the device and the like, by which trials are the same."""
-    settings = {key: value for key, value in study["settings"].items() if key not in HOW_OF_RAT}
-    return study | {"settings": settings}
+    """What makes a search this one: not the device and the like, by which trials are the same.
+
+    A setting that was not there when the search began was as it is by default.
+    """
+    settings = RatSettings().model_dump(mode="json") | study["settings"]
+    searched = HOW_OF_RAT | {key.removeprefix("rat.") for key in study["space"]}
+    return study | {"settings": {key: value for key, value in settings.items() if key not in searched}}
 
 
 def _check_vectors(folder: Path, workspace: Workspace, fixed: Settings, done: list[dict[str, Any]]) -> None:

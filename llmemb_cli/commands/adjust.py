@@ -1,0 +1,88 @@
+"""`llmemb adjust`: what another logit adjustment would do to a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, option, split_names
+from llmemb_cli.console import Output, table, titled
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def adjust(
+    output: Output,
+    run: Annotated[str | None, typer.Argument(help="Run [default: best validation NDCG@10].")] = None,
+    strengths: Annotated[
+        list[str] | None,
+        typer.Option("--logit-adjustment", help="Adjustments to rank with, with commas between [default: 0 to 2]."),
+    ] = None,
+    share: Annotated[float | None, option("rat.logit_adjustment_share")] = None,
+    device: Annotated[str | None, option("eval.device")] = None,
+    workspace: WorkspaceOption = None,
+    set: SetOption = None,
+) -> None:
+    """Head against tail: how a trained run would rank validation items with another logit adjustment, in seconds.
+
+    What training takes out of the scores for popularity is known, so the scores of a run with another adjustment
+    need no training. A run trained with it ends near these figures: choose one, then train with
+    `llmemb rat --logit-adjustment`. Test items are not looked at.
+
+    Example: `llmemb adjust sasrec-llm2x-42 --logit-adjustment 0.5,1,1.5,2 --logit-adjustment-share 0.8`
+    """
+    given = {"rat.logit_adjustment_share": share, "eval.device": device}
+    located, settings = open_workspace(output, workspace, given, set)
+    asked = _strengths(strengths)
+    from llmemb_cli.evaluation.adjust import adjusted
+    from llmemb_cli.evaluation.document import check_runs
+    from llmemb_cli.evaluation.spaces import best_run
+
+    chosen = check_runs(located, [run])[0] if run else best_run(located)
+    document = adjusted(located, settings, chosen, asked, share)
+    output.result(document, lambda console: show(console, document))
+
+
+def _strengths(given: list[str] | None) -> list[float] | None:
+    from llmemb_cli.config.rat import RatSettings
+    from llmemb_cli.errors import WrongUseError
+
+    names = split_names(given)
+    if names is None:
+        return None
+    try:
+        return [RatSettings.model_validate({"logit_adjustment": name}).logit_adjustment for name in names]
+    except ValueError:
+        said = ",".join(names)
+        raise WrongUseError(
+            f"--logit-adjustment {said}: numbers from 0 are expected", hint="for example 0.5,1,1.5,2"
+        ) from None
+
+
+def show(console: Console, document: dict[str, Any]) -> None:
+    """One line an adjustment, the best figure of each column bold, the run's own line marked."""
+    entries = document["adjustments"]
+    columns = [(part, metric) for part in ("overall", "tail", "head") for metric in ("HR@10", "NDCG@10")]
+    best = {
+        (part, metric): max((one[part][metric] for one in entries if one[part][metric] is not None), default=None)
+        for part, metric in columns
+    }
+    made = table(["adjustment", "of items", *(f"{part}\n{metric}" for part, metric in columns)], [])
+    for one in entries:
+        weight, of_items = one["logit_adjustment"], one["logit_adjustment_share"]
+        figures = [_figure(one[part][metric], best[part, metric]) for part, metric in columns]
+        made.add_row(f"{weight:g}{' *' if one['trained'] else '  '}", f"{of_items:.0%}" if weight else "-", *figures)
+    users = entries[0]["overall"]["n"]
+    titled(console, f"{document['run']}, validation items of {users:,} users, full ranking", made)
+    console.print("* as trained; another one: train with it by `llmemb rat --logit-adjustment`", style="dim")
+    console.print(document["definition"], style="dim", markup=False)
+
+
+def _figure(value: float | None, best: float | None) -> Text:
+    return Text("-") if value is None else Text(f"{value:.4f}", style="bold" if value == best else "")
+
+
+app = command(adjust)
