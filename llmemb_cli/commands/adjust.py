@@ -70,7 +70,7 @@ def show(console: Console, document: dict[str, Any]) -> None:
         (part, metric): max((one[part][metric] for one in entries if one[part][metric] is not None), default=None)
         for part, metric in columns
     }
-    made = table(["adjustment", "of items", *(f"{part}\n{metric}" for part, metric in columns)], [])
+    made = table(["adjustment", "of\nitems", *(f"{part}\n{metric}" for part, metric in columns)], [])
     for one in entries:
         weight, of_items = one["logit_adjustment"], one["logit_adjustment_share"]
         figures = [_figure(one[part][metric], best[part, metric]) for part, metric in columns]

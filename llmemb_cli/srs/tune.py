@@ -122,7 +122,7 @@ def run_tune(
     last = time.monotonic() + minutes * 60 if minutes else math.inf
     while len(done) < trials and time.monotonic() <= last and not exhausted(space, done):
         chosen = suggest(space, done, fixed.seed)
-        report.note(f"trial {len(done) + 1} of {trials}: {shown(chosen)}")
+        report.note(f"trial {len(done) + 1} of {min(trials, _combinations(space))}: {shown(chosen)}")
         record = _trial(workspace, common | _of_table(table, chosen), chosen, len(done), report)
         append_jsonl(folder / "trials.jsonl", record)
         _drop_beaten(workspace, done, record)
@@ -279,9 +279,13 @@ def suggest(space: Space, done: list[dict[str, Any]], seed: int) -> dict[str, An
 
 def exhausted(space: Space, done: list[dict[str, Any]]) -> bool:
     """Whether every combination of settings has been tried; never where one has a range."""
+    return len({json.dumps(record["settings"], sort_keys=True) for record in done}) >= _combinations(space)
+
+
+def _combinations(space: Space) -> float:
+    """How many settings there are to try; infinite where one has a range."""
     choices = _choices(space)
-    tried = {json.dumps(record["settings"], sort_keys=True) for record in done}
-    return choices is not None and len(tried) >= math.prod(map(len, choices))
+    return math.inf if choices is None else math.prod(map(len, choices))
 
 
 def _choices(space: Space) -> list[list[Any]] | None:
