@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 from llmemb_cli.app import app
 from llmemb_cli.config.settings import Settings, update_settings
+from llmemb_cli.embeddings.export import WRITERS, ItemTable
 from llmemb_cli.embeddings.external import numbered, read_blocks
 from llmemb_cli.embeddings.table import read_table
-from llmemb_cli.errors import LlmembError
+from llmemb_cli.errors import BadDataError, LlmembError
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.store import read_tensors
@@ -78,6 +79,10 @@ def write(path: Path, ids: list[str], vectors: np.ndarray) -> list[str]:
     elif kind == "spaces.csv":  # as numpy prints an array, lines broken
         text = [np.array2string(row, precision=12, floatmode="unique") for row in vectors]
         pl.DataFrame({"item_id": ids, "embedding": text}).write_csv(path)
+    elif kind in ("txt", "vec"):  # as gensim and fastText write it, the latter with a blank at the end of a line
+        end = " " if kind == "vec" else ""
+        lines = [f"{item} {' '.join(map(repr, row))}{end}" for item, row in zip(ids, rows, strict=True)]
+        path.write_text("\n".join([f"{len(ids)} {vectors.shape[1]}", *lines]) + "\n")
     else:
         pl.DataFrame({"row": range(len(ids)), "item_id": ids}).write_parquet(path.parent / "ids.parquet")
         if kind == "npy":
@@ -89,7 +94,7 @@ def write(path: Path, ids: list[str], vectors: np.ndarray) -> list[str]:
 
 FORMATS = [
     *("v.parquet", "v.array.parquet", "v.wide.parquet", "v.jsonl.gz", "v.texts.jsonl", "v.csv", "v.spaces.csv"),
-    *("v.wide.csv", "v.npy", "v.safetensors"),
+    *("v.wide.csv", "v.npy", "v.safetensors", "v.txt", "v.vec"),
 ]
 
 
@@ -114,10 +119,15 @@ def test_every_item_gets_its_own_vector_from_any_format(
 
 def test_an_export_can_be_taken_again(tmp_path: Path, ready: tuple[Workspace, np.ndarray]) -> None:
     workspace, _ = ready
-    for format in ("parquet", "npy", "safetensors"):
+    for format, ending in (
+        ("parquet", "parquet"),
+        ("npy", "npy"),
+        ("safetensors", "safetensors"),
+        ("word2vec", "txt"),
+    ):
         code, document = call(workspace, "export", "scft", "--format", format, "-o", str(tmp_path / format))
         assert code == 0, document
-        file = tmp_path / format / f"item_embeddings.{format}"
+        file = tmp_path / format / f"item_embeddings.{ending}"
         code, document = call(workspace, "embed", "--vectors", str(file), "--name", f"again-{format}")
         assert code == 0, document
         again = read_table(workspace.embeddings(f"again-{format}"))
@@ -434,6 +444,30 @@ def test_their_card_says_that_no_llm_of_ours_took_part(tmp_path: Path, ready: tu
     assert code == 0, document
 
 
+def test_word2vec_text_of_ids_with_blanks_comes_back(tmp_path: Path) -> None:
+    items = ["a b", "100%", "c%20d", "plain"]
+    vectors = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+    WRITERS["word2vec"](tmp_path, ItemTable(pl.Series(items), vectors), "ip")
+    (found,) = read_blocks(tmp_path / "item_embeddings.txt", None, Settings(), Reporter())
+    assert found[0].to_list() == items
+    np.testing.assert_array_equal(found[1], vectors)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("3 2\ni1 1 2\ni2 3 4\n", "2 vectors, where its first line says 3"),
+        ("2 2\ni1 1 2\ni2 3\n", "item i2 has a vector of another width than 2"),
+        ("2 2\ni1 1 2\ni2 3 x\n", "item i2 has a vector with something in it that is no number"),
+        ("1 2\ni1\n", "item i1 has"),
+    ],
+)
+def test_faults_of_word2vec_text(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "v.txt").write_text(text)
+    with pytest.raises(BadDataError, match=said):
+        list(read_blocks(tmp_path / "v.txt", None, Settings(), Reporter()))
+
+
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -447,11 +481,11 @@ def test_numbers_written_as_json_are_read_to_the_last_bit(rows: list[list[float]
     np.testing.assert_array_equal(found, np.array(rows, dtype=np.float32))
 
 
-@given(st.binary(max_size=400), st.sampled_from(["npy", "safetensors", "parquet", "csv", "jsonl"]))
+@given(st.binary(max_size=400), st.sampled_from(["npy", "safetensors", "parquet", "csv", "jsonl", "w2v"]))
 def test_whatever_bytes_come_the_error_is_one_for_people(content: bytes, kind: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"v.{kind}"
-        file.write_bytes(content)
+        file.write_bytes(b"1 2\n" + content if kind == "w2v" else content)
         pl.DataFrame({"item_id": ["i1"]}).write_parquet(Path(folder) / "ids.parquet")
         try:
             for names, vectors in read_blocks(file, None, Settings(), Reporter()):

@@ -70,8 +70,9 @@ def embed(
     items that the workspace has never seen come out of the same prompt, LoRA and PCA, and with --run the adapter.
     --model, --pooling, --load-in-8bit and --load-in-4bit go with --without scft: a tuned LLM has its own.
 
-    With --vectors they come from a file: a column of ids and one of vectors (Parquet, JSON Lines, CSV), or a matrix
-    (.npy, .safetensors) with --ids. `--set rat.vectors=NAME` trains on them. With --run they are those of new items.
+    With --vectors they come from a file: a column of ids and one of vectors (Parquet, JSON Lines, CSV), word2vec
+    text, or a matrix (.npy, .safetensors) with --ids. `--set rat.vectors=NAME` trains on them. With --run
+    they are those of new items.
 
     Example: `llmemb embed`, or `llmemb embed --items new.csv --run sasrec-llmemb-42`, or
     `llmemb embed --vectors encoder.parquet --name encoder`

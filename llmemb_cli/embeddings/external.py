@@ -15,9 +15,10 @@ import polars as pl
 from llmemb_cli.config.methods import external_name
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.columns import id_column
-from llmemb_cli.datasets.readers.chunks import Reject
+from llmemb_cli.datasets.readers.chunks import BOM, Reject, line_chunks
 from llmemb_cli.datasets.readers.jsonl import Record, as_text, json_keys, json_records, parse_object, text_fault
 from llmemb_cli.datasets.readers.sources import plain_file
+from llmemb_cli.datasets.readers.streams import RawFile
 from llmemb_cli.datasets.readers.tabular import LINE, column_names, read_table, scan_table, table_kind
 from llmemb_cli.embeddings.pca import fit_pca, write_pca
 from llmemb_cli.embeddings.table import finish_table, open_rows
@@ -33,6 +34,7 @@ from llmemb_cli.workspace.store import parquet_faults, read_parquet, sha256_file
 # What a column or tensor of vectors is called, by this and other tools.
 COLUMNS = ("embedding", "embeddings", "item_embedding", "item_embeddings", "vector", "vectors")
 ROWS_AT_ONCE = 8192
+WORD2VEC_BYTES = 1 << 22  # of text; as lists of texts the numbers take several times the room
 RECORDS_AT_ONCE = 512  # numbers of Python's take eight times the room
 RECORDS_LOOKED_AT = 100  # for names of fields: a line with a vector is long
 Block = tuple[pl.Series, np.ndarray]
@@ -51,8 +53,8 @@ def take_vectors(
     """Write the vectors in `file` as `embeddings/<name>/`, a row an item of the workspace, with their PCA.
 
     Args:
-        file: a table (Parquet, JSON Lines, CSV, TSV) with an id and a vector in every row; or a matrix (.npy,
-            .safetensors), a row an item.
+        file: a table (Parquet, JSON Lines, CSV, TSV) with an id and a vector in every row; word2vec text; or a
+            matrix (.npy, .safetensors), a row an item.
         name: default: from the file's name.
         ids: of a matrix: a table with the item ids in the order of its rows; default: `ids.parquet` beside it.
 
@@ -147,8 +149,12 @@ def read_blocks(file: Path, ids: Path | None, settings: Settings, report: Report
     if ids is not None:
         hint = "a table has its own column of ids"
         raise WrongUseError("--ids goes with a matrix, .npy or .safetensors", where=str(file), hint=hint)
+    raw = plain_file(file)
+    kind = table_kind(raw)
+    if kind == "csv" and (count := _word2vec_count(raw)) is not None:
+        return _of_word2vec(file, count, report)
     readers = {"parquet": _of_parquet, "jsonl": _of_jsonl, "csv": _of_delimited}
-    return readers[table_kind(plain_file(file))](file, settings, report)
+    return readers[kind](file, settings, report)
 
 
 def _of_matrix(file: Path, ids: Path | None, settings: Settings, report: Reporter) -> Iterator[Block]:
@@ -297,6 +303,37 @@ def _of_delimited(file: Path, settings: Settings, report: Reporter) -> Iterator[
             frame = batch.frame[start : start + ROWS_AT_ONCE]
             names = _whole(frame, key, file)
             yield names, _stacked(_joined(frame.select(wide)) if wide else _split(frame[held[0]]), names, file)
+
+
+def _word2vec_count(file: RawFile) -> int | None:
+    """How many vectors the first line of word2vec text announces; None where it is no such line."""
+    with file.open() as stream:
+        found = re.fullmatch(rb"([0-9]{1,12})[ \t]+[0-9]{1,9}\s*", stream.readline(64).removeprefix(BOM))
+    return int(found[1]) if found else None
+
+
+def _of_word2vec(file: Path, count: int, report: Reporter) -> Iterator[Block]:
+    """A line with the number of vectors and their width, then an id and its numbers a line, as gensim writes it.
+
+    Beside an export lies `ids.parquet`, which says whose words they are where an id has blanks.
+    """
+    ids_file, read = file.with_name("ids.parquet"), 0
+    words = {}
+    if ids_file.is_file() and {"word", "item_id"} <= set(column_names(ids_file)):
+        words = dict(read_parquet(ids_file, ["word", "item_id"]).iter_rows())
+    for chunk in line_chunks(plain_file(file), report, WORD2VEC_BYTES):
+        try:
+            lines = chunk.data.decode("utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            line = chunk.first + chunk.data[: error.start].count(b"\n")
+            raise BadDataError("not UTF-8 text", where=f"{file}, line {line}") from None
+        pairs = [line.strip().partition(" ") for line in lines[int(chunk.first == 1) :] if line.strip()]
+        names = pl.Series([words.get(word, word) for word, _, _ in pairs], dtype=pl.String)
+        if pairs:
+            yield names, _stacked(_split(pl.Series([numbers for _, _, numbers in pairs])), names, file)
+        read += len(pairs)
+    if read != count:
+        raise BadDataError(f"{read} vectors, where its first line says {count}", where=str(file))
 
 
 def _split(texts: pl.Series) -> pl.Series:
