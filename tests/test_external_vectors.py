@@ -159,6 +159,25 @@ def test_a_matrix_needs_ids_and_takes_them_from_the_users_own_table(
     assert code == 4 and "30 vectors for 29 ids" in document["error"]["message"]
 
 
+def test_other_ids_for_the_same_matrix_are_read(tmp_path: Path, ready: tuple[Workspace, np.ndarray]) -> None:
+    workspace, vectors = ready
+    ids = ids_of(workspace)
+    np.save(tmp_path / "mm.npy", vectors)
+    pl.DataFrame({"item_id": ids}).write_parquet(tmp_path / "ids.parquet")
+    pl.DataFrame({"item_id": ids[::-1]}).write_csv(tmp_path / "right.csv")
+    flags = ["embed", "--vectors", str(tmp_path / "mm.npy")]
+    assert call(workspace, *flags)[0] == 0 and call(workspace, *flags)[1]["built"] is False
+    code, document = call(workspace, *flags, "--ids", str(tmp_path / "right.csv"))
+    assert code == 0 and document["built"] is True
+    table = read_table(workspace.embeddings("mm"))
+    np.testing.assert_array_equal(table.vectors[table.item_ids.to_list().index(ids[-1])], vectors[0])
+    pl.DataFrame({"item_id": ids, "embedding": vectors.tolist()}).write_parquet(tmp_path / "t.parquet")
+    flags = ["embed", "--vectors", str(tmp_path / "t.parquet")]
+    assert call(workspace, *flags)[0] == 0
+    code, document = call(workspace, *flags, "--ids", str(tmp_path / "right.csv"))
+    assert code == 2 and "--ids goes with a matrix" in document["error"]["message"]
+
+
 def damaged(path: Path, ids: list[str], vectors: np.ndarray, how: str) -> None:
     """A file with one fault."""
     rows: list[Any] = vectors.tolist()

@@ -65,6 +65,7 @@ def take_vectors(
     """
     if file.is_dir():
         raise WrongUseError("a file with vectors is expected, and this is a directory", where=str(file))
+    ids = _ids_of(file, ids)
     stage = external_stage(workspace, settings, name_for(file, name), file, ids)
     item_ids = read_parquet(workspace.data / "items.parquet", ["item_id"])["item_id"]
 
@@ -143,13 +144,9 @@ def read_blocks(file: Path, ids: Path | None, settings: Settings, report: Report
     Raises:
         WrongUseError, BadDataError: as `take_vectors`.
     """
-    if file.suffix.lower() in (".npy", ".safetensors"):
-        plain_file(file)
+    raw, ids = plain_file(file), _ids_of(file, ids)
+    if _is_matrix(file):
         return _of_matrix(file, ids, settings, report)
-    if ids is not None:
-        hint = "a table has its own column of ids"
-        raise WrongUseError("--ids goes with a matrix, .npy or .safetensors", where=str(file), hint=hint)
-    raw = plain_file(file)
     kind = table_kind(raw)
     if kind == "csv" and (count := _word2vec_count(raw)) is not None:
         return _of_word2vec(file, count, report)
@@ -157,9 +154,27 @@ def read_blocks(file: Path, ids: Path | None, settings: Settings, report: Report
     return readers[kind](file, settings, report)
 
 
+def _is_matrix(file: Path) -> bool:
+    return file.suffix.lower() in (".npy", ".safetensors")
+
+
+def _ids_of(file: Path, ids: Path | None) -> Path | None:
+    """Where the ids of a matrix stand: `ids`, or the file beside it.
+
+    Raises:
+        WrongUseError: `ids` are given for another file, which has its own.
+    """
+    if not _is_matrix(file):
+        if ids is not None:
+            hint = "others have their own ids"
+            raise WrongUseError("--ids goes with a matrix, .npy or .safetensors", where=str(file), hint=hint)
+        return None
+    beside = file.with_name("ids.parquet")
+    return beside if ids is None and beside.is_file() else ids
+
+
 def _of_matrix(file: Path, ids: Path | None, settings: Settings, report: Reporter) -> Iterator[Block]:
-    ids = ids or file.with_name("ids.parquet")
-    if not ids.is_file():
+    if ids is None or not ids.is_file():
         raise WrongUseError(
             "which item does a row belong to?",
             where=str(file),
