@@ -149,7 +149,7 @@ def read_blocks(file: Path, ids: Path | None, settings: Settings, report: Report
         return _of_matrix(file, ids, settings, report)
     kind = table_kind(raw)
     if kind == "csv" and (count := _word2vec_count(raw)) is not None:
-        return _of_word2vec(file, count, report)
+        return _of_word2vec(file, raw, count, report)
     readers = {"parquet": _of_parquet, "jsonl": _of_jsonl, "csv": _of_delimited}
     return readers[kind](file, settings, report)
 
@@ -323,11 +323,11 @@ def _of_delimited(file: Path, settings: Settings, report: Reporter) -> Iterator[
 def _word2vec_count(file: RawFile) -> int | None:
     """How many vectors the first line of word2vec text announces; None where it is no such line."""
     with file.open() as stream:
-        found = re.fullmatch(rb"([0-9]{1,12})[ \t]+[0-9]{1,9}\s*", stream.readline(64).removeprefix(BOM))
+        found = re.fullmatch(rb"([0-9]{1,12}) [0-9]{1,9}\s*", stream.readline(64).removeprefix(BOM))
     return int(found[1]) if found else None
 
 
-def _of_word2vec(file: Path, count: int, report: Reporter) -> Iterator[Block]:
+def _of_word2vec(file: Path, raw: RawFile, count: int, report: Reporter) -> Iterator[Block]:
     """A line with the number of vectors and their width, then an id and its numbers a line, as gensim writes it.
 
     Beside an export lies `ids.parquet`, which says whose words they are where an id has blanks.
@@ -336,7 +336,7 @@ def _of_word2vec(file: Path, count: int, report: Reporter) -> Iterator[Block]:
     words = {}
     if ids_file.is_file() and {"word", "item_id"} <= set(column_names(ids_file)):
         words = dict(read_parquet(ids_file, ["word", "item_id"]).iter_rows())
-    for chunk in line_chunks(plain_file(file), report, WORD2VEC_BYTES):
+    for chunk in line_chunks(raw, report, WORD2VEC_BYTES):
         try:
             lines = chunk.data.decode("utf-8").split("\n")
         except UnicodeDecodeError as error:

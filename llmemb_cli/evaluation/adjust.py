@@ -10,21 +10,15 @@ from llmemb_cli.config.rat import settings_of_run
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.devices import pick_device
-from llmemb_cli.errors import BadDataError
-from llmemb_cli.evaluation.candidates import test_users
 from llmemb_cli.evaluation.groups import make_groupings
 from llmemb_cli.evaluation.rank import ranks_with
-from llmemb_cli.ranking import hit_rate, ndcg
+from llmemb_cli.evaluation.stage import LIST, figures, users_to_rank
 from llmemb_cli.srs.objective import popularity_offset
 from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import require_stage
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-AT = 10
-
-# Weight and share of a logit adjustment.
-Adjustment = tuple[float, float]
 
 
 def adjusted(
@@ -49,21 +43,19 @@ def adjusted(
     device = pick_device(settings.eval.device)
     model = load_recommender(workspace.run(run), data, device)
     before = data.before_validation()
-    users = test_users(before)
-    if not len(users):
-        raise BadDataError("no user has a validation item", where=str(workspace.data), hint="see `llmemb data`")
+    users = users_to_rank(workspace, before, "validation")
     own = trained.logit_adjustment, trained.logit_adjustment_share
     if share is None:
         share = own[1] if own[0] else settings.rat.logit_adjustment_share
     # Without a weight the share says nothing.
     asked = [(weight, share if weight else own[1]) for weight in strengths or STRENGTHS]
     wanted = sorted({own, *asked}, key=lambda one: (one[0], one != own))
-    offsets = [ranking_offset(data.train, data.n_items, own, one) for one in wanted]
+    taken, *put = (_offset(data.train, data.n_items, *one) for one in (own, *wanted))
     ranks = ranks_with(
         model,
         before,
         users,
-        offsets,
+        [taken - offset for offset in put],
         exclude_history=settings.eval.history == "exclude",
         batch_users=settings.eval.batch_users,
         device=device,
@@ -77,21 +69,13 @@ def adjusted(
                 "logit_adjustment": weight,
                 "logit_adjustment_share": of_items,
                 "trained": (weight, of_items) == own,
-                **{
-                    name: {
-                        "n": len(some),
-                        f"HR@{AT}": float(hit_rate(some, AT).mean()) if len(some) else None,
-                        f"NDCG@{AT}": float(ndcg(some, AT).mean()) if len(some) else None,
-                    }
-                    for name, some in parts.items()
-                },
+                **{name: figures(some, [LIST]) for name, some in parts.items()},
             }
         )
     return {"run": run, "definition": grouping.definition, "adjustments": entries}
 
 
-def ranking_offset(train: Ragged, n_items: int, own: Adjustment, other: Adjustment) -> torch.Tensor:
-    """(n_items + 1,) float: what, added to the scores of a run trained with `own`, ranks as training with `other`."""
-    had, wanted = (popularity_offset(train, n_items, *one) for one in (own, other))
-    none = torch.zeros(n_items + 1)
-    return (none if had is None else had) - (none if wanted is None else wanted)
+def _offset(train: Ragged, n_items: int, weight: float, share: float) -> torch.Tensor:
+    """(n_items + 1,) float: what training with this adjustment adds to the scores; zeros for a weight of 0."""
+    offset = popularity_offset(train, n_items, weight, share)
+    return torch.zeros(n_items + 1) if offset is None else offset

@@ -54,12 +54,10 @@ def _measure(workspace: Workspace, settings: Settings, run: str, work: Path) -> 
     data = load_split(workspace.data)
     device = pick_device(chosen.device)
     model = load_recommender(workspace.run(run), data, device)
-    if chosen.protocol == "validation":
+    validation = chosen.protocol == "validation"
+    if validation:
         data = data.before_validation()
-    users = test_users(data)
-    if not len(users):
-        what = "validation" if chosen.protocol == "validation" else "test"
-        raise BadDataError(f"no user has a {what} item", where=str(workspace.data), hint="see `llmemb data`")
+    users = users_to_rank(workspace, data, "validation" if validation else "test")
     beyond: dict[str, Any] | None = None
     if chosen.protocol != "sampled":
         exclude = chosen.history == "exclude"
@@ -88,6 +86,18 @@ def _measure(workspace: Workspace, settings: Settings, run: str, work: Path) -> 
     }
     write_json(work / "metrics.json", metrics)
     return metrics
+
+
+def users_to_rank(workspace: Workspace, data: SplitData, what: str) -> np.ndarray:
+    """(n,) int64: the users with an item to rank, in the present data.
+
+    Raises:
+        BadDataError: there are none; `what` is the item they lack.
+    """
+    users = test_users(data)
+    if not len(users):
+        raise BadDataError(f"no user has a {what} item", where=str(workspace.data), hint="see `llmemb data`")
+    return users
 
 
 def user_table(
