@@ -11,6 +11,7 @@ import polars as pl
 from llmemb_cli.assets.identity import model_identity
 from llmemb_cli.config.methods import OWN_VECTORS
 from llmemb_cli.config.prompt import PromptSettings
+from llmemb_cli.config.runs import vectors_read
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.columns import guess_column, id_column
 from llmemb_cli.datasets.readers.sources import plain_file
@@ -93,7 +94,7 @@ def embed_new_items(
         done = encode(loaded, frame["prompt"], frame["item_id"], settings, work, report)
         note_cut(work, frame["item_id"].gather(done.cut).to_list(), settings, report)
         about = _write_tables(work, items, frame["item_id"], done.vectors, directory, mapping)
-        return about | {"run": run, "cut": len(done.cut)}
+        return about | {"run": run, "bias": mapping and mapping.bias, "cut": len(done.cut)}
 
     result = run_stage(stage, build, force=force, report=report, device=device)
     return result, _at(stage, result, out if as_file else None)
@@ -149,7 +150,10 @@ def map_external_items(
                 where=str(file),
             )
         write_table(work, EmbeddingTable(item_ids, np.concatenate([block for _, block in parts])))
-        return _write_tables(work, file, item_ids, map_rows(work / VECTORS, NAME), directory, mapping) | {"run": run}
+        return _write_tables(work, file, item_ids, map_rows(work / VECTORS, NAME), directory, mapping) | {
+            "run": run,
+            "bias": mapping.bias,
+        }
 
     result = run_stage(stage, build, force=force, report=report)
     return result, _at(stage, result, out if as_file else None)
@@ -339,6 +343,8 @@ class RunMapping:
         manifest = require_stage(self.run, made_by="llmemb rat")
         made = manifest["made_from"]["settings"]
         self.hidden_size = int(made["hidden_size"])
+        # Of a run that `llmemb adjust` kept: what scores of an item without interactions are raised by.
+        self.bias: float | None = manifest["summary"].get("new_item_bias")
         self._check(workspace, run, kind, manifest)
         self.weights = {
             name.removeprefix("embedding."): tensor.double().numpy()
@@ -369,8 +375,7 @@ class RunMapping:
         self.scale = INPUT_RMS / float(np.sqrt(sum(squares) / (len(vectors) * len(self.pca.components))))
 
     def _check(self, workspace: Workspace, run: str, kind: str, manifest: dict[str, Any]) -> None:
-        summary, inputs = manifest["summary"], manifest["made_from"]["inputs"]
-        used = summary.get("vectors")
+        used = manifest["summary"].get("vectors")
         if used in (None, "said", "tslrec"):
             raise WrongUseError(
                 f"{run} was trained without vectors of the LLM that new items could get",
@@ -380,7 +385,7 @@ class RunMapping:
         if used != kind:
             hint = "add --without scft" if used == "base" else "leave out --without scft"
             raise WrongUseError(f"{run} was trained on the vectors in embeddings/{used}", hint=hint)
-        if output_fingerprint(workspace.embeddings(kind)) not in inputs.values():
+        if output_fingerprint(workspace.embeddings(kind)) != vectors_read(manifest):
             raise BadDataError(
                 f"{run} was trained on other vectors than embeddings/{kind} has now",
                 where=str(self.run),

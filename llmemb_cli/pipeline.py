@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.assets.identity import model_identity
-from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.config.rat import RatSettings, settings_of_run
 from llmemb_cli.config.runs import (
     HOW,
     SWITCHES,
@@ -17,13 +17,14 @@ from llmemb_cli.config.runs import (
     method_of,
     rat_settings,
     run_name,
+    switched_off,
     tslrec_source,
     unused_settings,
     vectors_needed,
 )
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import Stage, read_manifest
+from llmemb_cli.workspace.stage import Stage, read_manifest, require_stage
 from llmemb_cli.workspace.store import sha256_json
 
 DATA_VERSION = 2
@@ -136,6 +137,27 @@ def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Sett
     off = {key: RatSettings.model_fields[key].default for key in SWITCHES}
     unused = frozenset(unused_settings(settings.rat))
     return Stage("rat", path, version, chosen, settings.seed, inputs, unused=unused, off=off)
+
+
+def adjusted_name(run: str, weight: float, share: float) -> str:
+    """What a run is called that ranks as `run` would with another logit adjustment."""
+    return f"{run}-adjusted-{weight:g}" + (f"-of-{share:g}" if weight and share < 1 else "")
+
+
+def adjusted_stage(workspace: Workspace, run: str, weight: float, share: float) -> Stage:
+    """`runs/<run>-adjusted-<weight>/`: a trained run, ranking with another logit adjustment than it was trained with.
+
+    Its settings are the run's, with the adjustment it ranks with, and that of its training in `trained_...`.
+    """
+    manifest = require_stage(workspace.run(run), made_by="llmemb rat")
+    made, trained = manifest["made_from"], settings_of_run(manifest)
+    ranked = trained.model_copy(update={"logit_adjustment": weight, "logit_adjustment_share": share})
+    keys = ("logit_adjustment", "logit_adjustment_share")
+    chosen = {key: value for key, value in made["settings"].items() if key not in keys}
+    chosen |= {key: getattr(ranked, key) for key in keys if key not in switched_off(ranked) | unused_settings(ranked)}
+    chosen |= {f"trained_{key}": getattr(trained, key) for key in keys}
+    inputs = {"data": workspace.data, "adjust": workspace.run(run)}
+    return Stage("rat", workspace.run(adjusted_name(run, weight, share)), 1, chosen, made["seed"], inputs)
 
 
 def protocol_name(settings: Settings) -> str:

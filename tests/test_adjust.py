@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,8 @@ def test_the_line_as_trained_is_what_eval_finds_on_validation_items(trained: tup
     assert done.exit_code == 0, done.output
     evaluated = json.loads(done.stdout)["runs"][0]
     found = adjustments(workspace)
-    assert [one["trained"] for one in found].count(True) == 1 and len(found) == 8
-    own = next(one for one in found if one["trained"])
+    assert [one["own"] for one in found].count(True) == 1 and len(found) == 8
+    own = next(one for one in found if one["own"])
     assert own["logit_adjustment"] == 1.0 and own["logit_adjustment_share"] == 0.8
     parts = {"overall": evaluated["overall"]} | {one["name"]: one for one in evaluated["groups"]["popularity"]}
     assert set(parts) == {"overall", "tail", "head"}
@@ -111,7 +112,7 @@ def test_a_run_without_adjustment_is_ranked_with_the_share_of_the_file(tmp_path:
     )
     run_rat(workspace, settings, Reporter())
     found = adjustments(workspace, "--logit-adjustment", "1", "--set", "rat.logit_adjustment_share=0.6")
-    assert [(one["logit_adjustment"], one["trained"]) for one in found] == [(0.0, True), (1.0, False)]
+    assert [(one["logit_adjustment"], one["own"]) for one in found] == [(0.0, True), (1.0, False)]
     assert found[1]["logit_adjustment_share"] == 0.6
 
 
@@ -139,3 +140,143 @@ def test_the_table_fits_a_terminal_and_marks_the_run(
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert [line.split()[:2] for line in lines if " * " in line[:12]] == [["1", "*"]]
+
+
+@pytest.fixture(scope="module", params=["gru4rec", "bert4rec"])
+def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str, str]:
+    """A workspace, a run of two seeds in it, and the name of the first with another adjustment."""
+    options: dict[str, Any] = {"rat__method": "none", "rat__backbone": request.param, "rat__hidden_size": 8}
+    options |= {"rat__epochs": 3, "rat__logit_adjustment": 1.0, "rat__batch_size": 32}
+    workspace, _ = make_workspace(tmp_path_factory.mktemp("kept") / "ws", **options)
+    done = call(workspace, "rat", "--seeds", "42,43")
+    assert done.exit_code == 0, done.output
+    run = f"{request.param}-none-42"
+    told = ["--logit-adjustment", "2", "--logit-adjustment-share", "0.5", "--keep"]
+    for seed in (42, 43):
+        done = call(workspace, "adjust", run.replace("42", str(seed)), *told, "--json")
+        assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["kept"][0]["run"] == f"{request.param}-none-43-adjusted-2-of-0.5"
+    return workspace, run, f"{run}-adjusted-2-of-0.5"
+
+
+def test_a_kept_run_ranks_test_items_by_scores_with_the_other_adjustment(kept: tuple[Workspace, str, str]) -> None:
+    workspace, run, name = kept
+    assert call(workspace, "eval", name).exit_code == 0
+    ranks = pl.read_parquet(workspace.evaluation(name, "full") / "ranks.parquet")
+    data = load_split(workspace.data)
+    model = load_recommender(workspace.run(run), data)
+    raised = log_popularity(workspace, 1.0) - 2 * log_popularity(workspace, 0.5)
+    users = {user: number for number, user in enumerate(data.user_ids.to_list())}
+    items = {item: number for number, item in enumerate(data.item_ids.to_list(), 1)}
+    own = 0 if model.item_bias is None else model.item_bias.detach().numpy()[1:]
+    for user, item, rank in ranks.select("user_id", "item_id", "rank").iter_rows():
+        had = [*data.train.row(users[user]), data.valid[users[user]]]
+        with torch.no_grad():
+            state = model.encode(torch.tensor([had], dtype=torch.int64))[0]
+            scores = (model.item_table[1:] @ state).numpy() + own + raised
+        target = scores[items[item] - 1]
+        others = [score for at, score in enumerate(scores, 1) if at not in had and at != items[item]]
+        # Where two scores differ by rounding alone, either may be first.
+        first = 1 + sum(score > target + 1e-4 for score in others)
+        assert first <= rank <= 1 + sum(score >= target - 1e-4 for score in others)
+
+
+def test_validation_figures_of_a_kept_run_are_those_that_were_shown(kept: tuple[Workspace, str, str]) -> None:
+    workspace, run, name = kept
+    told = ["--logit-adjustment", "2", "--logit-adjustment-share", "0.5", "--json"]
+    shown = json.loads(call(workspace, "adjust", run, *told).stdout)["adjustments"]
+    wanted = next(one for one in shown if one["logit_adjustment"] == 2)
+    evaluated = json.loads(call(workspace, "eval", name, "--protocol", "validation", "--json").stdout)["runs"][0]
+    for metric in ("HR@10", "NDCG@10"):
+        assert evaluated["overall"][metric] == pytest.approx(wanted["overall"][metric], abs=1e-12)
+    described = json.loads(call(workspace, "runs", "show", name, "--json").stdout)["runs"][0]
+    assert described["best_validation"] == pytest.approx(wanted["overall"]["NDCG@10"], abs=1e-12)
+    assert described["state"] == "current" and described["adjusted_from"] == run
+    # Back again: adjusted to what it was trained with, it ranks as the run itself.
+    back = json.loads(call(workspace, "adjust", name, "--logit-adjustment", "1", "--json").stdout)["adjustments"]
+    assert [(one["logit_adjustment"], one["own"]) for one in back] == [(1.0, False), (2.0, True)]
+    back = call(workspace, "adjust", name, "--logit-adjustment", "1", "--logit-adjustment-share", "1", "--json")
+    before = next(one for one in shown if one["own"])
+    again = json.loads(back.stdout)["adjustments"][0]
+    assert again["overall"]["NDCG@10"] == pytest.approx(before["overall"]["NDCG@10"], abs=1e-12)
+
+
+def test_an_export_of_a_kept_run_has_the_bias_that_scores_add(kept: tuple[Workspace, str, str]) -> None:
+    workspace, run, name = kept
+    for one in (run, name):
+        done = call(workspace, "export", one, "--format", "parquet")
+        assert done.exit_code == 0, done.output
+    before, after = (
+        pl.read_parquet(workspace.root / "exports" / f"{one}-parquet" / "item_embeddings.parquet")
+        for one in (run, name)
+    )
+    assert before["item_id"].equals(after["item_id"]) and before["embedding"].equals(after["embedding"])
+    own = before["bias"].to_numpy() if "bias" in before.columns else np.zeros(len(before))
+    assert ("bias" in before.columns) == run.startswith("bert4rec")
+    raised = after["bias"].to_numpy() - own
+    wanted = log_popularity(workspace, 1.0) - 2 * log_popularity(workspace, 0.5)
+    # What is added to all items alike changes no ranking.
+    assert raised - raised.mean() == pytest.approx(wanted - wanted.mean(), abs=1e-5)
+
+
+def test_kept_runs_of_several_seeds_are_one_variant_beside_the_trained_ones(
+    kept: tuple[Workspace, str, str],
+) -> None:
+    workspace, run, name = kept
+    assert call(workspace, "rat", "--logit-adjustment", "2", "--logit-adjustment-share", "0.5").exit_code == 0
+    assert call(workspace, "eval").exit_code == 0
+    document = json.loads(call(workspace, "compare", "--json").stdout)
+    families = [sorted(one["runs"]) for one in document["variants"]]
+    trained = next(one for one in families if len(one) == 1)
+    assert re.fullmatch(rf"{run}-[0-9a-f]{{6}}", trained[0])
+    assert sorted(families) == sorted([[run, run.replace("42", "43")], [name, name.replace("-42-", "-43-")], trained])
+    changed = next(one["changed"] for one in document["variants"] if name in one["runs"])
+    assert changed == {
+        "logit_adjustment": 2.0,
+        "logit_adjustment_share": 0.5,
+        "trained_logit_adjustment": 1.0,
+        "trained_logit_adjustment_share": 1.0,
+    }
+    assert call(workspace, "report").exit_code == 0
+
+
+def test_what_is_kept_twice_is_up_to_date_and_what_is_adjusted_already_is_refused(
+    kept: tuple[Workspace, str, str],
+) -> None:
+    workspace, run, name = kept
+    told = ["--logit-adjustment", "2", "--logit-adjustment-share", "0.5", "--keep"]
+    done = call(workspace, "adjust", run, *told)
+    assert f"up to date: {name}" in done.stdout
+    for args, said in (
+        ([name, "--logit-adjustment", "3", "--keep"], f"adjust that one: {run}"),
+        ([run, "--keep"], "needs an adjustment"),
+        ([run, "--logit-adjustment", "1", "--logit-adjustment-share", "1", "--keep"], "was trained with"),
+    ):
+        done = call(workspace, "adjust", *args)
+        assert done.exit_code == 2 and said in done.output.replace("\n", " ")
+
+
+def test_a_kept_run_outlives_the_run_that_it_was_made_from(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"rat__method": "none", "rat__backbone": "gru4rec", "rat__hidden_size": 8}
+    workspace, _ = make_workspace(tmp_path / "ws", rat__epochs=1, **options)
+    assert call(workspace, "rat").exit_code == 0
+    assert call(workspace, "adjust", RUN, "--logit-adjustment", "0.5,1", "--keep").exit_code == 0
+    removed = json.loads(call(workspace, "runs", "remove", RUN, "--yes", "--json").stdout)
+    assert [use.split()[0] for use in removed["needed_by"][RUN]] == [f"{RUN}-adjusted-0.5", f"{RUN}-adjusted-1"]
+    for name in (f"{RUN}-adjusted-0.5", f"{RUN}-adjusted-1"):
+        assert call(workspace, "eval", name).exit_code == 0
+        described = json.loads(call(workspace, "runs", "show", name, "--json").stdout)["runs"][0]
+        assert described["state"] == "other adjust now"
+        assert described["settings"]["trained_logit_adjustment"] == 0
+    assert call(workspace, "recommend", "u3", "--run", name).exit_code == 0
+
+
+def test_taking_an_adjustment_back_leaves_none(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"rat__method": "none", "rat__backbone": "gru4rec", "rat__hidden_size": 8}
+    options |= {"rat__epochs": 1, "rat__logit_adjustment": 1.0, "rat__logit_adjustment_share": 0.8}
+    workspace, _ = make_workspace(tmp_path / "ws", **options)
+    assert call(workspace, "rat").exit_code == 0
+    assert call(workspace, "adjust", RUN, "--logit-adjustment", "0", "--keep").exit_code == 0
+    described = json.loads(call(workspace, "runs", "show", f"{RUN}-adjusted-0", "--json").stdout)["runs"][0]
+    found = {key: value for key, value in described["settings"].items() if "logit" in key}
+    assert found == {"trained_logit_adjustment": 1.0, "trained_logit_adjustment_share": 0.8}

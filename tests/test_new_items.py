@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,26 @@ def test_a_line_of_json_leaves_out_what_it_does_not_know(tmp_path: Path) -> None
     (tmp_path / "other.jsonl").write_text('{"id": 7, "colour": "red"}\n')
     with pytest.raises(BadDataError, match="lack the columns title, genre, year"):
         read_items(workspace, tmp_path / "other.jsonl", settings)
+
+
+def test_an_adjusted_run_tells_what_its_scores_of_new_items_are_raised_by(
+    tmp_path: Path, trained: tuple[Workspace, Settings]
+) -> None:
+    workspace, _ = trained
+    told = ["--logit-adjustment", "1.5", "--keep", "-w", str(workspace.root)]
+    assert CliRunner().invoke(app, ["adjust", "adapted", *told]).exit_code == 0
+    path = csv(tmp_path / "new.csv", ["new1"], ["Thing <b>45</b>"])
+    tables = []
+    for run in ("adapted", "adapted-adjusted-1.5"):
+        code, document = embed_items(workspace, path, "--run", run, "--out", str(tmp_path / run))
+        assert code == 0
+        tables.append(read_tensors(tmp_path / run / "item_embeddings.safetensors")["item_embeddings"])
+    assert tables[0].equal(tables[1])
+    log = pl.read_parquet(workspace.data / "interactions.parquet")
+    counts = log.filter(pl.col("split").cast(pl.String) == "train")["item_id"].value_counts()["count"]
+    # Every item of this workspace is in training: the mean of (count + 1) is that over the counted ones.
+    assert len(counts) == 30
+    assert document["bias"] == pytest.approx(1.5 * math.log((counts + 1).mean()), abs=1e-5)
 
 
 def test_missing_columns_and_bad_ids_are_named(tmp_path: Path, trained: tuple[Workspace, Settings]) -> None:

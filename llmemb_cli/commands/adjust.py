@@ -9,6 +9,8 @@ from rich.text import Text
 
 from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, option, split_names
 from llmemb_cli.console import Output, table, titled
+from llmemb_cli.errors import WrongUseError
+from llmemb_cli.workspace.lock import write_lock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +24,9 @@ def adjust(
         typer.Option("--logit-adjustment", help="Adjustments to rank with, with commas between [default: 0 to 2]."),
     ] = None,
     share: Annotated[float | None, option("rat.logit_adjustment_share")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the run with each of these adjustments as a run of its own.")
+    ] = False,
     device: Annotated[str | None, option("eval.device")] = None,
     workspace: WorkspaceOption = None,
     set: SetOption = None,
@@ -29,26 +34,30 @@ def adjust(
     """Head against tail: how a trained run would rank validation items with another logit adjustment, in seconds.
 
     What training takes out of the scores for popularity is known, so the scores of a run with another adjustment
-    need no training. A run trained with it ends near these figures: choose one, then train with
-    `llmemb rat --logit-adjustment`. Test items are not looked at.
+    need no training. Choose one, then --keep it: a run that ranks so, for eval, recommend and export. A run trained
+    with it (`llmemb rat --logit-adjustment`) ends near these figures. Test items are not looked at.
 
-    Example: `llmemb adjust sasrec-llm2x-42 --logit-adjustment 0.5,1,1.5,2 --logit-adjustment-share 0.8`
+    Example: `llmemb adjust sasrec-llm2x-42 --logit-adjustment 1.5 --logit-adjustment-share 0.8 --keep`
     """
     given = {"rat.logit_adjustment_share": share, "eval.device": device}
     located, settings = open_workspace(output, workspace, given, set)
     asked = _strengths(strengths)
-    from llmemb_cli.evaluation.adjust import adjusted
+    if keep and asked is None:
+        raise WrongUseError("--keep needs an adjustment to keep", hint="add --logit-adjustment, for example 1.5")
+    from llmemb_cli.evaluation.adjust import adjusted, keep_adjusted
     from llmemb_cli.evaluation.document import check_runs
     from llmemb_cli.evaluation.spaces import best_run
 
     chosen = check_runs(located, [run])[0] if run else best_run(located)
     document = adjusted(located, settings, chosen, asked, share)
+    if keep:
+        with write_lock(located):
+            document["kept"] = keep_adjusted(located, settings, chosen, document["adjustments"], output.reporter())
     output.result(document, lambda console: show(console, document))
 
 
 def _strengths(given: list[str] | None) -> list[float] | None:
     from llmemb_cli.config.rat import RatSettings
-    from llmemb_cli.errors import WrongUseError
 
     names = split_names(given)
     if names is None:
@@ -74,11 +83,14 @@ def show(console: Console, document: dict[str, Any]) -> None:
     for one in entries:
         weight, of_items = one["logit_adjustment"], one["logit_adjustment_share"]
         figures = [_figure(one[part][metric], best[part, metric]) for part, metric in columns]
-        made.add_row(f"{weight:g}{' *' if one['trained'] else '  '}", f"{of_items:.0%}" if weight else "-", *figures)
+        made.add_row(f"{weight:g}{' *' if one['own'] else '  '}", f"{of_items:.0%}" if weight else "-", *figures)
     users = entries[0]["overall"]["n"]
     titled(console, f"{document['run']}, validation items of {users:,} users, full ranking", made)
-    console.print("* as trained; another one: train with it by `llmemb rat --logit-adjustment`", style="dim")
+    console.print("* the run as it is; --keep makes a run of another one", style="dim")
     console.print(document["definition"], style="dim", markup=False)
+    for one in document.get("kept", []):
+        done = "kept" if one["built"] else "up to date"
+        console.print(f"{done}: {one['run']}", markup=False, soft_wrap=True)
 
 
 def _figure(value: float | None, best: float | None) -> Text:

@@ -191,6 +191,8 @@ def _show_new(output: Output, result: StageResult, path: Path, items: Path) -> N
     document = {"path": str(path), "built": result.built} | summary
     line = f"{summary['items']:,} items of {items.name}, {summary['known']:,} of them known to the workspace"
     output.result(document, lambda console: console.print(f"{line}: {path}", soft_wrap=True))
+    if summary.get("bias") is not None:
+        output.message(f"scores of {summary['run']} add a bias to each item: {summary['bias']:.4f} to these")
 
 
 def _refuse_beside_vectors(flags: set[str]) -> None:

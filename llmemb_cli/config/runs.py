@@ -113,7 +113,7 @@ def vectors_needed(settings: Settings) -> str | None:
 
 def rat_settings(settings: Settings) -> dict[str, Any]:
     """The settings of `[rat]` that a run depends on."""
-    off = _off(settings.rat)
+    off = switched_off(settings.rat)
     return {key: value for key, value in _with_switches(settings).items() if key not in off}
 
 
@@ -126,8 +126,15 @@ def _with_switches(settings: Settings) -> dict[str, Any]:
 def used_settings(manifest: dict[str, Any]) -> dict[str, Any]:
     """The settings of `[rat]` that a trained run depends on; an older manifest holds others too."""
     rat = settings_of_run(manifest)
-    unused = unused_settings(rat) | _off(rat)
+    unused = unused_settings(rat) | switched_off(rat)
     return {key: value for key, value in manifest["made_from"]["settings"].items() if key not in unused}
+
+
+def vectors_read(manifest: dict[str, Any]) -> str | None:
+    """The fingerprint of the LLM vectors that a run was trained on; None where it read none."""
+    # A run kept by `llmemb adjust` was made from another run, and says what that was trained on.
+    kept: str | None = manifest["summary"].get("vectors_read")
+    return kept or manifest["made_from"]["inputs"].get("embeddings")
 
 
 def made_with(made: dict[str, Any], key: str, otherwise: Any = None) -> Any:
@@ -209,6 +216,6 @@ def _has_start(rat: RatSettings) -> bool:
     return not (method.freezable and rat.freeze_vectors)
 
 
-def _off(rat: RatSettings) -> set[str]:
+def switched_off(rat: RatSettings) -> set[str]:
     """The switches that are off. They stand in no manifest; unlike what is unused they count: on is another run."""
     return {key for key in SWITCHES if getattr(rat, key) == RatSettings.model_fields[key].default}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.assets.presets import MODELS
+from llmemb_cli.config.runs import vectors_read
 from llmemb_cli.embeddings.table import EXTERNAL
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import read_manifest, require_stage
@@ -54,7 +55,7 @@ def _model(workspace: Workspace, manifest: dict[str, Any]) -> str | None:
         return str(own)
     if manifest["stage"] == EXTERNAL:
         return MADE_ELSEWHERE
-    wanted = manifest["made_from"]["inputs"].get("embeddings")
+    wanted = vectors_read(manifest)
     for folder in sorted((workspace.root / "embeddings").glob("*")):
         found = read_manifest(folder)
         if found is not None and wanted is not None and found["fingerprint"] == wanted:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from llmemb_cli.config.rat import settings_of_run
+from llmemb_cli.config.runs import vectors_read
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.devices import pick_device
+from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.groups import make_groupings
 from llmemb_cli.evaluation.rank import ranks_with
 from llmemb_cli.evaluation.stage import LIST, figures, users_to_rank
+from llmemb_cli.pipeline import adjusted_stage
+from llmemb_cli.progress import Reporter
+from llmemb_cli.ranking import ndcg
 from llmemb_cli.srs.objective import popularity_offset
 from llmemb_cli.srs.recommender import load_recommender
+from llmemb_cli.srs.validate import validation_ranks, validation_users
 from llmemb_cli.workspace.locate import Workspace
+from llmemb_cli.workspace.make import run_stage
 from llmemb_cli.workspace.stage import require_stage
+from llmemb_cli.workspace.store import read_tensors, write_tensors
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
@@ -68,11 +79,72 @@ def adjusted(
             {
                 "logit_adjustment": weight,
                 "logit_adjustment_share": of_items,
-                "trained": (weight, of_items) == own,
+                "own": (weight, of_items) == own,
                 **{name: figures(some, [LIST]) for name, some in parts.items()},
             }
         )
     return {"run": run, "definition": grouping.definition, "adjustments": entries}
+
+
+def keep_adjusted(
+    workspace: Workspace, settings: Settings, run: str, adjustments: list[dict[str, Any]], report: Reporter
+) -> list[dict[str, Any]]:
+    """Make a run of `run` with each adjustment but its own: `runs/<run>-adjusted-<weight>`.
+
+    The difference of both adjustments is a bias an item, which everything that reads a run adds to its scores.
+
+    Args:
+        adjustments: as `adjusted` has them.
+
+    Returns:
+        of each its name (`run`), whether it was `built`, and its `best_validation` NDCG@10.
+
+    Raises:
+        WrongUseError: the run is one that was kept so, or there is no other adjustment than its own.
+    """
+    manifest = require_stage(workspace.run(run), made_by="llmemb rat")
+    if source := manifest["summary"].get("adjusted_from"):
+        raise WrongUseError(f"{run} is {source} with another adjustment", hint=f"adjust that one: {source}")
+    others = [(one["logit_adjustment"], one["logit_adjustment_share"]) for one in adjustments if not one["own"]]
+    if not others:
+        raise WrongUseError(f"{run} was trained with this adjustment", hint="keep another one")
+    kept = []
+    for weight, share in others:
+        stage = adjusted_stage(workspace, run, weight, share)
+        build = partial(_adjust, workspace, settings, run, (weight, share))
+        made = run_stage(stage, build, report=report)
+        best = made.manifest["summary"]["best_validation"]
+        kept.append({"run": stage.path.name, "built": made.built, "best_validation": best})
+    return kept
+
+
+def _adjust(
+    workspace: Workspace, settings: Settings, run: str, adjustment: tuple[float, float], work: Path
+) -> dict[str, Any]:
+    """Write the run with another adjustment (weight, share); returns what its manifest says."""
+    source = workspace.run(run)
+    manifest = require_stage(source, made_by="llmemb rat")
+    trained = settings_of_run(manifest)
+    data = load_split(workspace.data)
+    device = pick_device(settings.eval.device)
+    model = load_recommender(source, data, device)
+    own = trained.logit_adjustment, trained.logit_adjustment_share
+    taken, put = (_offset(data.train, data.n_items, *one) for one in (own, adjustment))
+    weights = read_tensors(source / "model.safetensors")
+    weights["bias"] = taken - put + weights.get("bias", 0)
+    model.bias = torch.nn.Parameter(weights["bias"].to(device))
+    users = validation_users(data, trained.validation_users, manifest["made_from"]["seed"])
+    ranks = validation_ranks(model, data, users, device)
+    write_tensors(work / "model.safetensors", weights)
+    for name in ("item_embeddings.safetensors", "ids.parquet"):
+        shutil.copyfile(source / name, work / name)
+    return manifest["summary"] | {
+        "adjusted_from": run,
+        "best_validation": float(ndcg(ranks, LIST).mean()) if len(ranks) else None,
+        "vectors_read": vectors_read(manifest),
+        # The row of padding is that of an item without interactions.
+        "new_item_bias": float((taken - put)[0]),
+    }
 
 
 def _offset(train: Ragged, n_items: int, weight: float, share: float) -> torch.Tensor:

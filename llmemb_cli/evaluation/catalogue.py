@@ -90,7 +90,7 @@ def _state(workspace: Workspace, settings: Settings, name: str, manifest: dict[s
         if folder in folders:
             there[folder.name].append(other["fingerprint"])
     for role, fingerprint in manifest["made_from"]["inputs"].items():
-        kind = {"data": "data", "align": "runs", "start": "runs"}.get(role, "embeddings")
+        kind = {"data": "data", "align": "runs", "start": "runs", "adjust": "runs"}.get(role, "embeddings")
         if fingerprint not in there[kind]:
             return f"other {role} now"
     before = settings_of_run(manifest)
@@ -127,6 +127,8 @@ def _use(place: Path, role: str) -> str:
     if role in ("align", "start"):
         how = "was aligned to it" if role == "align" else "started from it"
         return f"{place.name} {how}; that run stays usable, but training it again trains this one first"
+    if role == "adjust":
+        return f"{place.name} is it with another logit adjustment, and stays usable"
     if place.parts[0] == "reports":
         return "the report shows it, until it is made again"
     return f"{place.as_posix()} was made from it and stays as it is"

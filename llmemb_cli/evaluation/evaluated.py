@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from llmemb_cli.config.runs import plain_name, used_settings
+from llmemb_cli.config.runs import plain_name, used_settings, vectors_read
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.evaluation.document import known_runs, named_runs, seedless
@@ -51,7 +51,7 @@ class Evaluated:
     def variant(self) -> str:
         """What runs that differ in nothing but their seed have in common."""
         # A run trained on the vectors of an earlier fine-tuning differs in more than its seed.
-        vectors = self.trained["made_from"]["inputs"].get("embeddings")
+        vectors = vectors_read(self.trained)
         return sha256_json([str(self.place.parent), used_settings(self.trained), vectors])
 
     @property

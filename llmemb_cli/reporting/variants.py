@@ -8,7 +8,7 @@ from typing import Any
 
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS
-from llmemb_cli.config.runs import SWITCHES, made_with, used_settings
+from llmemb_cli.config.runs import SWITCHES, made_with, used_settings, vectors_read
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_evaluated
 from llmemb_cli.evaluation.document import known_runs
@@ -81,7 +81,7 @@ def variants_of(found: list[Evaluated], workspace: Workspace, settings: Settings
     for entry in document["variants"]:
         trained = by_run[entry["runs"][0]].trained
         kind = max(by_run[run].name_kind for run in entry["runs"])
-        vectors = trained["made_from"]["inputs"].get("embeddings")
+        vectors = vectors_read(trained)
         made.append(Variant(entry["variant"], entry["runs"], used_settings(trained), kind, entry, vectors))
     return made
 

@@ -1,4 +1,4 @@
-"""A recommender: item embeddings, backbone and, for BERT4Rec, a bias an item. Trained in `train.py`."""
+"""A recommender: item embeddings, backbone and, of some, a bias an item (BERT4Rec). Trained in `train.py`."""
 
 from __future__ import annotations
 
@@ -179,6 +179,8 @@ def load_recommender(run: Path, data: SplitData, device: str = "cpu") -> Recomme
     table = read_tensors(run / "item_embeddings.safetensors")["item_embeddings"]
     model = Recommender(settings, data.n_items, FrozenTable(table))
     weights = read_tensors(run / "model.safetensors")
+    if model.bias is None and "bias" in weights:  # of a run that `llmemb adjust` kept
+        model.bias = nn.Parameter(torch.zeros(data.n_items + 1))
     # Nothing is masked after training, and older runs with the contrast have no vector for it.
     kept = {name: tensor for name, tensor in model.state_dict().items() if name == "mask_vector"}
     model.load_state_dict(
