@@ -291,7 +291,8 @@ def read_items(workspace: Workspace, path: Path, settings: Settings) -> pl.DataF
     """
     card = require_stage(workspace.data, made_by="llmemb init")["summary"]
     made = require_stage(workspace.prompts, made_by="llmemb prompt")
-    template = PromptSettings.model_validate(made["made_from"]["settings"])
+    # A manifest without the setting is of prompts whose markup was kept.
+    template = PromptSettings.model_validate({"markup": "keep"} | made["made_from"]["settings"])
     wanted = template.attributes or list(card["attributes"])
     names = column_names(path)
     key = id_column(str(path), names, settings.data.item_column)

@@ -60,11 +60,10 @@ def data_stage(workspace: Workspace, settings: Settings) -> Stage:
 
 def prompt_stage(workspace: Workspace, settings: Settings) -> Stage:
     """`prompts/`: the text of every item."""
-    chosen = _settings(settings.prompt)
-    if not chosen["limits"]:
-        # Prompts made before there were limits are the same as without any.
-        del chosen["limits"]
-    return Stage("prompt", workspace.prompts, 1, chosen, inputs={"data": workspace.data})
+    # Prompts made before there were these settings are the same as with them off.
+    off = {"limits": {}, "markup": "keep"}
+    chosen = {key: value for key, value in _settings(settings.prompt).items() if off.get(key) != value}
+    return Stage("prompt", workspace.prompts, 1, chosen, inputs={"data": workspace.data}, off=off)
 
 
 def scft_stage(workspace: Workspace, settings: Settings, run: str = "default") -> Stage:

@@ -160,6 +160,19 @@ def test_an_adjusted_run_tells_what_its_scores_of_new_items_are_raised_by(
     assert document["bias"] == pytest.approx(1.5 * math.log((counts + 1).mean()), abs=1e-5)
 
 
+@pytest.mark.parametrize("markup", ["text", "keep"])
+def test_markup_of_new_items_is_treated_as_that_of_the_workspaces_own(tmp_path: Path, markup: str) -> None:
+    workspace, settings = make_workspace(tmp_path / "ws", prompt__markup=markup)
+    made = make_prompts(workspace, settings, Reporter()).manifest["made_from"]["settings"]
+    # As before there was the setting, so that what was made then is still up to date where it is kept.
+    assert made.get("markup") == {"text": "text", "keep": None}[markup]
+    own = pl.read_parquet(workspace.prompts / "prompts.parquet").filter(item_id="i7")["prompt"][0]
+    path = csv(tmp_path / "new.csv", ["i7"], ["Thing <b>7</b>"])
+    now = settings.model_copy(update={"prompt": settings.prompt.model_copy(update={"markup": "text"})})
+    assert read_items(workspace, path, now)["prompt"].to_list() == [own]
+    assert ("<b>" in own) == (markup == "keep")
+
+
 def test_missing_columns_and_bad_ids_are_named(tmp_path: Path, trained: tuple[Workspace, Settings]) -> None:
     workspace, _ = trained
     (tmp_path / "no-title.csv").write_text("item_id,colour\na,red\n")

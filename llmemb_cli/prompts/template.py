@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from llmemb_cli.errors import WrongUseError, near_match
+from llmemb_cli.markup import without_markup
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,11 +38,12 @@ def item_parts(items: pl.DataFrame, attributes: list[str], settings: PromptSetti
         raise WrongUseError("prompt.pattern must use {name} and {value} only", where=settings.pattern) from None
     # Without a column polars knows of no row.
     rows = items.select(chosen).iter_rows() if chosen else itertools.repeat((), len(items))
+    read = without_markup if settings.markup == "text" else str.strip
     return [
         [
-            settings.pattern.format(name=name, value=shorten(value, limit))
+            settings.pattern.format(name=name, value=shorten(text, limit))
             for name, limit, value in zip(names, limits, row, strict=True)
-            if value
+            if value and (text := read(value))
         ]
         for row in rows
     ]

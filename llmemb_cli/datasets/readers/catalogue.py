@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import html
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,13 +14,11 @@ import polars as pl
 from llmemb_cli.datasets.raw import Tally
 from llmemb_cli.datasets.readers.chunks import LINE, Reject
 from llmemb_cli.datasets.readers.jsonl import Record, as_text, text_fault
+from llmemb_cli.markup import without_markup
 
 BLOCK = 50_000
 SHORT = 500  # characters; features up to here are remembered
 MAX_LITERAL = 1 << 18  # characters; a longer Python literal is not an item
-_TAGS = re.compile(r"<[a-zA-Z/!][^<>]*>")
-_INLINE = re.compile(r"</?(?:a|b|i|u|em|strong|span|font|sup|sub)\b[^<>]*>", re.IGNORECASE)
-_CODE = re.compile(r"</?(?:script|style)\b[^<>]*>", re.IGNORECASE)
 
 
 def items_table(
@@ -66,13 +63,7 @@ def items_table(
 
 def plain_text(value: Any) -> str:
     """A value as one line of readable text: lists joined, markup and entities resolved, blanks tidied."""
-    text = value if isinstance(value, str) else as_text(value)
-    if "<s" in text or "<S" in text:
-        # What stands between the tags of a script or style is no text either.
-        text = " ".join(_CODE.split(text)[::2])
-    if "&" in text or "<" in text:
-        text = html.unescape(_TAGS.sub(" ", _INLINE.sub("", text)))
-    return " ".join(text.split())
+    return without_markup(value if isinstance(value, str) else as_text(value))
 
 
 def parse_literal(text: str) -> Any:
