@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llmemb_cli import __version__
-from llmemb_cli.console import Output
+from llmemb_cli.console import Output, reader_gone
 from llmemb_cli.errors import WrongUseError
 
 # name -> (help panel, one line of help); the module is llmemb_cli.commands.<name>, its `app` the command.
@@ -38,6 +40,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("Machine", "List LLMs: size, licence, memory; fetch one."),
     "doctor": ("Machine", "Check this machine: what is here and what works."),
 }
+
+
+@contextmanager
+def _ended_by_the_reader() -> Iterator[None]:
+    """Within, help that nobody reads any more ends as commands do; Typer and rich make it a failure."""
+    try:
+        yield
+    except BrokenPipeError:
+        reader_gone()
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        reader_gone()
 
 
 class LazyGroup(TyperGroup):
@@ -70,6 +85,14 @@ class LazyGroup(TyperGroup):
             Output(json=True).error(WrongUseError(error.format_message(), hint=hint))
             sys.exit(getattr(error, "exit_code", 2))
         sys.exit(code if isinstance(code, int) else 0)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _ended_by_the_reader():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _ended_by_the_reader():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)

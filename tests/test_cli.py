@@ -129,7 +129,7 @@ def test_seeds_are_whole_numbers_each_once_in_the_order_given() -> None:
             parse_seeds(text)
 
 
-@pytest.mark.parametrize("args", [["models"], ["models", "--json"]])
+@pytest.mark.parametrize("args", [["models"], ["models", "--json"], ["--help"], ["rat", "-h"]])
 def test_a_reader_that_has_gone_ends_a_command_quietly(args: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)

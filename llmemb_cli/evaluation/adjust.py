@@ -1,4 +1,4 @@
-"""What another logit adjustment would do to a trained run: its validation items ranked, without training again."""
+"""Another logit adjustment for a trained run, without training: validation items ranked with it, and a run that has it."""
 
 from __future__ import annotations
 
