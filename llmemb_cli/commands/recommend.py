@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import polars as pl
     from rich.console import Console
 
+    from llmemb_cli.datasets.split import Ragged, SplitData
+    from llmemb_cli.evaluation.recommend import Known
+
 USERS_SHOWN = 10
 
 UsersFile = Annotated[
@@ -57,10 +60,14 @@ def recommend(
     Example: `llmemb recommend 196 --top 5`
     """
     located, settings = open_workspace(output, workspace, {"eval.device": device}, set)
+    from llmemb_cli.datasets.split import load_split
+    from llmemb_cli.devices import pick_device
     from llmemb_cli.errors import WrongUseError
     from llmemb_cli.evaluation.document import check_runs, known_runs
-    from llmemb_cli.evaluation.spaces import best_run
+    from llmemb_cli.evaluation.recommend import as_entries, as_frame, top_items
+    from llmemb_cli.evaluation.spaces import best_run, item_titles
     from llmemb_cli.reporting.spreadsheet import safe_cell
+    from llmemb_cli.srs.recommender import load_recommender
 
     given = sum([bool(users), users_file is not None, all_users, items is not None])
     if given != 1:
@@ -74,13 +81,29 @@ def recommend(
     chosen = check_runs(located, [run])[0] if run else best_run(located)
     if run is None:
         output.message(f"run {chosen} (best validation NDCG@10)", style="dim")
-    names = read_users(users_file) if users_file else users
+    data = load_split(located.data)
+    if items is not None:
+        asked, histories = [""], _history_of(output, data, items)
+    else:
+        names = read_users(users_file) if users_file else None if all_users else users
+        asked, histories = _users(output, data, names, history, strict=users_file is None)
+    device = pick_device(settings.eval.device)
+    model = load_recommender(located.run(chosen), data, device)
+    found, scores = top_items(
+        model, histories, top, filter_history=not keep, batch_users=settings.eval.batch_users, device=device
+    )
     # Lists as text are made for those who will be seen alone: a million of them would fill the memory.
     seen = None if output.json or (out and out.suffix == ".json") else 0 if out else USERS_SHOWN
-    from_file = users_file is not None
-    document, frame = _lists(
-        located, settings, chosen, names, all_users, items, history, top, keep, seen, from_file, output
-    )
+    entries = as_entries(asked[:seen], found[:seen], scores[:seen], data.item_ids.to_list(), item_titles(located))
+    document = {
+        "run": chosen,
+        "k": top,
+        "history": "given" if items is not None else history,
+        "filtered": not keep,
+        "n_users": len(asked),
+        "users": entries,
+    }
+    frame = as_frame(asked, found, scores, data.item_ids)
     if out is not None:
         _write(out, document, frame)
         names_out = (
@@ -94,60 +117,36 @@ def recommend(
     output.result(document, lambda console: None if out else show(console, document))
 
 
-def _lists(
-    located: Any,
-    settings: Any,
-    run: str,
-    names: list[str] | None,
-    all_users: bool,
-    items: str | None,
-    history: Any,
-    top: int,
-    keep: bool,
-    seen: int | None,
-    from_file: bool,
-    output: Output,
-) -> tuple[dict[str, Any], pl.DataFrame]:
+def _history_of(output: Output, data: SplitData, items: str) -> Ragged:
+    """The history that `--items` gives, of items that the data has; an id may itself have commas."""
+    from llmemb_cli.evaluation.recommend import ragged, rows_of
+
+    item_ids = data.item_ids.to_list()
+    given = [items] if items in item_ids else [one.strip() for one in items.split(",") if one.strip()]
+    rows, missing = rows_of(given, item_ids, "item")
+    _say_missing(output, missing, "items of the history", strict=False)
+    return ragged([rows + 1])
+
+
+def _users(
+    output: Output, data: SplitData, names: list[str] | None, history: Known, *, strict: bool
+) -> tuple[list[str], Ragged]:
+    """Ids and histories of the users asked for, or of all.
+
+    Args:
+        strict: whether one that is not in the data is refused; else it is left out.
+    """
     import numpy as np
 
-    from llmemb_cli.datasets.split import load_split
-    from llmemb_cli.devices import pick_device
-    from llmemb_cli.evaluation.recommend import as_entries, as_frame, known_history, ragged, rows_of, top_items
-    from llmemb_cli.evaluation.spaces import item_titles
-    from llmemb_cli.srs.recommender import load_recommender
+    from llmemb_cli.evaluation.recommend import known_history, rows_of
 
-    data = load_split(located.data)
-    device = pick_device(settings.eval.device)
-    model = load_recommender(located.run(run), data, device)
-    item_ids = data.item_ids.to_list()
-    if items is not None:
-        given = [items] if items in item_ids else [one.strip() for one in items.split(",") if one.strip()]
-        rows, missing = rows_of(given, item_ids, "item")
-        _say_missing(output, missing, "items of the history", strict=False)
-        histories = ragged([rows + 1])
-        asked = [""]
-    else:
-        known = data.user_ids.to_list()
-        rows, missing = (np.arange(data.n_users), []) if all_users else rows_of(names or [], known, "user")
-        _say_missing(output, missing, "users", strict=not from_file)
-        histories = known_history(data, rows, history)
-        asked = [known[row] for row in rows]
-    empty = int((histories.lengths() == 0).sum())
-    if empty:
+    known = data.user_ids.to_list()
+    rows, missing = (np.arange(data.n_users), []) if names is None else rows_of(names, known, "user")
+    _say_missing(output, missing, "users", strict=strict)
+    histories = known_history(data, rows, history)
+    if empty := int((histories.lengths() == 0).sum()):
         output.reporter().warn(f"{empty} users have no history of this kind: their lists are empty")
-    found, scores = top_items(
-        model, histories, top, filter_history=not keep, batch_users=settings.eval.batch_users, device=device
-    )
-    how = "given" if items is not None else history
-    document = {
-        "run": run,
-        "k": top,
-        "history": how,
-        "filtered": not keep,
-        "n_users": len(asked),
-        "users": as_entries(asked[:seen], found[:seen], scores[:seen], item_ids, item_titles(located)),
-    }
-    return document, as_frame(asked, found, scores, data.item_ids)
+    return [known[row] for row in rows], histories
 
 
 def _say_missing(output: Output, missing: list[str], what: str, *, strict: bool) -> None:

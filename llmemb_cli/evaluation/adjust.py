@@ -1,4 +1,4 @@
-"""Another logit adjustment for a trained run, without training: validation items ranked with it, and a run that has it."""
+"""Another logit adjustment for a trained run, without training: validation items ranked with it, a run kept so."""
 
 from __future__ import annotations
 
