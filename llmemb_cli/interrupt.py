@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from llmemb_cli.errors import LlmembError
 from llmemb_cli.progress import Reporter
 
 
@@ -51,16 +52,32 @@ class StopRequest:
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does: for work that is short and cleans up after itself."""
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does: for work that is short and cleans up after itself.
+
+    What fails after either, because a library that was being imported had caught it, ends as an interrupt too.
+    """
+    came = False
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, handle)
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, handle)}
+    # In the background of a shell it is ignored, and stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, handle)
     try:
         yield
+    except LlmembError:
+        raise
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

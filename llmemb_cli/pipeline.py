@@ -24,11 +24,12 @@ from llmemb_cli.config.runs import (
 )
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import Stage, read_manifest, require_stage
+from llmemb_cli.workspace.stage import LOG, Stage, read_manifest, require_stage
 from llmemb_cli.workspace.store import sha256_json
 
 DATA_VERSION = 2
 EVAL_VERSION = 3
+ADJUSTED = "-adjusted-"  # between the name of a run and the adjustment that `llmemb adjust` kept it with
 
 
 def _settings(section: Any) -> dict[str, Any]:
@@ -135,12 +136,14 @@ def rat_stage(workspace: Workspace, settings: Settings, name: str, in_file: Sett
     chosen, path = rat_settings(settings), workspace.run(name)
     off = {key: RatSettings.model_fields[key].default for key in SWITCHES}
     unused = frozenset(unused_settings(settings.rat))
-    return Stage("rat", path, version, chosen, settings.seed, inputs, unused=unused, off=off)
+    # The log tells times, which training again does not repeat.
+    return Stage("rat", path, version, chosen, settings.seed, inputs, about=(LOG,), unused=unused, off=off)
 
 
 def adjusted_name(run: str, weight: float, share: float) -> str:
     """What a run is called that ranks as `run` would with another logit adjustment."""
-    return f"{run}-adjusted-{weight:g}" + (f"-of-{share:g}" if weight and share < 1 else "")
+    numbers = [weight, share] if weight and share < 1 else [weight]
+    return run + ADJUSTED + "-of-".join(repr(float(number)).removesuffix(".0") for number in numbers)
 
 
 def adjusted_stage(workspace: Workspace, run: str, weight: float, share: float) -> Stage:
@@ -156,7 +159,8 @@ def adjusted_stage(workspace: Workspace, run: str, weight: float, share: float) 
     chosen |= {key: getattr(ranked, key) for key in keys if key not in switched_off(ranked) | unused_settings(ranked)}
     chosen |= {f"trained_{key}": getattr(trained, key) for key in keys}
     inputs = {"data": workspace.data, "adjust": workspace.run(run)}
-    return Stage("rat", workspace.run(adjusted_name(run, weight, share)), 1, chosen, made["seed"], inputs)
+    path = workspace.run(adjusted_name(run, weight, share))
+    return Stage("rat", path, made["version"], chosen, made["seed"], inputs)
 
 
 def protocol_name(settings: Settings) -> str:

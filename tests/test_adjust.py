@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from llmemb_cli.app import app
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import load_split
+from llmemb_cli.evaluation.document import seedless
 from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.srs.train import run_rat
@@ -122,6 +123,9 @@ def test_a_run_without_adjustment_is_ranked_with_the_share_of_the_file(tmp_path:
         (["--logit-adjustment", "0.5,much"], "--logit-adjustment 0.5,much"),
         (["--logit-adjustment", "-1"], "numbers from 0"),
         (["--logit-adjustment", "nan"], "numbers from 0"),
+        (["--logit-adjustment", "inf"], "numbers from 0 to 100"),
+        (["--logit-adjustment", "1e300", "--keep"], "numbers from 0 to 100"),
+        ([""], "no run"),
         (["--logit-adjustment-share", "0"], "logit_adjustment_share"),
         (["gru4rec-none-24"], "did you mean gru4rec-none-42"),
     ],
@@ -266,7 +270,7 @@ def test_a_kept_run_outlives_the_run_that_it_was_made_from(tmp_path: Path) -> No
     for name in (f"{RUN}-adjusted-0.5", f"{RUN}-adjusted-1"):
         assert call(workspace, "eval", name).exit_code == 0
         described = json.loads(call(workspace, "runs", "show", name, "--json").stdout)["runs"][0]
-        assert described["state"] == "other adjust now"
+        assert described["state"] == "other source now"
         assert described["settings"]["trained_logit_adjustment"] == 0
     assert call(workspace, "recommend", "u3", "--run", name).exit_code == 0
 
@@ -280,3 +284,98 @@ def test_taking_an_adjustment_back_leaves_none(tmp_path: Path) -> None:
     described = json.loads(call(workspace, "runs", "show", f"{RUN}-adjusted-0", "--json").stdout)["runs"][0]
     found = {key: value for key, value in described["settings"].items() if "logit" in key}
     assert found == {"trained_logit_adjustment": 1.0, "trained_logit_adjustment_share": 0.8}
+
+
+def keep(workspace: Workspace, run: str, strengths: str, *args: str) -> list[dict[str, Any]]:
+    done = call(workspace, "adjust", run, "--logit-adjustment", strengths, "--keep", "--json", *args)
+    assert done.exit_code == 0, done.output
+    return list(json.loads(done.stdout)["kept"])
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Workspace:
+    """A workspace with one run, `gru4rec-none-42`, trained in one epoch without an adjustment."""
+    options: dict[str, Any] = {"rat__method": "none", "rat__backbone": "gru4rec", "rat__hidden_size": 8}
+    workspace, _ = make_workspace(tmp_path / "ws", rat__epochs=1, **options)
+    assert call(workspace, "rat").exit_code == 0
+    return workspace
+
+
+def shown(workspace: Workspace, name: str) -> dict[str, Any]:
+    return dict(json.loads(call(workspace, "runs", "show", name, "--json").stdout)["runs"][0])
+
+
+def test_adjustments_that_differ_have_names_that_do(small: Workspace) -> None:
+    found = keep(small, RUN, "1,1.0000001,1e-30", "--logit-adjustment-share", "0.9999999")
+    assert [one["built"] for one in found] == [True] * 3
+    assert {one["run"] for one in found} == {
+        f"{RUN}-adjusted-1-of-0.9999999",
+        f"{RUN}-adjusted-1.0000001-of-0.9999999",
+        f"{RUN}-adjusted-1e-30-of-0.9999999",
+    }
+
+
+def test_a_trained_run_is_never_replaced_by_a_kept_one(small: Workspace) -> None:
+    name = f"{RUN}-adjusted-1"
+    assert call(small, "rat", "--name", name, "--hidden-size", "4").exit_code == 0
+    weights = (small.run(name) / "model.safetensors").read_bytes()
+    done = call(small, "adjust", RUN, "--logit-adjustment", "1", "--keep")
+    assert done.exit_code == 2 and f"a run that was trained is called {name}" in done.output.replace("\n", " ")
+    assert (small.run(name) / "model.safetensors").read_bytes() == weights
+
+
+def test_training_the_source_again_alike_leaves_a_kept_run_current_and_otherwise_does_not(small: Workspace) -> None:
+    (kept,) = keep(small, RUN, "1")
+    assert call(small, "rat", "--force").exit_code == 0
+    assert shown(small, kept["run"])["state"] == "current" and not keep(small, RUN, "1")[0]["built"]
+    assert call(small, "rat", "--name", RUN, "--dropout", "0.1").exit_code == 0
+    described = shown(small, kept["run"])
+    assert described["state"] == "other source now" and described["adjusted_from"] is None
+    done = call(small, "adjust", kept["run"], "--logit-adjustment", "2", "--keep")
+    assert done.exit_code == 2 and "no longer here" in done.output
+    done = call(small, "adjust", RUN, "--logit-adjustment", "1", "--keep")
+    assert done.exit_code == 0 and "another takes the place of the one there" in done.output.replace("\n", " ")
+
+
+def test_without_a_name_the_best_trained_run_is_adjusted(small: Workspace) -> None:
+    (kept,) = keep(small, RUN, "1")
+    manifest = small.run(kept["run"]) / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["summary"]["best_validation"] = 1.0
+    manifest.write_text(json.dumps(document))
+    assert json.loads(call(small, "recommend", "u3", "--json").stdout)["run"] == kept["run"]
+    again = json.loads(call(small, "adjust", "--logit-adjustment", "1", "--keep", "--json").stdout)
+    assert again["run"] == RUN and [one["built"] for one in again["kept"]] == [False]
+
+
+def test_an_interrupted_keep_leaves_nothing_begun(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmemb_cli.evaluation import adjust
+
+    def stop(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adjust, "write_tensors", stop)
+        assert call(small, "adjust", RUN, "--logit-adjustment", "1", "--keep").exit_code == 130
+    assert [path.name for path in (small.root / "runs").iterdir()] == [RUN]
+    assert keep(small, RUN, "1")[0]["built"]
+
+
+def test_the_share_of_set_counts_and_what_counts_for_nothing_is_said(trained: tuple[Workspace, Settings]) -> None:
+    told = ["--set", "rat.logit_adjustment_share=0.6", "--set", "rat.dropout=0.1"]
+    done = call(trained[0], "adjust", RUN, "--logit-adjustment", "2", *told)
+    assert "60%" in done.stdout and "no effect on a run that is trained: dropout" in done.output.replace("\n", " ")
+
+
+def test_the_seed_of_a_kept_run_is_that_of_its_source() -> None:
+    assert seedless("base-adjusted-1", 1) == "base-adjusted-1"
+    assert seedless("base-1-adjusted-1-of-0.8", 1) == "base-adjusted-1-of-0.8"
+    assert seedless("sasrec-none-42-1a2b3c", 42) == "sasrec-none-1a2b3c"
+
+
+def test_a_card_says_what_the_bias_is_added_to(small: Workspace) -> None:
+    assert call(small, "rat", "--similarity", "cosine", "--name", "angles").exit_code == 0
+    for run, said in ((RUN, "inner products"), ("angles", "divided by 0.07, plus the item's `bias`")):
+        (kept,) = keep(small, run, "1")
+        assert call(small, "export", kept["run"], "--format", "npy").exit_code == 0
+        assert said in (small.root / "exports" / f"{kept['run']}-npy" / "card.md").read_text()

@@ -17,7 +17,8 @@ import typer
 from llmemb_cli.app import COMMANDS
 from llmemb_cli.commands.common import parse_seeds, run_guarded
 from llmemb_cli.console import Output
-from llmemb_cli.errors import WrongUseError
+from llmemb_cli.errors import InterruptedRunError, WrongUseError
+from llmemb_cli.interrupt import terminate_as_interrupt
 
 HEAVY = ("torch", "transformers", "polars", "sklearn", "numpy", "matplotlib", "pydantic")
 
@@ -139,3 +140,19 @@ def test_a_reader_that_has_gone_ends_a_command_quietly(args: list[str]) -> None:
     finally:
         os.close(writing)
     assert done.returncode == 141 and done.stderr == "", done
+
+
+def test_an_interrupt_that_a_library_swallowed_is_one_all_the_same() -> None:
+    with pytest.raises(KeyboardInterrupt), terminate_as_interrupt():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("half imported") from None
+    with pytest.raises(AttributeError), terminate_as_interrupt():
+        raise AttributeError("no interrupt came")
+    with pytest.raises(InterruptedRunError, match="kept"), terminate_as_interrupt():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise InterruptedRunError("kept") from None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -220,6 +220,19 @@ def test_a_setting_that_is_off_is_a_point_of_its_curve() -> None:
     assert sweeps([half, off]) == [("logit_adjustment", [off, half])]
 
 
+def test_a_run_that_adjust_kept_is_no_point_of_a_curve_and_stands_for_no_method() -> None:
+    def variant(label: str, runs: int, **more: Any) -> Variant:
+        settings = {"backbone": "sasrec", "method": "none", "loss": "ce"} | more
+        kind = NameKind.OWN if "-adjusted-" in label else NameKind.DIGEST
+        return Variant(label, [f"{label}-{n}" for n in range(runs)], settings, kind, {"changed": more})
+
+    trained, half = variant("none", 1), variant("half", 1, logit_adjustment=0.5)
+    kept = variant("none-adjusted-0.5", 3, logit_adjustment=0.5, trained_logit_adjustment=0.0)
+    assert sweeps([kept, trained, half]) == [("logit_adjustment", [trained, half])]
+    assert main_variants([kept, trained]) == [trained]
+    assert main_variants([kept]) == [kept]
+
+
 def test_of_equal_variants_the_one_with_a_name_of_llmemb_stands_for_its_method() -> None:
     settings = {"backbone": "sasrec", "method": "none", "without": []}
     own, digest = (

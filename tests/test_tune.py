@@ -145,6 +145,20 @@ def test_kept_settings_are_those_of_this_backbone_and_method_alone(tmp_path: Pat
     assert len(run_tune(workspace, SPACE, {"rat.dropout": 0.1}, Reporter(), trials=4, keep=True)["trials"]) == 4
 
 
+def test_what_adjust_kept_of_a_run_goes_with_its_name(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path / "ws", **FEW)
+    where = ["-w", str(workspace.root)]
+    assert CliRunner().invoke(app, ["rat", *where]).exit_code == 0
+    told = ["--logit-adjustment", "1", "--keep"]
+    assert CliRunner().invoke(app, ["adjust", "sasrec-none-42", *told, *where]).exit_code == 0
+    run_tune(workspace, parse_space(["rat.learning_rate=0.01,0.02"]), {}, Reporter(), trials=1, keep=True)
+    (other,) = names(workspace) - {"sasrec-none-42"} - {one for one in names(workspace) if "adjusted" in one}
+    assert names(workspace) == {"sasrec-none-42", other, f"{other}-adjusted-1"}
+    done = CliRunner().invoke(app, ["runs", "show", f"{other}-adjusted-1", "--json", *where])
+    described = json.loads(done.stdout)["runs"][0]
+    assert (described["state"], described["adjusted_from"]) == ("current", other)
+
+
 def test_a_later_better_trial_takes_the_plain_name_and_loses_nothing(tmp_path: Path) -> None:
     workspace, _ = make_workspace(tmp_path / "ws", **FEW)
     filed = load_settings(workspace.settings_file)

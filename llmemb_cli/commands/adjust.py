@@ -42,13 +42,17 @@ def adjust(
     given = {"rat.logit_adjustment_share": share, "eval.device": device}
     located, settings = open_workspace(output, workspace, given, set)
     asked = _strengths(strengths)
+    told = {key: value for table in settings.rat_flags.values() for key, value in table.items()}
+    share = told.pop("logit_adjustment_share", None)
+    if told:
+        output.message(f"no effect on a run that is trained: {', '.join(sorted(told))}", style="yellow")
     if keep and asked is None:
         raise WrongUseError("--keep needs an adjustment to keep", hint="add --logit-adjustment, for example 1.5")
     from llmemb_cli.evaluation.adjust import adjusted, keep_adjusted
     from llmemb_cli.evaluation.document import check_runs
     from llmemb_cli.evaluation.spaces import best_run
 
-    chosen = check_runs(located, [run])[0] if run else best_run(located)
+    chosen = check_runs(located, [run])[0] if run is not None else best_run(located, trained=True)
     document = adjusted(located, settings, chosen, asked, share)
     if keep:
         with write_lock(located):
@@ -67,7 +71,7 @@ def _strengths(given: list[str] | None) -> list[float] | None:
     except ValueError:
         said = ",".join(names)
         raise WrongUseError(
-            f"--logit-adjustment {said}: numbers from 0 are expected", hint="for example 0.5,1,1.5,2"
+            f"--logit-adjustment {said}: numbers from 0 to 100 are expected", hint="for example 0.5,1,1.5,2"
         ) from None
 
 
@@ -85,8 +89,10 @@ def show(console: Console, document: dict[str, Any]) -> None:
         figures = [_figure(one[part][metric], best[part, metric]) for part, metric in columns]
         made.add_row(f"{weight:g}{' *' if one['own'] else '  '}", f"{of_items:.0%}" if weight else "-", *figures)
     users = entries[0]["overall"]["n"]
-    titled(console, f"{document['run']}, validation items of {users:,} users, full ranking", made)
-    console.print("* the run as it is; --keep makes a run of another one", style="dim")
+    kept = "" if document["history"] == "exclude" else ", their history among the items"
+    titled(console, f"{document['run']}, validation items of {users:,} users, full ranking{kept}", made)
+    of = f" of {document['adjusted_from']}" if document["adjusted_from"] else ""
+    console.print(f"* the run as it is; --keep makes a run of another one{of}", style="dim")
     console.print(document["definition"], style="dim", markup=False)
     for one in document.get("kept", []):
         done = "kept" if one["built"] else "up to date"

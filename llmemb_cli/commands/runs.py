@@ -102,9 +102,7 @@ def show_list(console: Console, entries: list[dict[str, Any]], begun: list[dict[
     if any(entry["state"].startswith("stale:") for entry in entries):
         console.print("stale: would be trained anew now; `llmemb runs show` says why", style="dim")
     if begun:
-        console.print(
-            "begun: the `llmemb rat` that began it goes on with it; `llmemb runs show` has its settings", style="dim"
-        )
+        console.print("begun: the same command goes on with it; `llmemb runs show` has its settings", style="dim")
     console.print("valid: best NDCG@10 on validation items, full ranking; - where there are none", style="dim")
 
 

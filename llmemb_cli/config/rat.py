@@ -47,6 +47,7 @@ class RatSettings(Section):
         0.0,
         "weight of an item's log popularity, added to its score in training alone; above 0 lifts rare items",
         ge=0,
+        le=100,
         source="Menon et al., ICLR 2021",
     )
     logit_adjustment_share: float = setting(

@@ -130,6 +130,11 @@ def used_settings(manifest: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in manifest["made_from"]["settings"].items() if key not in unused}
 
 
+def is_adjusted(manifest: dict[str, Any]) -> bool:
+    """Whether a run was not trained, but made from another one by `llmemb adjust --keep`."""
+    return "adjust" in manifest["made_from"]["inputs"]
+
+
 def vectors_read(manifest: dict[str, Any]) -> str | None:
     """The fingerprint of the LLM vectors that a run was trained on; None where it read none."""
     # A run kept by `llmemb adjust` was made from another run, and says what that was trained on.

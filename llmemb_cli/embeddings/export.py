@@ -125,6 +125,7 @@ def make_export(
             "items": len(table.item_ids),
             "width": table.vectors.shape[1],
             "bias": table.bias is not None,
+            "temperature": _temperature_of(source),
             **settings,
             **made,
             **provenance(workspace, source),
@@ -149,9 +150,14 @@ def make_export(
 
 def _metric_of(source: Path) -> Metric:
     """What the run in `source` scores items with: an index by another metric would find other items."""
+    return "ip" if _temperature_of(source) is None else "cosine"
+
+
+def _temperature_of(source: Path) -> float | None:
+    """What the run in `source` divides cosines by; None for inner products, and for what is no run."""
     manifest = read_manifest(source)
     trained = settings_of_run(manifest) if manifest is not None and manifest["stage"] == "rat" else None
-    return "cosine" if trained and trained.scores_cosines else "ip"
+    return trained.temperature if trained and trained.scores_cosines else None
 
 
 def _same(ours: np.ndarray, back: np.ndarray, path: Path) -> None:

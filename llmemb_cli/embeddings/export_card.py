@@ -69,7 +69,7 @@ def card_text(summary: dict[str, Any]) -> str:
     settings = "\n".join(f"| {key} | {value} |" for key, value in sorted(summary["settings"].items()))
     data, model = summary["data"], summary["model"]
     llm = "none took part" if model is None else f"{model['name']}; licence: {model['licence']}"
-    bias = "\nScores of this recommender also add the item's `bias`.\n" if summary["bias"] else ""
+    bias = f"\n{_scores(summary['temperature'])}\n" if summary["bias"] else ""
     seed = "" if summary["seed"] is None else f", seed {summary['seed']}"
     index = ""
     if "metric" in summary:
@@ -101,3 +101,12 @@ fingerprint `{summary["fingerprint"]}`.
 |---|---|
 {settings}
 """
+
+
+def _scores(temperature: float | None) -> str:
+    """How a recommender with a bias an item scores."""
+    if temperature is None:
+        product = "inner products of the user's state and the vectors"
+    else:
+        product = f"cosines of the user's state and the vectors, divided by {temperature:g},"
+    return f"Scores of this recommender are {product} plus the item's `bias`."

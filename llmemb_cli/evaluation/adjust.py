@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from llmemb_cli.config.rat import settings_of_run
-from llmemb_cli.config.runs import vectors_read
+from llmemb_cli.config.runs import is_adjusted, vectors_read
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import Ragged, load_split
 from llmemb_cli.devices import pick_device
 from llmemb_cli.errors import WrongUseError
+from llmemb_cli.evaluation.document import adjusted_from
 from llmemb_cli.evaluation.groups import make_groupings
 from llmemb_cli.evaluation.rank import ranks_with
 from llmemb_cli.evaluation.stage import LIST, figures, users_to_rank
@@ -26,7 +27,7 @@ from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.srs.validate import validation_ranks, validation_users
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import run_stage
-from llmemb_cli.workspace.stage import require_stage
+from llmemb_cli.workspace.stage import Stage, partial_path, read_manifest, require_stage
 from llmemb_cli.workspace.store import read_tensors, write_tensors
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -49,7 +50,8 @@ def adjusted(
         WrongUseError: there is no such run.
         BadDataError: it was trained on other data, or nobody has a validation item.
     """
-    trained = settings_of_run(require_stage(workspace.run(run), made_by="llmemb rat"))
+    manifest = require_stage(workspace.run(run), made_by="llmemb rat")
+    trained = settings_of_run(manifest)
     data = load_split(workspace.data)
     device = pick_device(settings.eval.device)
     model = load_recommender(workspace.run(run), data, device)
@@ -83,7 +85,13 @@ def adjusted(
                 **{name: figures(some, [LIST]) for name, some in parts.items()},
             }
         )
-    return {"run": run, "definition": grouping.definition, "adjustments": entries}
+    return {
+        "run": run,
+        "adjusted_from": adjusted_from(workspace, manifest),
+        "history": settings.eval.history,
+        "definition": grouping.definition,
+        "adjustments": entries,
+    }
 
 
 def keep_adjusted(
@@ -100,22 +108,41 @@ def keep_adjusted(
         of each its name (`run`), whether it was `built`, and its `best_validation` NDCG@10.
 
     Raises:
-        WrongUseError: the run is one that was kept so, or there is no other adjustment than its own.
+        WrongUseError: the run is one that was kept so, there is no other adjustment than its own, or a trained run
+            has the name of what is to be kept.
     """
     manifest = require_stage(workspace.run(run), made_by="llmemb rat")
-    if source := manifest["summary"].get("adjusted_from"):
-        raise WrongUseError(f"{run} is {source} with another adjustment", hint=f"adjust that one: {source}")
+    if is_adjusted(manifest):
+        source = adjusted_from(workspace, manifest)
+        hint = f"adjust that one: {source}" if source else "that one is no longer here"
+        raise WrongUseError(f"{run} is another run with an adjustment of its own", hint=hint)
     others = [(one["logit_adjustment"], one["logit_adjustment_share"]) for one in adjustments if not one["own"]]
     if not others:
         raise WrongUseError(f"{run} was trained with this adjustment", hint="keep another one")
     kept = []
     for weight, share in others:
         stage = adjusted_stage(workspace, run, weight, share)
+        there = read_manifest(stage.path)
+        if there is not None and not is_adjusted(there):
+            raise WrongUseError(
+                f"a run that was trained is called {stage.path.name}",
+                hint="move it, or remove it with `llmemb runs remove`",
+            )
         build = partial(_adjust, workspace, settings, run, (weight, share))
-        made = run_stage(stage, build, report=report)
+        try:
+            made = run_stage(stage, build, report=report, named=f"the run {stage.path.name}")
+        finally:
+            _forget_begun(stage)
         best = made.manifest["summary"]["best_validation"]
         kept.append({"run": stage.path.name, "built": made.built, "best_validation": best})
     return kept
+
+
+def _forget_begun(stage: Stage) -> None:
+    """Remove what an interrupted call began: it is made anew in seconds, and would look like unfinished training."""
+    work = partial_path(stage)
+    if read_manifest(work) is None:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _adjust(
@@ -139,7 +166,6 @@ def _adjust(
     for name in ("item_embeddings.safetensors", "ids.parquet"):
         shutil.copyfile(source / name, work / name)
     return manifest["summary"] | {
-        "adjusted_from": run,
         "best_validation": float(ndcg(ranks, LIST).mean()) if len(ranks) else None,
         "vectors_read": vectors_read(manifest),
         # The row of padding is that of an item without interactions.

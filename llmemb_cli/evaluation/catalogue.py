@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.config.rat import settings_of_run
-from llmemb_cli.config.runs import run_name
+from llmemb_cli.config.runs import is_adjusted, run_name
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.errors import BadDataError
+from llmemb_cli.evaluation.document import adjusted_from
 from llmemb_cli.pipeline import made_stages, rat_stage
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import LOG, MARKER, PARTIAL, partial_of, read_manifest, require_stage, stage_state
@@ -42,6 +43,7 @@ def _describe(workspace: Workspace, settings: Settings, name: str, made: Made) -
     return {
         "run": name,
         **manifest["summary"],
+        **({"adjusted_from": adjusted_from(workspace, manifest)} if is_adjusted(manifest) else {}),
         "state": _state(workspace, settings, name, manifest, made),
         "evaluated": [one for one in evaluations if not one.startswith(".")],
         "needed_by": _uses(workspace, name, made),
@@ -92,7 +94,7 @@ def _state(workspace: Workspace, settings: Settings, name: str, manifest: dict[s
     for role, fingerprint in manifest["made_from"]["inputs"].items():
         kind = {"data": "data", "align": "runs", "start": "runs", "adjust": "runs"}.get(role, "embeddings")
         if fingerprint not in there[kind]:
-            return f"other {role} now"
+            return f"other {'source' if role == 'adjust' else role} now"
     before = settings_of_run(manifest)
     rat = rat_for(settings, backbone=before.backbone, method=before.method, without=list(before.without))
     chosen = settings.model_copy(update={"rat": rat, "seed": manifest["made_from"]["seed"]})

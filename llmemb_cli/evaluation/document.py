@@ -8,7 +8,7 @@ from typing import Any
 
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.errors import BadDataError, WrongUseError, near_match
-from llmemb_cli.pipeline import protocol_name
+from llmemb_cli.pipeline import ADJUSTED, protocol_name
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 
@@ -59,7 +59,15 @@ def older_data(workspace: Workspace, name: str) -> str | None:
 
 def seedless(run: str, seed: int) -> str:
     """`sasrec-llmemb` of `sasrec-llmemb-42`."""
-    return re.sub(rf"-{seed}(?=-|$)", "", run, count=1)
+    name, *adjustment = run.rpartition(ADJUSTED) if ADJUSTED in run else (run,)
+    return re.sub(rf"-{seed}(?=-|$)", "", name, count=1) + "".join(adjustment)
+
+
+def adjusted_from(workspace: Workspace, manifest: dict[str, Any]) -> str | None:
+    """What the run is called now that `llmemb adjust` made a run from; None where it is no longer there."""
+    made = manifest["made_from"]["inputs"].get("adjust")
+    runs = known_runs(workspace) if made is not None else []
+    return next((run for run in runs if output_fingerprint(workspace.run(run)) == made), None)
 
 
 def named_runs(workspace: Workspace, names: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from llmemb_cli.config.runs import is_adjusted
 from llmemb_cli.embeddings.export import read_items
 from llmemb_cli.embeddings.table import EmbeddingTable, rows_for
 from llmemb_cli.errors import WrongUseError, unknown_id
@@ -95,25 +96,28 @@ def directory_of(workspace: Workspace, name: str) -> Path:
     return workspace.embeddings(name) if name in llm_spaces(workspace) else workspace.run(name)
 
 
-def best_run(workspace: Workspace) -> str:
+def best_run(workspace: Workspace, *, trained: bool = False) -> str:
     """The run with the best validation NDCG@10, of those trained on the present data if there are any.
 
     A run that had nothing to validate on comes last.
 
+    Args:
+        trained: without those that `llmemb adjust` kept.
+
     Raises:
         WrongUseError: there are no runs.
     """
-    names = known_runs(workspace)
-    if not names:
+    found = {name: read_manifest(workspace.run(name)) or {} for name in known_runs(workspace)}
+    manifests = {name: one for name, one in found.items() if not (trained and is_adjusted(one))}
+    if not manifests:
         raise WrongUseError("there are no runs yet", where=str(workspace.root), hint="run `llmemb rat` first")
-    manifests = {name: read_manifest(workspace.run(name)) or {} for name in names}
     data = output_fingerprint(workspace.data)
 
     def rank(name: str) -> tuple[bool, float]:
         score = manifests[name]["summary"]["best_validation"]
         return manifests[name]["made_from"]["inputs"]["data"] == data, -1.0 if score is None else score
 
-    return max(names, key=rank)
+    return max(manifests, key=rank)
 
 
 def unit_vectors(vectors: np.ndarray, *, centred: bool) -> np.ndarray:

@@ -54,6 +54,11 @@ class Variant:
         return made_with(self.settings, key)
 
     @property
+    def adjusted(self) -> bool:
+        """Whether `llmemb adjust` kept it: no training ended with these settings."""
+        return "trained_logit_adjustment" in self.settings
+
+    @property
     def without(self) -> list[str]:
         return list(self.settings.get("without", []))
 
@@ -87,7 +92,7 @@ def variants_of(found: list[Evaluated], workspace: Workspace, settings: Settings
 
 
 def main_variants(variants: list[Variant]) -> list[Variant]:
-    """One variant for each backbone and method, nothing left out: that with plain names, then most seeds.
+    """One variant for each backbone and method, nothing left out: trained, with plain names, then most seeds.
 
     Of those with as many the one with the fewest settings changed, and of equal ones that whose name llmemb gave.
     """
@@ -108,8 +113,9 @@ def of_one_backbone(mains: list[Variant]) -> list[Variant]:
     return [one for one in mains if one.backbone == max(counts, key=lambda name: counts[name])]
 
 
-def _rank(one: Variant) -> tuple[bool, int, int, int]:
-    return one.kind is NameKind.PLAIN, len(one.runs), -len(one.entry["changed"]), -one.kind
+def _rank(one: Variant) -> tuple[bool, bool, int, int, int]:
+    plain = one.kind is NameKind.PLAIN
+    return not one.adjusted, plain, len(one.runs), -len(one.entry["changed"]), -one.kind
 
 
 def differing(one: Variant, other: Variant) -> set[str]:
@@ -117,7 +123,7 @@ def differing(one: Variant, other: Variant) -> set[str]:
 
     A setting that one of them does not depend on follows from another in which they differ: no alignment, no alpha.
     """
-    keys = one.settings.keys() & other.settings.keys() | set(SWITCHES)
+    keys = one.settings.keys() & other.settings.keys() | {*SWITCHES, "trained_logit_adjustment"}
     found = {key for key in keys if one.value(key) != other.value(key)}
     chosen = "vectors" in found or ("scft" in one.without) != ("scft" in other.without)
     return found if chosen or one.vectors == other.vectors else found | {"embeddings"}

@@ -12,6 +12,7 @@ from torch import nn
 from llmemb_cli.config.backbones import BACKBONES, BackboneName
 from llmemb_cli.config.methods import METHODS
 from llmemb_cli.config.rat import RatSettings, settings_of_run
+from llmemb_cli.config.runs import is_adjusted
 from llmemb_cli.datasets.split import SplitData
 from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.srs.backbones.bert4rec import BERT4Rec
@@ -173,7 +174,9 @@ def load_recommender(run: Path, data: SplitData, device: str = "cpu") -> Recomme
         raise BadDataError(
             "the run was trained on other data",
             where=str(run),
-            hint=f"train it again as `llmemb runs show {run.name}` has it, or `llmemb runs remove {run.name}`",
+            hint="train the run that it is an adjustment of again, and keep that"
+            if is_adjusted(manifest)
+            else f"train it again as `llmemb runs show {run.name}` has it, or `llmemb runs remove {run.name}`",
         )
     settings = settings_of_run(manifest)
     table = read_tensors(run / "item_embeddings.safetensors")["item_embeddings"]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.config.rat import RatSettings
-from llmemb_cli.config.runs import SWITCHES, run_name
+from llmemb_cli.config.runs import SWITCHES, is_adjusted, run_name
 from llmemb_cli.config.settings import Settings, load_settings, rat_for, update_settings
-from llmemb_cli.pipeline import made_stages
+from llmemb_cli.pipeline import ADJUSTED, made_stages
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import read_manifest
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
 
 
 def keep_best(workspace: Workspace, common: dict[str, Any], kept: dict[str, Any], report: Reporter) -> str:
@@ -34,7 +34,7 @@ def keep_best(workspace: Workspace, common: dict[str, Any], kept: dict[str, Any]
     found = workspace.run(run_name(load_settings(workspace.settings_file, rest | kept), filed))
     update_settings(workspace.settings_file, kept)
     in_file = load_settings(workspace.settings_file)
-    for run in [path for path in made_stages(workspace) if path.parent == workspace.root / "runs"]:
+    for run in _trained_runs(workspace):
         earlier = _settings_before(run, filed)
         if run.name == run_name(earlier):
             _rename(run, run_name(earlier, in_file), report)
@@ -43,8 +43,14 @@ def keep_best(workspace: Workspace, common: dict[str, Any], kept: dict[str, Any]
         if plain.exists():  # flags that are not kept gave it a name with a digest
             _rename(plain, run_name(before, in_file), report)
         if not plain.exists():
-            found.rename(plain)
+            _move(found, plain)
     return plain.name
+
+
+def _trained_runs(workspace: Workspace) -> list[Path]:
+    """All runs but those of `llmemb adjust`, which follow the run that they were made from."""
+    runs = [path for path in made_stages(workspace) if path.parent == workspace.root / "runs"]
+    return [run for run in runs if not is_adjusted(read_manifest(run) or {})]
 
 
 def _settings_before(run: Path, filed: Settings) -> Settings:
@@ -62,5 +68,17 @@ def _rename(run: Path, wanted: str, report: Reporter) -> None:
         return
     names = (f"{wanted}-{number}" if number > 1 else wanted for number in itertools.count(1))
     free = next(path for path in map(run.with_name, names) if not path.exists())
-    run.rename(free)
+    _move(run, free)
     report.note(f"{run.name} has other settings than llmemb.toml now: it is called {free.name}")
+
+
+def _move(run: Path, target: Path) -> None:
+    """Rename a run, and with it what `llmemb adjust` kept of it."""
+    moved = output_fingerprint(run)
+    run.rename(target)
+    for other in sorted(run.parent.iterdir()):
+        manifest = read_manifest(other) if other.name.startswith(run.name + ADJUSTED) else None
+        if manifest is not None and manifest["made_from"]["inputs"].get("adjust") == moved:
+            new = target.with_name(target.name + other.name.removeprefix(run.name))
+            if not new.exists():
+                other.rename(new)
