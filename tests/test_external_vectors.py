@@ -162,6 +162,27 @@ def test_a_matrix_needs_ids_and_takes_them_from_the_users_own_table(
     assert code == 4 and "30 vectors for 29 ids" in document["error"]["message"]
 
 
+@pytest.mark.parametrize("head", [[], ["code of the article"], ["item_id"]])
+@pytest.mark.parametrize("name", ["ids.txt", "ids.csv"])
+def test_ids_of_a_matrix_may_be_a_list(
+    tmp_path: Path, ready: tuple[Workspace, np.ndarray], name: str, head: list[str]
+) -> None:
+    workspace, vectors = ready
+    ids = ids_of(workspace)
+    np.save(tmp_path / "listed.npy", vectors)
+    listed = tmp_path / name
+    listed.write_text("\n".join([*head, *ids]) + "\n")
+    flags = ["embed", "--vectors", str(tmp_path / "listed.npy"), "--ids", str(listed), "--name", "listed"]
+    code, document = call(workspace, *flags)
+    assert code == 0, document
+    table = read_table(workspace.embeddings("listed"))
+    for item, row in zip(ids, vectors, strict=True):
+        np.testing.assert_array_equal(table.vectors[table.item_ids.to_list().index(item)], row)
+    listed.write_text("\n".join([*head, *ids[2:]]) + "\n")
+    code, document = call(workspace, *flags)
+    assert code == 4 and "30 vectors for 2" in document["error"]["message"]
+
+
 def test_other_ids_for_the_same_matrix_are_read(tmp_path: Path, ready: tuple[Workspace, np.ndarray]) -> None:
     workspace, vectors = ready
     ids = ids_of(workspace)

@@ -47,7 +47,9 @@ def embed(
     ] = None,
     ids: Annotated[
         Path | None,
-        typer.Option("--ids", help="With --vectors of .npy or .safetensors: a table with the item id of every row."),
+        typer.Option(
+            "--ids", help="With --vectors of .npy or .safetensors: the item id of every row, in a list or a table."
+        ),
     ] = None,
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Embed part I of N; the last one done merges all.")

@@ -14,7 +14,7 @@ import polars as pl
 
 from llmemb_cli.config.methods import external_name
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.datasets.columns import id_column
+from llmemb_cli.datasets.columns import id_column, items_key
 from llmemb_cli.datasets.readers.chunks import BOM, Reject, line_chunks
 from llmemb_cli.datasets.readers.jsonl import Record, as_text, json_keys, json_records, parse_object, text_fault
 from llmemb_cli.datasets.readers.sources import plain_file
@@ -178,17 +178,28 @@ def _of_matrix(file: Path, ids: Path | None, settings: Settings, report: Reporte
         raise WrongUseError(
             "which item does a row belong to?",
             where=str(file),
-            hint="--ids FILE: a table with a column of item ids, in the order of the rows",
+            hint="--ids FILE: the item ids in the order of the rows, one a line, or a table with a column of them",
         )
     matrix = _read_matrix(file)
-    key = id_column(str(ids), column_names(ids), settings.data.item_column)
-    names = _whole(read_table(ids, [key]).frame, key, ids)
+    names = _row_ids(ids, len(matrix), settings)
     if len(names) != len(matrix):
         raise BadDataError(f"{len(matrix)} vectors for {len(names)} ids in {ids.name}", where=str(file))
     with _rows_read(file, len(names), report) as task:
         for rows in blocks(*matrix.shape):
             yield names[rows], np.asarray(matrix[rows], dtype=np.float32)
             task.advance(rows.stop - rows.start)
+
+
+def _row_ids(file: Path, rows: int, settings: Settings) -> pl.Series:
+    """The ids in a table, or in a list of one a line without a header."""
+    columns, filed = column_names(file), settings.data.item_column
+    listed = len(columns) == 1 and table_kind(plain_file(file)) == "csv"
+    if listed and items_key(filed if filed in columns else "item_id", columns) is None:
+        names = _whole(read_table(file, columns).frame, columns[0], file)
+        # Whether the first line is an id or what the column is called, the number of vectors says.
+        return names if len(names) == rows else pl.concat([pl.Series(columns[0], columns), names])
+    key = id_column(str(file), columns, filed)
+    return _whole(read_table(file, [key]).frame, key, file)
 
 
 def _rows_read(file: Path, rows: int, report: Reporter) -> Task:
