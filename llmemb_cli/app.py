@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -42,19 +40,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-@contextmanager
-def _ended_by_the_reader() -> Iterator[None]:
-    """Within, help that nobody reads any more ends as commands do; Typer and rich make it a failure."""
-    try:
-        yield
-    except BrokenPipeError:
-        reader_gone()
-    except SystemExit as ended:
-        if not isinstance(ended.__context__, BrokenPipeError):
-            raise
-        reader_gone()
-
-
 class LazyGroup(TyperGroup):
     """Lists commands from the table above, so that `llmemb --help` imports none of them."""
 
@@ -68,6 +53,16 @@ class LazyGroup(TyperGroup):
         return TyperCommand(name=cmd_name, help=help, short_help=help, rich_help_panel=panel)
 
     def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """As Typer's; where nobody reads any more, commands and help end alike."""
+        try:
+            return self._main(args, *rest, **options)
+        except SystemExit as ended:
+            # Typer and rich make it a failure.
+            if not isinstance(ended.__context__, BrokenPipeError):
+                raise
+            reader_gone()
+
+    def _main(self, args: Any, *rest: Any, **options: Any) -> Any:
         """As Typer's; with --json a wrong command line is said as JSON too, like every other error."""
         given = sys.argv[1:] if args is None else list(args)
         if "--json" not in given:
@@ -85,14 +80,6 @@ class LazyGroup(TyperGroup):
             Output(json=True).error(WrongUseError(error.format_message(), hint=hint))
             sys.exit(getattr(error, "exit_code", 2))
         sys.exit(code if isinstance(code, int) else 0)
-
-    def make_context(self, *args: Any, **options: Any) -> Any:
-        with _ended_by_the_reader():
-            return super().make_context(*args, **options)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _ended_by_the_reader():
-            return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)

@@ -87,9 +87,7 @@ def stdout() -> Console:
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    console = Console(file=stream, width=_width(stream), highlight=False)
-    console.on_broken_pipe = reader_gone  # type: ignore[method-assign]
-    return console
+    return Console(file=stream, width=_width(stream), highlight=False)
 
 
 def reader_gone() -> NoReturn:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.assets.identity import model_identity
+from llmemb_cli.config.prompt import PROMPT_OFF
 from llmemb_cli.config.rat import RatSettings, settings_of_run
 from llmemb_cli.config.runs import (
     HOW,
     SWITCHES,
+    TRAINED_ADJUSTMENT,
     collaborative_settings,
     method_of,
     rat_settings,
@@ -61,10 +63,8 @@ def data_stage(workspace: Workspace, settings: Settings) -> Stage:
 
 def prompt_stage(workspace: Workspace, settings: Settings) -> Stage:
     """`prompts/`: the text of every item."""
-    # Prompts made before there were these settings are the same as with them off.
-    off = {"limits": {}, "markup": "keep"}
-    chosen = {key: value for key, value in _settings(settings.prompt).items() if off.get(key) != value}
-    return Stage("prompt", workspace.prompts, 1, chosen, inputs={"data": workspace.data}, off=off)
+    chosen = {key: value for key, value in _settings(settings.prompt).items() if PROMPT_OFF.get(key) != value}
+    return Stage("prompt", workspace.prompts, 1, chosen, inputs={"data": workspace.data}, off=PROMPT_OFF)
 
 
 def scft_stage(workspace: Workspace, settings: Settings, run: str = "default") -> Stage:
@@ -154,10 +154,10 @@ def adjusted_stage(workspace: Workspace, run: str, weight: float, share: float) 
     manifest = require_stage(workspace.run(run), made_by="llmemb rat")
     made, trained = manifest["made_from"], settings_of_run(manifest)
     ranked = trained.model_copy(update={"logit_adjustment": weight, "logit_adjustment_share": share})
-    keys = ("logit_adjustment", "logit_adjustment_share")
-    chosen = {key: value for key, value in made["settings"].items() if key not in keys}
-    chosen |= {key: getattr(ranked, key) for key in keys if key not in switched_off(ranked) | unused_settings(ranked)}
-    chosen |= {f"trained_{key}": getattr(trained, key) for key in keys}
+    off = switched_off(ranked) | unused_settings(ranked)
+    chosen = {key: value for key, value in made["settings"].items() if key not in TRAINED_ADJUSTMENT}
+    chosen |= {key: getattr(ranked, key) for key in TRAINED_ADJUSTMENT if key not in off}
+    chosen |= {before: getattr(trained, key) for key, before in TRAINED_ADJUSTMENT.items()}
     inputs = {"data": workspace.data, "adjust": workspace.run(run)}
     path = workspace.run(adjusted_name(run, weight, share))
     return Stage("rat", path, made["version"], chosen, made["seed"], inputs)

@@ -12,7 +12,7 @@ import typer
 
 from llmemb_cli.config.recipes import RECIPES, RecipeName
 from llmemb_cli.config.settings import Settings, load_settings, parse_assignments, setting_choices, setting_help
-from llmemb_cli.console import Output, reader_gone
+from llmemb_cli.console import Output
 from llmemb_cli.errors import InterruptedRunError, LlmembError, WrongUseError
 from llmemb_cli.interrupt import terminate_as_interrupt
 from llmemb_cli.workspace.locate import Workspace, find_candidates, find_workspace, is_workspace
@@ -113,9 +113,7 @@ def run_guarded(output: Output, action: Callable[[], None]) -> None:
             raise
         output.error(InterruptedRunError("interrupted", hint="run the same command again to go on"))
         raise typer.Exit(130) from None
-    except BrokenPipeError:
-        reader_gone()  # here, as Typer makes it a failure
-    except (typer.Exit, typer.Abort):
+    except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except Exception as error:
         if output.debug:

@@ -22,3 +22,7 @@ class PromptSettings(Section):
     limits: dict[str, Annotated[int, Field(ge=1)]] = setting(
         {}, "longest value of single attributes, before max_chars; e.g. { description = 200 }", unit="characters"
     )
+
+
+# What settings were that a manifest of prompts does not have: off, as before there were these settings.
+PROMPT_OFF: dict[str, object] = {"limits": {}, "markup": "keep"}

@@ -18,6 +18,8 @@ HOW = {"device", "micro_batch_size", "memory_gb", "checkpoint_minutes", "checkpo
 HOW_OF_RAT = HOW | {"precision", "replay", "track"}
 # Settings of `[rat]` that a run does not depend on while they are off. Off where llmemb.toml has them on is a change.
 SWITCHES = ("contrast", "logit_adjustment", "logit_adjustment_share", "start_decay", "averaging")
+# Of a run that `llmemb adjust` kept: what the run was trained with that it was made from.
+TRAINED_ADJUSTMENT = {key: f"trained_{key}" for key in ("logit_adjustment", "logit_adjustment_share")}
 
 
 def method_of(settings: Settings) -> Method:

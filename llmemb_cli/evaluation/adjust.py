@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from llmemb_cli.config.rat import settings_of_run
 from llmemb_cli.config.runs import is_adjusted, vectors_read
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.datasets.split import Ragged, load_split
+from llmemb_cli.datasets.split import Ragged, SplitData, load_split
 from llmemb_cli.devices import pick_device
 from llmemb_cli.errors import WrongUseError
-from llmemb_cli.evaluation.document import adjusted_from
+from llmemb_cli.evaluation.document import adjusted_from, known_runs
 from llmemb_cli.evaluation.groups import make_groupings
 from llmemb_cli.evaluation.rank import ranks_with
 from llmemb_cli.evaluation.stage import LIST, figures, users_to_rank
@@ -23,11 +24,11 @@ from llmemb_cli.pipeline import adjusted_stage
 from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import ndcg
 from llmemb_cli.srs.objective import popularity_offset
-from llmemb_cli.srs.recommender import load_recommender
+from llmemb_cli.srs.recommender import Recommender, load_recommender
 from llmemb_cli.srs.validate import validation_ranks, validation_users
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import run_stage
-from llmemb_cli.workspace.stage import Stage, partial_path, read_manifest, require_stage
+from llmemb_cli.workspace.stage import Stage, output_fingerprint, partial_path, read_manifest, require_stage
 from llmemb_cli.workspace.store import read_tensors, write_tensors
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -52,9 +53,7 @@ def adjusted(
     """
     manifest = require_stage(workspace.run(run), made_by="llmemb rat")
     trained = settings_of_run(manifest)
-    data = load_split(workspace.data)
-    device = pick_device(settings.eval.device)
-    model = load_recommender(workspace.run(run), data, device)
+    data, model, device = _load(workspace, settings, run)
     before = data.before_validation()
     users = users_to_rank(workspace, before, "validation")
     own = trained.logit_adjustment, trained.logit_adjustment_share
@@ -87,11 +86,17 @@ def adjusted(
         )
     return {
         "run": run,
-        "adjusted_from": adjusted_from(workspace, manifest),
+        "adjusted_from": _source(workspace, manifest),
         "history": settings.eval.history,
         "definition": grouping.definition,
         "adjustments": entries,
     }
+
+
+def _source(workspace: Workspace, manifest: dict[str, Any]) -> str | None:
+    """The run that one which was kept was made from, as it is called now."""
+    runs = known_runs(workspace) if is_adjusted(manifest) else []
+    return adjusted_from(manifest, {run: output_fingerprint(workspace.run(run)) for run in runs})
 
 
 def keep_adjusted(
@@ -113,12 +118,13 @@ def keep_adjusted(
     """
     manifest = require_stage(workspace.run(run), made_by="llmemb rat")
     if is_adjusted(manifest):
-        source = adjusted_from(workspace, manifest)
+        source = _source(workspace, manifest)
         hint = f"adjust that one: {source}" if source else "that one is no longer here"
         raise WrongUseError(f"{run} is another run with an adjustment of its own", hint=hint)
     others = [(one["logit_adjustment"], one["logit_adjustment_share"]) for one in adjustments if not one["own"]]
     if not others:
         raise WrongUseError(f"{run} was trained with this adjustment", hint="keep another one")
+    load = cache(lambda: _load(workspace, settings, run))
     kept = []
     for weight, share in others:
         stage = adjusted_stage(workspace, run, weight, share)
@@ -128,7 +134,7 @@ def keep_adjusted(
                 f"a run that was trained is called {stage.path.name}",
                 hint="move it, or remove it with `llmemb runs remove`",
             )
-        build = partial(_adjust, workspace, settings, run, (weight, share))
+        build = partial(_adjust, workspace.run(run), manifest, (weight, share), load)
         try:
             made = run_stage(stage, build, report=report, named=f"the run {stage.path.name}")
         finally:
@@ -145,16 +151,22 @@ def _forget_begun(stage: Stage) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _load(workspace: Workspace, settings: Settings, run: str) -> tuple[SplitData, Recommender, str]:
+    """The data, the run, and the device that it is on."""
+    data, device = load_split(workspace.data), pick_device(settings.eval.device)
+    return data, load_recommender(workspace.run(run), data, device), device
+
+
 def _adjust(
-    workspace: Workspace, settings: Settings, run: str, adjustment: tuple[float, float], work: Path
+    source: Path,
+    manifest: dict[str, Any],
+    adjustment: tuple[float, float],
+    load: Callable[[], tuple[SplitData, Recommender, str]],
+    work: Path,
 ) -> dict[str, Any]:
-    """Write the run with another adjustment (weight, share); returns what its manifest says."""
-    source = workspace.run(run)
-    manifest = require_stage(source, made_by="llmemb rat")
+    """Write the run in `source` with another adjustment (weight, share); returns what its manifest says."""
     trained = settings_of_run(manifest)
-    data = load_split(workspace.data)
-    device = pick_device(settings.eval.device)
-    model = load_recommender(source, data, device)
+    data, model, device = load()
     own = trained.logit_adjustment, trained.logit_adjustment_share
     taken, put = (_offset(data.train, data.n_items, *one) for one in (own, adjustment))
     weights = read_tensors(source / "model.safetensors")

@@ -36,6 +36,11 @@ def _read_stages(workspace: Workspace) -> Made:
     return {path: manifest for path, manifest in read.items() if manifest is not None}
 
 
+def _fingerprints(workspace: Workspace, made: Made) -> dict[str, str | None]:
+    runs = workspace.root / "runs"
+    return {path.name: manifest["fingerprint"] for path, manifest in made.items() if path.parent == runs}
+
+
 def _describe(workspace: Workspace, settings: Settings, name: str, made: Made) -> dict[str, Any]:
     directory = workspace.run(name)
     manifest = require_stage(directory, made_by="llmemb rat")
@@ -43,7 +48,11 @@ def _describe(workspace: Workspace, settings: Settings, name: str, made: Made) -
     return {
         "run": name,
         **manifest["summary"],
-        **({"adjusted_from": adjusted_from(workspace, manifest)} if is_adjusted(manifest) else {}),
+        **(
+            {"adjusted_from": adjusted_from(manifest, _fingerprints(workspace, made))}
+            if is_adjusted(manifest)
+            else {}
+        ),
         "state": _state(workspace, settings, name, manifest, made),
         "evaluated": [one for one in evaluations if not one.startswith(".")],
         "needed_by": _uses(workspace, name, made),

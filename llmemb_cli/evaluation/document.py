@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmemb_cli.config.settings import Settings
@@ -63,11 +63,14 @@ def seedless(run: str, seed: int) -> str:
     return re.sub(rf"-{seed}(?=-|$)", "", name, count=1) + "".join(adjustment)
 
 
-def adjusted_from(workspace: Workspace, manifest: dict[str, Any]) -> str | None:
-    """What the run is called now that `llmemb adjust` made a run from; None where it is no longer there."""
+def adjusted_from(manifest: dict[str, Any], fingerprints: Mapping[str, str | None]) -> str | None:
+    """What the run is called now that `llmemb adjust` made a run from; None where it is no longer there.
+
+    Args:
+        fingerprints: of all runs, by name.
+    """
     made = manifest["made_from"]["inputs"].get("adjust")
-    runs = known_runs(workspace) if made is not None else []
-    return next((run for run in runs if output_fingerprint(workspace.run(run)) == made), None)
+    return next((run for run, one in fingerprints.items() if one == made), None) if made is not None else None
 
 
 def named_runs(workspace: Workspace, names: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmemb_cli.config.backbones import BACKBONES as TABLE
 from llmemb_cli.config.methods import METHODS
-from llmemb_cli.config.runs import SWITCHES, made_with, used_settings, vectors_read
+from llmemb_cli.config.runs import SWITCHES, TRAINED_ADJUSTMENT, made_with, used_settings, vectors_read
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.evaluation.compare import compare_evaluated
 from llmemb_cli.evaluation.document import known_runs
@@ -56,7 +56,7 @@ class Variant:
     @property
     def adjusted(self) -> bool:
         """Whether `llmemb adjust` kept it: no training ended with these settings."""
-        return "trained_logit_adjustment" in self.settings
+        return not self.settings.keys().isdisjoint(TRAINED_ADJUSTMENT.values())
 
     @property
     def without(self) -> list[str]:
@@ -123,7 +123,7 @@ def differing(one: Variant, other: Variant) -> set[str]:
 
     A setting that one of them does not depend on follows from another in which they differ: no alignment, no alpha.
     """
-    keys = one.settings.keys() & other.settings.keys() | {*SWITCHES, "trained_logit_adjustment"}
+    keys = one.settings.keys() & other.settings.keys() | {*SWITCHES, *TRAINED_ADJUSTMENT.values()}
     found = {key for key in keys if one.value(key) != other.value(key)}
     chosen = "vectors" in found or ("scft" in one.without) != ("scft" in other.without)
     return found if chosen or one.vectors == other.vectors else found | {"embeddings"}
