@@ -130,6 +130,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
     return made
 
 
+def fits(console: Console, made: Table) -> bool:
+    """Whether the terminal is wide enough for a table without breaking a cell."""
+    return console.measure(made, options=console.options.update(width=10_000)).maximum <= console.width
+
+
 def titled(console: Console, title: str, made: Table) -> None:
     """Print a table below its title; a title inside the table would be broken at the table's own width."""
     from rich.text import Text

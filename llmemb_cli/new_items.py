@@ -28,7 +28,7 @@ from llmemb_cli.srs.run_mapping import RunMapping
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import StageResult, run_stage
 from llmemb_cli.workspace.rows import RowsFile, blocks, map_rows
-from llmemb_cli.workspace.stage import Stage, output_fingerprint, read_manifest, require_stage
+from llmemb_cli.workspace.stage import Stage, output_fingerprint, readable_manifest, require_stage
 from llmemb_cli.workspace.store import sha256_json, write_parquet
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _at(stage: Stage, result: StageResult, file: Path | None) -> Path:
 def _own_folder(workspace: Workspace, items: Path) -> Path:
     """Where the result of a file goes: a directory of its name, or one more where a file elsewhere has that name."""
     folder, path = workspace.root / "new-items" / items.stem, str(items.resolve())
-    before = (read_manifest(folder) or {}).get("summary", {}).get("file", path)
+    before = (readable_manifest(folder) or {}).get("summary", {}).get("file", path)
     return folder if before == path else folder.with_name(f"{folder.name}-{sha256_json(path)[:6]}")
 
 
@@ -219,7 +219,7 @@ def _check_target(out: Path | None, items: Path) -> None:
         raise WrongUseError(
             "--out is a file that is not .parquet", where=str(out), hint="a directory, or a file called NAME.parquet"
         )
-    if any(out.iterdir()) and (read_manifest(out) or {}).get("stage") != STAGE:
+    if any(out.iterdir()) and (readable_manifest(out) or {}).get("stage") != STAGE:
         raise WrongUseError(
             "--out is a directory with other files, which would be lost", where=str(out), hint="name a new directory"
         )

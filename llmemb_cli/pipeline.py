@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli.assets.identity import model_identity
+from llmemb_cli.config.data import DATA_OFF
 from llmemb_cli.config.prompt import PROMPT_OFF
 from llmemb_cli.config.rat import RatSettings, settings_of_run
 from llmemb_cli.config.runs import (
@@ -26,7 +27,7 @@ from llmemb_cli.config.runs import (
 )
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import LOG, Stage, read_manifest, require_stage
+from llmemb_cli.workspace.stage import LOG, Stage, read_manifest, readable_manifest, require_stage
 from llmemb_cli.workspace.store import sha256_json
 
 DATA_VERSION = 2
@@ -41,6 +42,7 @@ def _settings(section: Any) -> dict[str, Any]:
 def data_stage(workspace: Workspace, settings: Settings) -> Stage:
     """`data/`: items, interactions, data card."""
     data = settings.data
+    chosen = {key: value for key, value in _settings(data).items() if DATA_OFF.get(key) != value}
     files = {
         role: workspace.root / getattr(data, role)
         for role in ("source", "interactions", "items")
@@ -52,12 +54,13 @@ def data_stage(workspace: Workspace, settings: Settings) -> Stage:
         "data",
         workspace.data,
         DATA_VERSION,
-        _settings(data),
+        chosen,
         seed,
         files=files,
         hashed=("source", "files"),
         about=("stats.json", "card.md", "rejected.jsonl"),
         told=("instruction", "attributes"),
+        off=DATA_OFF,
     )
 
 
@@ -228,12 +231,17 @@ def eval_stage(workspace: Workspace, settings: Settings, run: str) -> Stage:
 _STAGES = ("data", "prompts", "scft", "embeddings", "candidates", "runs", "reports")
 
 
-def made_stages(workspace: Workspace) -> list[Path]:
-    """The directories of all finished stages, in the order of their names."""
+def made_stages(workspace: Workspace) -> dict[Path, dict[str, Any]]:
+    """The directories of all finished stages in the order of their names, and their manifests.
+
+    Those with a damaged manifest are left out.
+    """
     found = (path.parent for folder in _STAGES for path in (workspace.root / folder).rglob("manifest.json"))
-    return sorted(
-        path for path in found if not any(part.startswith(".") for part in path.relative_to(workspace.root).parts)
+    shown = sorted(
+        path for path in found if not any(part[0] == "." for part in path.relative_to(workspace.root).parts)
     )
+    read = {path: readable_manifest(path) for path in shown}
+    return {path: manifest for path, manifest in read.items() if manifest is not None}
 
 
 def report_stage(workspace: Workspace, settings: Settings) -> Stage:

@@ -299,6 +299,48 @@ def test_a_moment_is_the_same_however_it_is_written(when: datetime, form: str) -
     assert check_interactions(log, None, "x", Tally())["timestamp"].to_list() == [int(when.timestamp())]
 
 
+EXCEL_DAY_0 = datetime(1899, 12, 30, tzinfo=UTC)  # as openpyxl and LibreOffice have it, for days from March 1900 on
+TOLD = {
+    "%m/%d/%Y %H:%M:%S": lambda when: f"{when:%m/%d/%Y %H:%M:%S}",
+    "%d/%m/%Y %H:%M:%S": lambda when: f"{when:%d/%m/%Y %H:%M:%S}",
+    "%d %b %Y, %I:%M:%S %p": lambda when: f"{when:%d %b %Y, %I:%M:%S %p}",
+    "%Y-%j %H:%M:%S": lambda when: f"{when:%Y-%j %H:%M:%S}",
+    "excel": lambda when: repr((when - EXCEL_DAY_0) / timedelta(days=1)),
+}
+
+
+@given(when=st.datetimes(datetime(1995, 1, 1), datetime(2099, 12, 31)), form=st.sampled_from(sorted(TOLD)))
+@settings(max_examples=100, deadline=None)
+def test_times_are_read_as_one_says_that_they_are_written(when: datetime, form: str) -> None:
+    when = when.replace(microsecond=0, tzinfo=UTC)
+    texts = [TOLD[form](when), f"{when:%Y-%m-%dT%H:%M:%SZ}"]
+    log = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["i", "j"], "timestamp": texts, LINE: [2, 3]})
+    tally = Tally()
+    found = check_interactions(log, None, "x", tally, time_format=form)
+    assert found["timestamp"].to_list() == [int(when.timestamp())]
+    assert [(reject.line, reject.reason) for reject in tally.kept] == [(3, NO_TIME)]  # no other form is taken
+
+
+@pytest.mark.parametrize("form", ["%Q", "month first", "%H:%M", "%Y-%m", "%", "%m/%d/%Y %"])
+def test_a_form_without_a_day_is_refused_before_a_file_is_read(tmp_path: Path, form: str) -> None:
+    with pytest.raises(WrongUseError, match="no form of a time"):
+        build(tmp_path, tmp_path / "not-there.csv", None, time_format=form)
+
+
+def test_a_form_that_is_not_recognised_is_told_and_how_to_say_it(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id,date\nu,a,11/23/2014\nu,b,11/24/2014\nu,c,02/01/2015\n")
+    with pytest.raises(BadDataError) as told:
+        build(tmp_path / "a", tmp_path / "log.csv", None, filter="none")
+    assert '--time-format "%m/%d/%Y"' in str(told.value.hint)
+    root = build(tmp_path / "b", tmp_path / "log.csv", None, filter="none", allow_small=True, time_format="%m/%d/%Y")
+    times = pl.read_parquet(root / "data" / "interactions.parquet")["timestamp"].to_list()
+    assert [f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d}" for time in times] == [
+        "2014-11-23",
+        "2014-11-24",
+        "2015-02-01",
+    ]
+
+
 @pytest.mark.parametrize(
     "text", ["1e30", "99999999999999999999999", "20231316092054", "11/14/2023 22:13", "inf", "soon"]
 )

@@ -252,7 +252,7 @@ def test_an_export_ended_before_it_was_put_in_its_place_keeps_what_lies_beside_i
     assert (out / "notes.txt").read_text() == "years of work" and (out / "item_embeddings.parquet").is_file()
 
 
-@pytest.mark.parametrize("text", ['{"name": "a web app"}', "[1, 2]"])
+@pytest.mark.parametrize("text", ['{"name": "a web app"}', "[1, 2]", "{", "no JSON"])
 def test_a_manifest_of_something_else_is_no_export(tmp_path: Path, trained: Workspace, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     for force in (False, True):

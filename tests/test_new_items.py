@@ -222,11 +222,15 @@ def test_out_never_takes_the_place_of_other_files(tmp_path: Path, trained: tuple
     thesis = tmp_path / "mine" / "thesis"
     thesis.parent.mkdir()
     thesis.write_text("two years of work")
+    app = tmp_path / "app" / "manifest.json"
+    app.parent.mkdir()
+    app.write_text('{"name": "a web app"}')
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(b"PAR1 cut")
     before = (workspace.data / "interactions.parquet").read_bytes()
     for out, said in (
         (thesis.parent, "other files"),
+        (app.parent, "other files"),
         (thesis, "not .parquet"),
         (items, "file of --items"),
         (tmp_path / "vectors.npy", "not .npy"),

@@ -299,3 +299,46 @@ def test_ids_that_look_like_formulas_are_warned_of_whosever_they_are(
     for out, said in (("lists.csv", True), ("lists.parquet", False)):
         done = call(workspace, "recommend", "=1+1", "@SUM(A1)", "u5", "-k", "3", "-o", str(tmp_path / out))
         assert done.exit_code == 0 and ("2 ids look like formulas" in done.stderr) == said
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1, "summary": {}}'])
+def test_a_damaged_run_leaves_the_others_usable(
+    trained: tuple[Workspace, Settings], tmp_path: Path, content: str
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(trained[0].root, tmp_path / "copy")))
+    (workspace.run("gru4rec-llmemb-42") / "manifest.json").write_text(content)
+    listed = document(workspace, "runs")
+    assert {entry["run"] for entry in listed["runs"]} == {"gru4rec-none-42"}
+    assert [entry["run"] for entry in listed["damaged"]] == ["gru4rec-llmemb-42"]
+    for args in (["eval"], ["compare"], ["recommend", "u3"], ["report"], ["export"]):
+        done = call(workspace, *args)
+        assert done.exit_code == 0, done.output
+        assert "left out: gru4rec-llmemb-42 is damaged" in done.stderr
+    assert best_run(workspace) == "gru4rec-none-42"
+    # Who names it is told what is wrong with it and what to do, which then works.
+    for args in (
+        ["eval", "gru4rec-llmemb-42"],
+        ["export", "gru4rec-llmemb-42"],
+        ["runs", "show", "gru4rec-llmemb-42"],
+    ):
+        done = call(workspace, *args)
+        assert done.exit_code == 4 and "llmemb runs remove gru4rec-llmemb-42" in done.stderr
+    assert call(workspace, "runs", "remove", "gru4rec-llmemb-42", "--yes").exit_code == 0
+    assert document(workspace, "runs")["damaged"] == []
+    shutil.rmtree(workspace.run("gru4rec-none-42"))
+    workspace.run("gru4rec-none-42").mkdir()
+    (workspace.run("gru4rec-none-42") / "manifest.json").write_text(content)
+    assert "gru4rec-none-42 is damaged" in call(workspace, "export").stderr  # not: there are no runs
+
+
+def test_names_of_runs_are_whole_where_the_terminal_is_narrow(
+    trained: tuple[Workspace, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(trained[0].root, tmp_path / "copy")))
+    long = "gru4rec-llmemb-42-d82a83-with-a-name-of-sixty-characters-all"
+    workspace.run("gru4rec-llmemb-42").rename(workspace.run(long))
+    for columns, header in (("80", ["run", "valid"]), ("140", ["run", "valid", "time", "MB", "evaluated"])):
+        monkeypatch.setenv("COLUMNS", columns)
+        lines = [line.split() for line in call(workspace, "runs").stdout.splitlines() if line.strip()]
+        assert lines[0] == header
+        assert long in [line[0] for line in lines]

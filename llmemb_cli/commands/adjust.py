@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, option, split_names
+from llmemb_cli.commands.common import (
+    SetOption,
+    WorkspaceOption,
+    command,
+    open_workspace,
+    option,
+    split_names,
+    warn_of_damaged,
+)
 from llmemb_cli.console import Output, table, titled
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.workspace.lock import write_lock
@@ -53,6 +61,8 @@ def adjust(
     from llmemb_cli.evaluation.spaces import best_run
 
     chosen = check_runs(located, [run])[0] if run is not None else best_run(located, trained=True)
+    if run is None:
+        warn_of_damaged(output, located)
     document = adjusted(located, settings, chosen, asked, share)
     if keep:
         with write_lock(located):

@@ -148,6 +148,14 @@ def open_workspace(
     return located, settings
 
 
+def warn_of_damaged(output: Output, workspace: Workspace) -> None:
+    """Say which runs a command over all runs leaves out, because their manifest cannot be read."""
+    from llmemb_cli.evaluation.document import damaged_runs
+
+    for error in damaged_runs(workspace).values():
+        output.reporter().warn(f"left out: {error.message} ({error.hint})")
+
+
 def _choose(found: list[Path]) -> Path:
     from rich.prompt import Prompt
 
@@ -177,6 +185,7 @@ __all__ = [
     "run_guarded",
     "short_path",
     "split_names",
+    "warn_of_damaged",
 ]
 
 

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, option, split_names
-from llmemb_cli.console import Output, table, titled
+from llmemb_cli.commands.common import (
+    SetOption,
+    WorkspaceOption,
+    command,
+    open_workspace,
+    option,
+    split_names,
+    warn_of_damaged,
+)
+from llmemb_cli.console import Output, fits, table, titled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,6 +88,7 @@ def compare(
     metrics = tuple(dict.fromkeys(split_names(metric) or ("HR@10", "NDCG@10")))
     document = compare_runs(located, settings, runs or [], metrics=metrics, **how)
     if not runs:
+        warn_of_damaged(output, located)
         shown_runs = [run for variant in document["variants"] for run in variant["runs"]]
         document["left_out"] = left_out(located, settings, shown_runs)
         for why, names in document["left_out"].items():
@@ -134,7 +143,7 @@ def show(console: Console, document: dict[str, Any], details: bool = False) -> N
                 _detail_tables(console, f"{metric}, {title}", document, part, metric)
             continue
         made = _part_table(document, part, document["metrics"])
-        if _fits(console, made):
+        if fits(console, made):
             titled(console, title, made)
             continue
         for metric in document["metrics"]:
@@ -152,10 +161,6 @@ def show(console: Console, document: dict[str, Any], details: bool = False) -> N
         console.print(f"{part}: all {parts[part]['n']:,} users, so as overall", style="dim", markup=False)
     for text in document["definitions"].values():
         console.print(text, style="dim", markup=False)
-
-
-def _fits(console: Console, made: Table) -> bool:
-    return console.measure(made, options=console.options.update(width=10_000)).maximum <= console.width
 
 
 def _part_table(document: dict[str, Any], part: str, metrics: list[str]) -> Table:
@@ -189,7 +194,7 @@ def _detail_tables(console: Console, title: str, document: dict[str, Any], part:
             for entry in document["variants"]:
                 cells = _detail_cells(entry["parts"][part][metric])
                 one.add_row(Text(entry["variant"]), *(cells.get(name, Text("")) for name in some))
-        if all(_fits(console, one) for one in made):
+        if all(fits(console, one) for one in made):
             break
     for number, one in enumerate(made):
         titled(console, title if number == 0 else f"{title}: chance or not", one)

@@ -16,9 +16,10 @@ from llmemb_cli.commands.common import (
     open_workspace,
     option,
     split_names,
+    warn_of_damaged,
 )
 from llmemb_cli.config.settings import parse_assignments
-from llmemb_cli.console import Output, table, titled
+from llmemb_cli.console import Output, fits, table, titled
 from llmemb_cli.workspace.lock import write_lock
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def evaluate(
 
     reporter = output.reporter()
     if not runs:
+        warn_of_damaged(output, located)
         present, others = trained_on(located, names)
         if present and others:
             reporter.warn(f"left out, trained on other data: {', '.join(others)}")
@@ -121,14 +123,10 @@ def show_eval(console: Console, document: dict[str, Any]) -> None:
 def _fitting(console: Console, title: str, metrics: list[str], make: Callable[[list[str]], Table]) -> None:
     """Print the metrics in one table, or in as few as the terminal is wide enough for; a cut-off stays together."""
 
-    def fits(some: list[str]) -> bool:
-        wide = console.options.update(width=10_000)
-        return console.measure(make(some), options=wide).maximum <= console.width
-
     tables: list[list[str]] = []
     for cut in dict.fromkeys(name.partition("@")[2] for name in metrics):
         some = [name for name in metrics if name.partition("@")[2] == cut]
-        if tables and fits(tables[-1] + some):
+        if tables and fits(console, make(tables[-1] + some)):
             tables[-1] += some
         else:
             tables.append(some)

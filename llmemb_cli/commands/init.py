@@ -59,6 +59,7 @@ def init(
     user_column: Annotated[str | None, option("data.user_column", panel=OWN)] = None,
     item_column: Annotated[str | None, option("data.item_column", panel=OWN)] = None,
     time_column: Annotated[str | None, option("data.time_column", panel=OWN)] = None,
+    time_format: Annotated[str | None, option("data.time_format", panel=OWN)] = None,
     rating_column: Annotated[str | None, option("data.rating_column", panel=OWN)] = None,
     title_column: Annotated[str | None, option("data.title_column", panel=OWN)] = None,
     encoding: Annotated[str | None, option("data.encoding", panel=OWN)] = None,

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, option
+from llmemb_cli.commands.common import (
+    SetOption,
+    WorkspaceOption,
+    command,
+    open_workspace,
+    option,
+    warn_of_damaged,
+)
 from llmemb_cli.console import Output, table, titled
 
 if TYPE_CHECKING:
@@ -80,6 +87,7 @@ def recommend(
         raise WrongUseError(f"--output {out}: its ending says no format", hint=".parquet, .csv or .json")
     chosen = check_runs(located, [run])[0] if run else best_run(located)
     if run is None:
+        warn_of_damaged(output, located)
         output.message(f"run {chosen} (best validation NDCG@10)", style="dim")
     data = load_split(located.data)
     if items is not None:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from llmemb_cli.commands.common import ForceOption, SetOption, WorkspaceOption, command, open_workspace
+from llmemb_cli.commands.common import (
+    ForceOption,
+    SetOption,
+    WorkspaceOption,
+    command,
+    open_workspace,
+    warn_of_damaged,
+)
 from llmemb_cli.console import Output
 from llmemb_cli.workspace.lock import write_lock
 
@@ -19,6 +26,7 @@ def report(
     located, settings = open_workspace(output, workspace, sets=set)
     from llmemb_cli.reporting.page import make_report
 
+    warn_of_damaged(output, located)
     with write_lock(located):
         result = make_report(located, settings, output.reporter(), force=force)
     path = located.reports / "report.html"

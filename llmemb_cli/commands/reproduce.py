@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmemb_cli.commands.common import SetOption, command, parse_seeds
-from llmemb_cli.console import Output, duration, table, titled
+from llmemb_cli.console import Output, duration, fits, table, titled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -221,7 +221,7 @@ def show(console: Console, document: dict[str, Any], folder: Path) -> None:
         whole = [[(part, metric) for part in parts for metric in metrics]]
         for columns in (whole, [[(part, metric) for metric in metrics] for part in parts]):
             made = [_figures(rows, some) for some in columns]
-            if all(_width(console, one) <= console.width for one in made):
+            if all(fits(console, one) for one in made):
                 break
         else:
             made = [_figures(rows, [column]) for column in whole[0]]
@@ -247,10 +247,6 @@ def _figures(rows: list[dict[str, Any]], columns: list[tuple[str, str]]) -> Tabl
         cells.setdefault(variant_name(row), {})[row["part"], row["metric"]] = cell_text(row)
     head = ["method", *(f"{part} {metric}" for part, metric in columns)]
     return table(head, [[name, *(found.get(column, "") for column in columns)] for name, found in cells.items()])
-
-
-def _width(console: Console, made: Table) -> int:
-    return console.measure(made, options=console.options.update(width=10_000)).maximum
 
 
 def _claims(document: dict[str, Any]) -> dict[str, list[list[str]]]:

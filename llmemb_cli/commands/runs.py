@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmemb_cli.commands.common import WorkspaceOption, command, open_workspace
-from llmemb_cli.console import Output, duration, table
+from llmemb_cli.console import Output, duration, fits, table
 from llmemb_cli.workspace.lock import write_lock
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 def runs(
@@ -30,19 +31,28 @@ def runs(
     located, settings = open_workspace(output, workspace)
     from llmemb_cli.errors import WrongUseError
     from llmemb_cli.evaluation.catalogue import begun_runs, describe_runs, needed_by, remove_runs
-    from llmemb_cli.evaluation.document import check_runs, known_runs
+    from llmemb_cli.evaluation.document import check_runs, damaged_runs, known_runs
 
     begun = begun_runs(located)
     if action == "list":
         if names:
             raise WrongUseError("list takes no names", hint=f"llmemb runs show {' '.join(names)}")
         entries = describe_runs(located, settings, known_runs(located))
-        document: dict[str, Any] = {"workspace": str(located.root), "runs": entries, "begun": [*begun.values()]}
-        output.result(document, lambda console: show_list(console, entries, [*begun.values()]))
+        document: dict[str, Any] = {
+            "workspace": str(located.root),
+            "runs": entries,
+            "begun": [*begun.values()],
+            "damaged": [
+                {"run": name, "message": error.message, "path": str(located.run(name))}
+                for name, error in damaged_runs(located).items()
+            ],
+        }
+        output.result(document, lambda console: show_list(console, document))
         return
     if not names:
         raise WrongUseError(f"which run to {action}?", hint=", ".join(check_runs(located, [], begun)))
-    chosen = check_runs(located, list(dict.fromkeys(names)), begun)
+    unread = damaged_runs(located) if action == "remove" else {}
+    chosen = check_runs(located, list(dict.fromkeys(names)), [*begun, *unread])
     if action == "show":
         finished = known_runs(located)
         described = describe_runs(located, settings, [name for name in chosen if name in finished])
@@ -76,9 +86,10 @@ def _confirm(output: Output, names: list[str]) -> None:
         raise typer.Exit(1)
 
 
-def show_list(console: Console, entries: list[dict[str, Any]], begun: list[dict[str, Any]]) -> None:
-    """One line a run, and one for each that was begun and not finished."""
-    if not entries and not begun:
+def show_list(console: Console, document: dict[str, Any]) -> None:
+    """One line a run, and one for each that was begun and not finished, or is damaged."""
+    entries, begun, damaged = document["runs"], document["begun"], document["damaged"]
+    if not entries and not begun and not damaged:
         console.print("no runs yet: `llmemb rat`")
         return
     rows = [
@@ -95,15 +106,32 @@ def show_list(console: Console, entries: list[dict[str, Any]], begun: list[dict[
     for entry in begun:
         epochs = f"begun, {entry['epochs']} epoch{'' if entry['epochs'] == 1 else 's'}"
         rows.append([entry["run"], "-", "-", f"{entry['bytes'] / 1e6:,.1f}", "-", epochs])
-    made = table(["run", "valid", "time", "MB", "evaluated", ""], rows)
-    for number in (4, 5):
-        made.columns[number].justify = "left"
+    rows += [[entry["run"], "-", "-", "-", "-", "damaged"] for entry in damaged]
+    shown = ["run", "valid", "time", "MB", "evaluated", ""]
+    made = _list_table(shown, rows)
+    # A name that is broken over two lines cannot be copied.
+    for least in ("MB", "time", "evaluated"):
+        if not fits(console, made):
+            place = shown.index(least)
+            shown = [*shown[:place], *shown[place + 1 :]]
+            rows = [[*row[:place], *row[place + 1 :]] for row in rows]
+            made = _list_table(shown, rows)
     console.print(made)
     if any(entry["state"].startswith("stale:") for entry in entries):
         console.print("stale: would be trained anew now; `llmemb runs show` says why", style="dim")
     if begun:
         console.print("begun: the same command goes on with it; `llmemb runs show` has its settings", style="dim")
+    if damaged:
+        console.print("damaged: `llmemb runs remove`, and train it again", style="dim")
     console.print("valid: best NDCG@10 on validation items, full ranking; - where there are none", style="dim")
+
+
+def _list_table(columns: list[str], rows: list[list[str]]) -> Table:
+    made = table(columns, rows)
+    for column in made.columns:
+        if column.header in ("evaluated", ""):
+            column.justify = "left"
+    return made
 
 
 def show_runs(console: Console, entries: list[dict[str, Any]]) -> None:

@@ -8,6 +8,10 @@ from typing import Literal
 from llmemb_cli.config.fields import Section, setting
 from llmemb_cli.errors import WrongUseError
 
+EXCEL = "excel"  # as data.time_format: days since 1900, as spreadsheets store times
+# Settings that came after others, off: data prepared before are as with them.
+DATA_OFF: dict[str, object] = {"time_format": ""}
+
 
 class DataSettings(Section):
     dataset: str = setting("custom", "data set preset, or custom")
@@ -21,6 +25,11 @@ class DataSettings(Section):
     time_column: str = setting(
         "",
         "custom: column with the time (seconds, milliseconds or dates); empty: guessed, else the order of the lines",
+    )
+    time_format: str = setting(
+        "",
+        "custom: how times are written where they are not recognised, as strptime has it (%m/%d/%Y %H:%M), or excel "
+        "for numbers of days since 1900",
     )
     rating_column: str = setting("", "custom: column with the rating; empty: guessed")
     title_column: str = setting("", "custom, sequences: column with the item's name; empty: guessed")
@@ -90,14 +99,41 @@ def day_seconds(text: str, name: str) -> int:
         raise WrongUseError(f"{name}: {text!r} is not a date", hint="write it as YYYY-MM-DD") from None
 
 
+def check_time_format(form: str) -> None:
+    """Refuse what says nothing of how times are written, before a file is read.
+
+    Raises:
+        WrongUseError: it is neither empty nor `excel`, and has no year, month and day (or number of the day, or
+            seconds since 1970), or something that is unknown there.
+    """
+    if form in ("", EXCEL):
+        return
+    import polars as pl
+    from polars.exceptions import PolarsError
+
+    now = datetime(2014, 11, 23, 16, 53, 20)
+    try:
+        written = pl.Series([now]).dt.strftime(form)
+        read = written.str.to_datetime(form, strict=False, exact=True)[0]
+    except PolarsError:
+        read = None
+    if read is None or read.date() != now.date():
+        raise WrongUseError(
+            f"data.time_format: {form!r} is no form of a time",
+            hint=f"for example %m/%d/%Y %H:%M for 11/23/2014 16:53, or {EXCEL}",
+        )
+
+
 def check_rules(data: DataSettings) -> None:
     """Refuse rules that contradict each other before gigabytes have been read.
 
     Raises:
-        WrongUseError: a day that is none, a period that ends before it starts, a split without its days.
+        WrongUseError: a day that is none, a period that ends before it starts, a split without its days, a form
+            of times that is none.
     """
     if data.start and data.end and day_seconds(data.start, "data.start") >= day_seconds(data.end, "data.end"):
         raise WrongUseError(f"data.end {data.end} is not after data.start {data.start}", hint="--start, --end")
+    check_time_format(data.time_format)
     if data.start:
         day_seconds(data.start, "data.start")
     if data.end:

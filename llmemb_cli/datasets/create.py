@@ -24,7 +24,7 @@ from llmemb_cli.workspace.make import StageResult
 # Settings that say where the data is; each preset uses some of them.
 WHERE = {
     *("source", "edition", "interactions", "items", "encoding"),
-    *("user_column", "item_column", "time_column", "rating_column", "title_column"),
+    *("user_column", "item_column", "time_column", "rating_column", "title_column", "time_format"),
 }
 
 # What a call has in the directory before the data are whole: a directory with nothing else is an unfinished one.

@@ -20,6 +20,7 @@ from llmemb_cli.datasets.raw import RawData, Tally
 from llmemb_cli.datasets.readers.chunks import LINE
 from llmemb_cli.datasets.rules import (
     NO_TIME,
+    WRITTEN_DAYS,
     apply_rules,
     check_interactions,
     check_items,
@@ -64,12 +65,13 @@ def _write(work: Path, raw: RawData, settings: Settings, report: Reporter) -> di
         raw.items = check_items(raw.items, raw.items_name, tally)
     among_known = item_lookup(None if raw.items is None else raw.items["item_id"])
     parts = []
-    days: bool | None = None  # decided once for the whole file, by its first times
+    days: bool | None = False if settings.data.time_format else None  # decided once for the file, by its first times
     for batch in raw.log:
         tally.rows_read[raw.log_name] += batch.rows_read
         tally.add(batch.rejects)
         days = written_as_days(batch.frame) if days is None else days
-        usable = check_interactions(batch.frame, among_known, raw.log_name, tally, days=bool(days))
+        form = WRITTEN_DAYS if days else settings.data.time_format
+        usable = check_interactions(batch.frame, among_known, raw.log_name, tally, time_format=form)
         parts.append(keep_rows(usable, settings.data, left_out))
     if not tally.rows_read[raw.log_name]:
         raise BadDataError("the file has no rows", where=raw.log_name)
@@ -202,7 +204,7 @@ def _refuse_tiny(summary: dict[str, Any], settings: Settings, raw: RawData) -> N
     reasons = "; ".join(f"{count:,} {what}" for count, what in losses[:4])
     read = ", ".join(f"{name} ({rows:,} rows)" for name, rows in summary["rows_read"].items())
     worst = next(iter(summary["rejected_by_reason"]), "")
-    times = "times are seconds (or ms, us, ns) or dates such as 2014-05-13 16:53:20; " if worst == NO_TIME else ""
+    times = _time_hint(settings) if worst == NO_TIME else ""
     expected = next((f"; others report {entry['users']:,} users" for entry in summary["published"]), "")
     raise BadDataError(
         f"only {summary['users']} users and {summary['items']} items are left"
@@ -214,6 +216,15 @@ def _refuse_tiny(summary: dict[str, Any], settings: Settings, raw: RawData) -> N
         + "check files and columns, lower --min-user and --min-item"
         + (", or keep it so with --force" if summary["users"] and summary["items"] else ""),
     )
+
+
+def _time_hint(settings: Settings) -> str:
+    if settings.data.time_format:
+        return f"times are read as --time-format {settings.data.time_format!r} says; "
+    known = "times are seconds (or ms, us, ns) or dates such as 2014-05-13 16:53:20; "
+    if "time_format" not in find_preset(settings.data.dataset).uses:
+        return known
+    return known + 'say how others are written: --time-format "%m/%d/%Y", or excel; '
 
 
 def _example(raw: RawData, reason: str) -> str:

@@ -221,7 +221,14 @@ PRESETS: dict[str, DatasetPreset] = {
             instruction="The item has the following attributes:",
             reader=f"{_READERS}.custom:read_custom",
             manual="name the file with the interactions: `llmemb init custom --interactions FILE --items FILE`",
-            uses=("interactions", "items", "encoding", "edition", *(f"{role}_column" for role in _ROLES)),
+            uses=(
+                "interactions",
+                "items",
+                "encoding",
+                "edition",
+                *(f"{role}_column" for role in _ROLES),
+                "time_format",
+            ),
         ),
     )
 }

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 
-from llmemb_cli.config.data import DataSettings, day_seconds, time_cuts
+from llmemb_cli.config.data import EXCEL, DataSettings, day_seconds, time_cuts
 from llmemb_cli.datasets.raw import REASON, Tally
 from llmemb_cli.datasets.readers.chunks import LINE
 from llmemb_cli.seeds import numpy_rng
@@ -27,9 +27,12 @@ DATE_FORMS = (
     *("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"),
     *("%Y-%m-%d %H:%M:%S UTC", "%Y-%m-%d %H:%M:%S%.f UTC"),
     *("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d"),
-    # 11/12/2023 is a day in November here and in December there: it is in no form that could be taken.
+    # 11/12/2023 is a day in November here and in December there: it is read where data.time_format says so.
     *("%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y"),
 )
+EXCEL_EPOCH = 25_569  # 1970-01-01 as a spreadsheet counts days
+EXCEL_END = 2_958_466  # 10000-01-01
+WRITTEN_DAYS = "days"  # all numbers are days such as 20140513, and no others are times
 # Times written as digits, 20231116092054 and 202311160920: as milliseconds they would be of 2611 and of 1976.
 SECONDS_WRITTEN = ("%Y%m%d%H%M%S", 1900_01_01_00_00_00, 2100_01_01_00_00_00)
 MINUTES_WRITTEN = ("%Y%m%d%H%M", 1900_01_01_00_00, 2100_01_01_00_00)
@@ -77,7 +80,7 @@ def check_interactions(
     name: str,
     tally: Tally,
     *,
-    days: bool = False,
+    time_format: str = "",
 ) -> pl.DataFrame:
     """Usable interactions in a compact form; the rest is counted in `tally`.
 
@@ -86,7 +89,7 @@ def check_interactions(
         among_known: of `item_lookup`.
         name: of the file, for rejects.
         tally: counts rejects.
-        days: whether numbers are days such as 20140513 (`written_as_days`), and no others are times.
+        time_format: of `[data]`, or `WRITTEN_DAYS`.
 
     Returns:
         `user_id`, `item_id` (Categorical), `timestamp` (Int64, seconds), `rating` (Float32, null where unknown); and
@@ -97,7 +100,7 @@ def check_interactions(
     if "rating" not in log.columns:
         log = log.with_columns(pl.lit(None, pl.String).alias("rating"))
     log = log.with_columns(
-        _moments(log["timestamp"], days).alias("moment"),
+        _moments(log["timestamp"], time_format).alias("moment"),
         pl.col("rating").cast(pl.Float32, strict=False).alias("stars"),
         pl.col("user_id", "item_id").cast(pl.Categorical),
     )
@@ -144,10 +147,17 @@ def look_like_days(log: pl.DataFrame) -> bool:
     return len(log) > 0 and log["timestamp"].is_between(DAYS_FROM, DAYS_TO, closed="left").sum() > len(log) / 2
 
 
-def _moments(texts: pl.Series, days: bool) -> pl.Series:
-    """Times as microseconds since 1970: numbers (of smaller units where they are that large) and dates; else null."""
+def _moments(texts: pl.Series, time_format: str) -> pl.Series:
+    """Times as microseconds since 1970, what is no time as null.
+
+    Where no form is told: numbers (of smaller units where they are that large) and dates.
+    """
     numbers = texts.cast(pl.Float64, strict=False)
-    moments = _day_moments(numbers) if days else _number_moments(numbers)
+    if time_format == EXCEL:
+        return _excel_moments(numbers)
+    if time_format not in ("", WRITTEN_DAYS):
+        return _read_as(texts, time_format)
+    moments = _day_moments(numbers) if time_format == WRITTEN_DAYS else _number_moments(numbers)
     # What is a number is a time in no other form: ISO 8601 takes some of 19 digits for days of the year 1700.
     unread = moments.is_null() & texts.is_not_null() & numbers.is_null()
     for form in DATE_FORMS:
@@ -155,12 +165,23 @@ def _moments(texts: pl.Series, days: bool) -> pl.Series:
         if len(left) == 0:
             return moments
         rest = texts if len(left) == len(texts) else texts.gather(left)
-        dates = rest.str.to_datetime(form, strict=False, exact=True, time_unit="us").dt.epoch("us")
+        dates = _read_as(rest, form)
         moments = dates if rest is texts else moments.scatter(left, dates)
         unread = unread & moments.is_null()
     left = unread.arg_true()
     table = {text: _iso_moment(text) for text in texts.gather(left).unique()}
     return moments.scatter(left, [table[text] for text in texts.gather(left)])
+
+
+def _read_as(texts: pl.Series, form: str) -> pl.Series:
+    return texts.str.to_datetime(form, strict=False, exact=True, time_unit="us").dt.epoch("us")
+
+
+def _excel_moments(numbers: pl.Series) -> pl.Series:
+    # Seconds as spreadsheets show them: a second is no whole part of a day, so that its fraction is only nearly one.
+    seconds = ((numbers - EXCEL_EPOCH) * 86_400).round()
+    usable = numbers.is_between(1, EXCEL_END, closed="left")
+    return seconds.zip_with(usable.fill_null(False), pl.Series([None], dtype=pl.Float64)).cast(pl.Int64) * SECOND
 
 
 def _number_moments(numbers: pl.Series) -> pl.Series:

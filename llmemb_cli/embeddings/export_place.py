@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmemb_cli.errors import WrongUseError
-from llmemb_cli.workspace.stage import MANIFEST, Stage, read_manifest, stage_state
+from llmemb_cli.workspace.stage import MANIFEST, Stage, read_manifest, readable_manifest, stage_state
 
 
 def check_target(stage: Stage, source: str, force: bool) -> None:
@@ -18,8 +18,8 @@ def check_target(stage: Stage, source: str, force: bool) -> None:
     bring_back(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    there = read_manifest(target) if target.is_dir() else None
-    if not isinstance(there, dict) or there.get("stage") != "export":
+    there = readable_manifest(target) if target.is_dir() else None
+    if there is None or there.get("stage") != "export":
         raise WrongUseError("holds files that are no export", where=str(target), hint="--output with a new directory")
     if force or stage_state(stage).state == "up-to-date":
         return

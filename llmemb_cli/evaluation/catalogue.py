@@ -14,7 +14,7 @@ from llmemb_cli.errors import BadDataError
 from llmemb_cli.evaluation.document import adjusted_from
 from llmemb_cli.pipeline import made_stages, rat_stage
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import LOG, MARKER, PARTIAL, partial_of, read_manifest, require_stage, stage_state
+from llmemb_cli.workspace.stage import LOG, MARKER, PARTIAL, partial_of, require_stage, stage_state
 from llmemb_cli.workspace.store import read_json, read_jsonl
 
 # The manifests of all finished stages by their directories: read once, however many runs there are.
@@ -27,13 +27,8 @@ def describe_runs(workspace: Workspace, settings: Settings, names: list[str]) ->
     Args:
         settings: of llmemb.toml.
     """
-    made = _read_stages(workspace)
+    made = made_stages(workspace)
     return [_describe(workspace, settings, name, made) for name in names]
-
-
-def _read_stages(workspace: Workspace) -> Made:
-    read = {path: read_manifest(path) for path in made_stages(workspace)}
-    return {path: manifest for path, manifest in read.items() if manifest is not None}
 
 
 def _fingerprints(workspace: Workspace, made: Made) -> dict[str, str | None]:
@@ -115,7 +110,7 @@ def _state(workspace: Workspace, settings: Settings, name: str, manifest: dict[s
 
 def needed_by(workspace: Workspace, names: list[str]) -> dict[str, list[str]]:
     """What else was made from each of the runs, in words; these runs and their evaluations aside."""
-    made = _read_stages(workspace)
+    made = made_stages(workspace)
     return {name: _uses(workspace, name, made, names) for name in names}
 
 

@@ -3,42 +3,73 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from llmemb_cli.config.settings import Settings
-from llmemb_cli.errors import BadDataError, WrongUseError, near_match
+from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError, near_match
 from llmemb_cli.pipeline import ADJUSTED, protocol_name
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, readable_manifest
 
 SHOWN = 6  # names in a hint
 
 
 def known_runs(workspace: Workspace) -> list[str]:
-    """Names of the complete runs, `none` runs first."""
-    folder = workspace.root / "runs"
-    found = {path.name: read_manifest(path) for path in sorted(folder.glob("*")) if not path.name.startswith(".")}
+    """Names of the complete runs, `none` runs first; without those whose manifest is damaged."""
+    found = {path.name: readable_manifest(path) for path in _run_folders(workspace)}
     names = [name for name, manifest in found.items() if manifest is not None]
     return sorted(names, key=lambda name: (found[name] or {})["summary"]["method"] != "none")
 
 
-def check_runs(workspace: Workspace, names: list[str], begun: Iterable[str] = ()) -> list[str]:
+def damaged_runs(workspace: Workspace) -> dict[str, BadDataError]:
+    """By name, runs whose manifest cannot be read, and why."""
+    found = {}
+    for path in _run_folders(workspace):
+        try:
+            read_manifest(path)
+        except BadDataError as error:
+            hint = f"run `llmemb runs remove {path.name}`, and train it again"
+            found[path.name] = BadDataError(f"{path.name} is damaged: {error.message}", where=error.where, hint=hint)
+    return found
+
+
+def _run_folders(workspace: Workspace) -> list[Path]:
+    return sorted((workspace.root / "runs").glob("[!.]*"))
+
+
+def check_runs(workspace: Workspace, names: list[str], besides: Collection[str] = ()) -> list[str]:
     """The runs asked for, or all.
 
     Args:
-        begun: names of unfinished ones that will do as well.
+        besides: names of others that will do as well: unfinished or damaged ones.
 
     Raises:
         WrongUseError: there are none, or one is not there.
+        BadDataError: one is damaged.
     """
-    known = list(dict.fromkeys([*known_runs(workspace), *begun]))
-    if not known:
-        raise WrongUseError("there are no runs yet", where=str(workspace.root), hint="run `llmemb rat` first")
+    known = list(dict.fromkeys([*known_runs(workspace), *besides]))
     for name in names:
         if name not in known:
-            raise WrongUseError(f"no run {name}", hint=near_or_some(name, known))
+            raise _no_run(workspace, name, "run", known)
+    if not known:
+        raise no_runs(workspace)
     return names or known
+
+
+def no_runs(workspace: Workspace) -> LlmembError:
+    """What to say where no run can be used."""
+    damaged = damaged_runs(workspace)
+    first = next(iter(damaged.values()), None)
+    return first or WrongUseError("there are no runs yet", where=str(workspace.root), hint="run `llmemb rat` first")
+
+
+def _no_run(workspace: Workspace, name: str, kind: str, known: list[str]) -> LlmembError:
+    damaged = damaged_runs(workspace)
+    if name in damaged:
+        return damaged[name]
+    return WrongUseError(f"no {kind} {name}", hint=near_or_some(name, known)) if known else no_runs(workspace)
 
 
 def trained_on(workspace: Workspace, names: list[str]) -> tuple[list[str], list[str]]:
@@ -78,6 +109,7 @@ def named_runs(workspace: Workspace, names: list[str]) -> list[str]:
 
     Raises:
         WrongUseError: one means nothing.
+        BadDataError: one is a damaged run.
     """
     known = known_runs(workspace)
     families: dict[str, list[str]] = {run: [run] for run in known}
@@ -88,7 +120,7 @@ def named_runs(workspace: Workspace, names: list[str]) -> list[str]:
                 families.setdefault(family, []).append(run)
     for name in names:
         if name not in families:
-            raise WrongUseError(f"no run, variant or method {name}", hint=near_or_some(name, list(families)))
+            raise _no_run(workspace, name, "run, variant or method", list(families))
     return list(dict.fromkeys(run for name in names for run in families[name]))
 
 

@@ -13,7 +13,7 @@ from llmemb_cli.config.runs import is_adjusted
 from llmemb_cli.embeddings.export import read_items
 from llmemb_cli.embeddings.table import EmbeddingTable, rows_for
 from llmemb_cli.errors import WrongUseError, unknown_id
-from llmemb_cli.evaluation.document import known_runs, near_or_some
+from llmemb_cli.evaluation.document import damaged_runs, known_runs, near_or_some, no_runs
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
@@ -74,6 +74,9 @@ def space_of_items(workspace: Workspace, name: str, item_ids: pl.Series) -> Spac
 def _known(workspace: Workspace) -> list[str]:
     known = [*llm_spaces(workspace), *known_runs(workspace)]
     if not known:
+        damaged = damaged_runs(workspace)
+        if damaged:
+            raise next(iter(damaged.values()))
         hint = "run `llmemb scft` and `llmemb embed`, or `llmemb rat`"
         raise WrongUseError("there are no embeddings yet", where=str(workspace.root), hint=hint)
     return known
@@ -84,9 +87,13 @@ def check_space(workspace: Workspace, name: str) -> str:
 
     Raises:
         WrongUseError: there are not.
+        BadDataError: the run is damaged.
     """
     known = _known(workspace)
     if name not in known:
+        damaged = damaged_runs(workspace)
+        if name in damaged:
+            raise damaged[name]
         raise WrongUseError(f"no run or embeddings {name}", hint=near_or_some(name, known))
     return name
 
@@ -110,7 +117,7 @@ def best_run(workspace: Workspace, *, trained: bool = False) -> str:
     found = {name: read_manifest(workspace.run(name)) or {} for name in known_runs(workspace)}
     manifests = {name: one for name, one in found.items() if not (trained and is_adjusted(one))}
     if not manifests:
-        raise WrongUseError("there are no runs yet", where=str(workspace.root), hint="run `llmemb rat` first")
+        raise no_runs(workspace)
     data = output_fingerprint(workspace.data)
 
     def rank(name: str) -> tuple[bool, float]:

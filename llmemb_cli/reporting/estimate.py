@@ -18,7 +18,7 @@ from llmemb_cli.errors import LlmembError
 from llmemb_cli.reporting.grid import Cell
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import read_manifest
+from llmemb_cli.workspace.stage import read_manifest, readable_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def _earlier(workspace: Workspace) -> dict[tuple[Any, ...], list[dict[str, Any]]
     """The workspace's runs by kind: seconds an epoch, epochs trained, and how many there might have been."""
     runs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for path in sorted((workspace.root / "runs").glob("[!.]*")):
-        manifest = read_manifest(path)
+        manifest = readable_manifest(path)
         if manifest is None:
             continue
         chosen, summary = used_settings(manifest), manifest["summary"]

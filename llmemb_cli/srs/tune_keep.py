@@ -12,7 +12,7 @@ from llmemb_cli.config.settings import Settings, load_settings, rat_for, update_
 from llmemb_cli.pipeline import ADJUSTED, made_stages
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, readable_manifest
 
 
 def keep_best(workspace: Workspace, common: dict[str, Any], kept: dict[str, Any], report: Reporter) -> str:
@@ -49,8 +49,8 @@ def keep_best(workspace: Workspace, common: dict[str, Any], kept: dict[str, Any]
 
 def _trained_runs(workspace: Workspace) -> list[Path]:
     """All runs but those of `llmemb adjust`, which follow the run that they were made from."""
-    runs = [path for path in made_stages(workspace) if path.parent == workspace.root / "runs"]
-    return [run for run in runs if not is_adjusted(read_manifest(run) or {})]
+    made = made_stages(workspace).items()
+    return [path for path, run in made if path.parent == workspace.root / "runs" and not is_adjusted(run)]
 
 
 def _settings_before(run: Path, filed: Settings) -> Settings:
@@ -77,7 +77,7 @@ def _move(run: Path, target: Path) -> None:
     moved = output_fingerprint(run)
     run.rename(target)
     for other in sorted(run.parent.iterdir()):
-        manifest = read_manifest(other) if other.name.startswith(run.name + ADJUSTED) else None
+        manifest = readable_manifest(other) if other.name.startswith(run.name + ADJUSTED) else None
         if manifest is not None and manifest["made_from"]["inputs"].get("adjust") == moved:
             new = target.with_name(target.name + other.name.removeprefix(run.name))
             if not new.exists():

@@ -22,6 +22,10 @@ MARKER = "partial.json"  # in unfinished work: what it is made from
 SCHEMA_VERSION = 1
 State = Literal["missing", "stale", "up-to-date"]
 
+# What every manifest of this schema has, and what stands in its "made_from".
+_FIELDS = {"made": str, "made_from": dict, "fingerprint": str, "outputs": dict, "summary": dict}
+_ORIGINS = ("version", "seed", "settings", "inputs", "files")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -70,13 +74,36 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest of a stage directory, or None where there is none.
 
     Raises:
-        BadDataError: the manifest cannot be read.
+        BadDataError: the manifest cannot be read, or lacks what every manifest has.
     """
     file = path / MANIFEST
     try:
-        return read_json(file) if file.is_file() else None
+        return _checked(read_json(file), str(file)) if file.is_file() else None
     except BadDataError as error:
         raise BadDataError(error.message, where=error.where, hint=made_again(path)) from error
+
+
+def _checked(manifest: Any, where: str) -> dict[str, Any]:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+        raise BadDataError("not a manifest of llmemb", where=where)
+    if manifest["schema"] != SCHEMA_VERSION:  # of a version to come: stale, and its fields are not known
+        return manifest
+    lacking = [name for name, kind in _FIELDS.items() if not isinstance(manifest.get(name), kind)]
+    lacking = lacking or [f"made_from.{name}" for name in _ORIGINS if name not in manifest["made_from"]]
+    if lacking:
+        raise BadDataError(f"not a manifest of llmemb: it lacks {', '.join(lacking)}", where=where)
+    return manifest
+
+
+def readable_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a stage directory, or None where there is none or it is damaged.
+
+    For what looks through all directories: one that is damaged is no reason to leave the others out.
+    """
+    try:
+        return read_manifest(path)
+    except BadDataError:
+        return None
 
 
 def output_fingerprint(path: Path) -> str | None:
