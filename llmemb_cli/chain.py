@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmemb_cli import pipeline
-from llmemb_cli.config.runs import collaborative_settings, run_name, tslrec_source, vectors_needed
+from llmemb_cli.config.runs import collaborative_settings, run_name, tslrec_source, vectors_needed, vectors_settings
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
@@ -34,8 +34,15 @@ class StepState:
     state: StageState
 
 
-def chain(workspace: Workspace, settings: Settings) -> list[Step]:
-    """Every stage that `llmemb run` makes, in order, for the backbones, methods and seeds of `[run]`."""
+def chain(workspace: Workspace, settings: Settings, in_file: Settings | None = None) -> list[Step]:
+    """Every stage that `llmemb run` makes, in order, for the backbones, methods and seeds of `[run]`.
+
+    Args:
+        in_file: the settings of llmemb.toml without flags, where there are any: recommenders whose flags differ from
+            them get a name of their own, as by `llmemb rat`, and what runs of all flags share is made with these.
+    """
+    in_file = in_file or settings
+    shared = vectors_settings(settings, in_file)
     steps = [
         Step("data", pipeline.data_stage(workspace, settings), _make_data(workspace, settings)),
         Step("prompt", pipeline.prompt_stage(workspace, settings), _make_prompts(workspace, settings)),
@@ -49,17 +56,15 @@ def chain(workspace: Workspace, settings: Settings) -> list[Step]:
         stage = pipeline.embed_stage(workspace, settings, tuned=False)
         steps.append(Step("embed base", stage, _make_embed(workspace, settings, False)))
     if "said" in needs:
-        steps.append(
-            Step("said", pipeline.said_stage(workspace, settings), _make_vectors(workspace, settings, "said"))
-        )
+        steps.append(Step("said", pipeline.said_stage(workspace, shared), _make_vectors(workspace, shared, "said")))
     if "tslrec" in needs:
-        steps.append(_rat_step(workspace, tslrec_source(settings), settings))
-        stage = pipeline.tslrec_stage(workspace, settings)
-        steps.append(Step("tslrec", stage, _make_vectors(workspace, settings, "tslrec")))
+        steps.append(_rat_step(workspace, tslrec_source(shared), shared))
+        stage = pipeline.tslrec_stage(workspace, shared)
+        steps.append(Step("tslrec", stage, _make_vectors(workspace, shared, "tslrec")))
     made = {step.stage.path for step in steps}
-    trained = [_rat_step(workspace, one, settings) for one in [*_needed(recommenders), *recommenders]]
+    trained = [_rat_step(workspace, one, in_file) for one in [*_needed(recommenders), *recommenders]]
     steps += {step.stage.path: step for step in trained if step.stage.path not in made}.values()
-    steps += [_eval_step(workspace, variant, settings) for variant in recommenders]
+    steps += [_eval_step(workspace, variant, in_file) for variant in recommenders]
     return [*steps, _report_step(workspace, settings, steps)]
 
 
@@ -95,19 +100,19 @@ def states(steps: list[Step]) -> list[StepState]:
     return result
 
 
-def _rat_step(workspace: Workspace, settings: Settings, planned: Settings) -> Step:
-    name = run_name(settings, planned)
+def _rat_step(workspace: Workspace, settings: Settings, in_file: Settings) -> Step:
+    name = run_name(settings, in_file)
 
     def make(report: Reporter, force: bool) -> StageResult:
         from llmemb_cli.srs.train import run_rat
 
-        return run_rat(workspace, settings, report, force=force, in_file=planned)
+        return run_rat(workspace, settings, report, force=force, in_file=in_file)
 
-    return Step(f"rat {name}", pipeline.rat_stage(workspace, settings, name, planned), make)
+    return Step(f"rat {name}", pipeline.rat_stage(workspace, settings, name, in_file), make)
 
 
-def _eval_step(workspace: Workspace, settings: Settings, planned: Settings) -> Step:
-    name = run_name(settings, planned)
+def _eval_step(workspace: Workspace, settings: Settings, in_file: Settings) -> Step:
+    name = run_name(settings, in_file)
 
     def make(report: Reporter, force: bool) -> StageResult:
         from llmemb_cli.evaluation.stage import run_eval

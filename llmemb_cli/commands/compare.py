@@ -87,8 +87,8 @@ def compare(
     written = _format_of(out)
     metrics = tuple(dict.fromkeys(split_names(metric) or ("HR@10", "NDCG@10")))
     document = compare_runs(located, settings, runs or [], metrics=metrics, **how)
+    warn_of_damaged(output, located)
     if not runs:
-        warn_of_damaged(output, located)
         shown_runs = [run for variant in document["variants"] for run in variant["runs"]]
         document["left_out"] = left_out(located, settings, shown_runs)
         for why, names in document["left_out"].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,17 +72,19 @@ def evaluate(
     if idle := [f"--{key}" for key in sorted(unused_by_protocol(settings)) if f"eval.{key}" in said]:
         output.message(f"no effect with --protocol {settings.eval.protocol}: {', '.join(idle)}", style="yellow")
     names = named_runs(located, runs) if runs else check_runs(located, [])
-    from llmemb_cli.evaluation.stage import run_eval
+    from llmemb_cli.evaluation.stage import is_evaluated, run_eval
 
     reporter = output.reporter()
+    warn_of_damaged(output, located)
     if not runs:
-        warn_of_damaged(output, located)
         present, others = trained_on(located, names)
         if present and others:
             reporter.warn(f"left out, trained on other data: {', '.join(others)}")
             names = present
-    with write_lock(located), reporter.task("eval", len(names), "runs") as task:
-        for name in names:
+    todo = [name for name in names if force or not is_evaluated(located, settings, name)]
+    # What only shows figures needs no lock: it works beside a training, and where nothing can be written.
+    with write_lock(located) if todo else nullcontext(), reporter.task("eval", len(todo), "runs") as task:
+        for name in todo:
             run_eval(located, settings, name, reporter, force=force)
             task.advance(1)
     document = eval_document(located, settings, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -59,7 +60,9 @@ def export(
     source = directory_of(located, chosen)
     if stale := older_data(located, chosen):
         output.reporter().warn(stale)
-    with write_lock(located):
+    # Beside a training, and from a workspace that cannot be written: another directory is not the workspace's.
+    outside = out is not None and not out.resolve().is_relative_to(located.root.resolve())
+    with nullcontext() if outside else write_lock(located, "exports"):
         result = make_export(located, source, format, output.reporter(), metric=metric, output=out, force=force)
     summary = result.manifest["summary"]
     target = str(out.resolve() if out else located.root / "exports" / f"{source.name}-{format}")

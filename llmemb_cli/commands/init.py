@@ -124,7 +124,7 @@ def init(
         console.print()
         show_attributes(console, summary)
         quoted = shlex.quote(str(root))
-        card = f"llmemb data -w {quoted}, or {root / 'data' / 'card.md'}"
+        card = f"llmemb data -w {quoted}, or {shlex.quote(str(root / 'data' / 'card.md'))}"
         console.print(f"\nThe whole card: {card}", markup=False, soft_wrap=True)
         if not summary["attributes"]:
             # There is nothing for a language model to read, which `run` would begin with.

@@ -17,6 +17,7 @@ from llmemb_cli.commands.common import (
     open_workspace,
     option,
     parse_seeds,
+    split_names,
 )
 from llmemb_cli.config.backbones import backbones_help
 from llmemb_cli.config.methods import methods_help
@@ -80,6 +81,7 @@ def rat(
     """
     if process_rank():  # process 0 speaks for all
         output.json, output.quiet = False, True
+    without, track = split_names(without), split_names(track)
     given = {f"rat.{key}": value for key, value in locals().items() if key in _SETTINGS}
     located, settings = open_workspace(output, workspace, given, set)
     in_file = load_settings(located.settings_file)

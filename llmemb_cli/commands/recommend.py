@@ -127,10 +127,13 @@ def recommend(
 
 def _history_of(output: Output, data: SplitData, items: str) -> Ragged:
     """The history that `--items` gives, of items that the data has; an id may itself have commas."""
+    from llmemb_cli.errors import WrongUseError
     from llmemb_cli.evaluation.recommend import ragged, rows_of
 
     item_ids = data.item_ids.to_list()
     given = [items] if items in item_ids else [one.strip() for one in items.split(",") if one.strip()]
+    if not given:
+        raise WrongUseError("--items is empty", hint="for example --items ID,ID, oldest first")
     rows, missing = rows_of(given, item_ids, "item")
     _say_missing(output, missing, "items of the history", strict=False)
     return ragged([rows + 1])

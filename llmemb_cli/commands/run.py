@@ -9,10 +9,11 @@ import typer
 from llmemb_cli.chain import chain, states, variants
 from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace, short_path
 from llmemb_cli.commands.status import describe
+from llmemb_cli.config.settings import load_settings
 from llmemb_cli.console import Output, duration, table
-from llmemb_cli.srs.prepare import check_taken
+from llmemb_cli.srs.prepare import check_fit, check_taken
 from llmemb_cli.workspace.lock import write_lock
-from llmemb_cli.workspace.stage import read_manifest
+from llmemb_cli.workspace.stage import readable_manifest
 
 
 def run(
@@ -29,7 +30,10 @@ def run(
     Example: `llmemb run --dry-run`
     """
     located, settings = open_workspace(output, workspace, sets=set)
-    steps = chain(located, settings)
+    for planned in variants(settings):
+        # Said now, not after hours of what comes before.
+        check_fit(planned)
+    steps = chain(located, settings, load_settings(located.settings_file))
     if dry_run:
         entries = [describe(entry) for entry in states(steps)]
         todo = [entry for entry in entries if force or entry["state"] != "up-to-date"]
@@ -43,12 +47,12 @@ def run(
         return
     done = []
     for planned in variants(settings):
-        # These are not made on the way: said now, not after hours of what comes before.
+        # These are not made on the way.
         if given := planned.rat.external_vectors:
             check_taken(located, given)
     with write_lock(located):
         for step in steps:
-            before = read_manifest(step.stage.path)
+            before = readable_manifest(step.stage.path)
             result = step.make(output.reporter(), force)
             built = result.built and (before is None or before["made"] != result.manifest["made"] or force)
             output.message(f"{step.name}: {'done in ' + duration(result.seconds) if built else 'up to date'}")

@@ -8,6 +8,7 @@ import typer
 
 from llmemb_cli.chain import StepState, chain, states
 from llmemb_cli.commands.common import SetOption, WorkspaceOption, command, open_workspace
+from llmemb_cli.config.settings import load_settings
 from llmemb_cli.console import Output, table
 
 
@@ -22,7 +23,7 @@ def status(
     Example: `llmemb status --json`
     """
     located, settings = open_workspace(output, workspace, sets=set)
-    found = states(chain(located, settings))
+    found = states(chain(located, settings, load_settings(located.settings_file)))
     entries = [describe(entry) for entry in found]
     output.result(
         {"workspace": str(located.root), "stages": entries},

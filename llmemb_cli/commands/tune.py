@@ -68,7 +68,7 @@ def tune(
     ]
 
     def show(console: object) -> None:
-        made = table(["trial", "validation NDCG@10", "epochs", "settings"], rows)
+        made = table(["trial", "validation NDCG@10", "best epoch", "settings"], rows)
         made.columns[3].justify = "left"
         console.print(made)  # type: ignore[attr-defined]
         kept = f"kept in llmemb.toml, [{document['table']}]: " if keep else "best: "

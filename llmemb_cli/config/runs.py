@@ -113,6 +113,11 @@ def vectors_needed(settings: Settings) -> str | None:
     return "scft" if vectors == "base" and settings.rat.vectors == "scft" else vectors or None
 
 
+def vectors_settings(settings: Settings, in_file: Settings | None) -> Settings:
+    """What LLM vectors are made with: the seed and the `[rat]` of llmemb.toml, which runs of all seeds share."""
+    return settings if in_file is None else settings.model_copy(update={"rat": in_file.rat, "seed": in_file.seed})
+
+
 def rat_settings(settings: Settings) -> dict[str, Any]:
     """The settings of `[rat]` that a run depends on."""
     off = switched_off(settings.rat)

@@ -6,11 +6,11 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from llmemb_cli.config.backbones import BACKBONES
+from llmemb_cli.config.backbones import BACKBONES, BackboneName
 from llmemb_cli.config.data import DataSettings
 from llmemb_cli.config.embed import EmbedSettings
 from llmemb_cli.config.evaluate import EvalSettings
@@ -26,11 +26,15 @@ from llmemb_cli.workspace.store import write_text
 
 
 class PlanSettings(Section):
-    backbones: list[Literal["sasrec", "gru4rec", "bert4rec"]] = setting(
-        ["sasrec"], "backbones that `llmemb run` trains"
-    )
-    methods: list[MethodName] = setting(["none", "llmemb"], "methods that `llmemb run` trains")
-    seeds: list[int] = setting([], "seeds that `llmemb run` trains; empty: the seed above")
+    backbones: list[BackboneName] = setting(["sasrec"], "backbones that `llmemb run` trains", min_length=1)
+    methods: list[MethodName] = setting(["none", "llmemb"], "methods that `llmemb run` trains", min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = setting([], "seeds that `llmemb run` trains; empty: the seed above")
+
+    @field_validator("backbones", "methods", "seeds")
+    @classmethod
+    def once(cls, value: list[Any]) -> list[Any]:
+        """Each of them once: what is trained twice is there once."""
+        return list(dict.fromkeys(value))
 
 
 class Settings(Section):
@@ -255,7 +259,7 @@ def known_keys() -> list[str]:
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a known key; a text for a list is its entries with commas between."""
+    """Set a known key; what is given for a list is its entries with commas between, or its only one."""
     if key not in known_keys():
         close = near_match(key, known_keys())
         raise WrongUseError(
@@ -266,8 +270,8 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *section, name = key.split(".")
     table = values.setdefault(section[0], {}) if section else values
     annotation = (SECTIONS[section[0]] if section else Settings).model_fields[name].annotation
-    if isinstance(value, str) and get_origin(annotation) is list:
-        value = [part.strip() for part in value.split(",") if part.strip()]
+    if get_origin(annotation) is list and not isinstance(value, list):
+        value = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]
     table[name] = value
 
 

@@ -20,9 +20,10 @@ from llmemb_cli.errors import BadDataError, MissingError
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import StageResult, run_stage
-from llmemb_cli.workspace.stage import Stage, partial_path, read_manifest, require_stage
+from llmemb_cli.workspace.stage import Stage, check_contents, partial_path, read_manifest, require_stage
 from llmemb_cli.workspace.store import (
     atomic_path,
+    made_again,
     read_tensors,
     sha256_file,
     write_json,
@@ -69,7 +70,7 @@ def read_items(directory: Path) -> ItemTable:
     """
     manifest = require_stage(directory, made_by="llmemb rat")
     name = "item_embeddings" if manifest["stage"] == "rat" else "embeddings"
-    vectors = read_tensors(directory / f"{name}.safetensors")[name].float().numpy()
+    vectors = read_tensors(directory / f"{name}.safetensors", made_again(directory))[name].float().numpy()
     item_ids = read_ids(directory)
     if len(item_ids) != len(vectors):
         raise BadDataError(f"{len(vectors)} vectors for {len(item_ids)} items", where=str(directory))
@@ -78,12 +79,17 @@ def read_items(directory: Path) -> ItemTable:
 
 def _item_bias(weights: Path) -> np.ndarray | None:
     """(n,) float32 from a recommender's weights, without reading the other weights."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if not weights.is_file():
         return None
-    with safe_open(weights, framework="pt") as file:
-        return file.get_tensor("bias")[1:].float().numpy() if "bias" in file.keys() else None  # noqa: SIM118
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return file.get_tensor("bias")[1:].float().numpy() if "bias" in file.keys() else None  # noqa: SIM118
+    except SafetensorError as error:
+        raise BadDataError(
+            f"not a safetensors file: {error}", where=str(weights), hint=made_again(weights.parent)
+        ) from error
 
 
 def make_export(
@@ -118,6 +124,7 @@ def make_export(
     check_target(stage, source.name, force)
 
     def build(work: Path) -> dict[str, Any]:
+        check_contents(source)
         table = read_items(source)
         made = WRITERS[format](work, table, metric)
         summary: dict[str, Any] = {

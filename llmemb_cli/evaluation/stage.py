@@ -24,7 +24,7 @@ from llmemb_cli.ranking import hit_rate, ndcg, recall, reciprocal_rank
 from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import StageResult, run_stage
-from llmemb_cli.workspace.stage import require_stage
+from llmemb_cli.workspace.stage import require_stage, stage_state
 from llmemb_cli.workspace.store import write_json, write_parquet
 
 LIST = 10  # length of the lists that coverage, Gini, novelty and diversity look at; always among the cut-offs
@@ -47,6 +47,11 @@ def run_eval(
         return _measure(workspace, settings, run, work)
 
     return run_stage(eval_stage(workspace, settings, run), build, force=force, report=report)
+
+
+def is_evaluated(workspace: Workspace, settings: Settings, run: str) -> bool:
+    """Whether a run has been ranked as `run_eval` would, with the same settings and inputs."""
+    return stage_state(eval_stage(workspace, settings, run)).state == "up-to-date"
 
 
 def _measure(workspace: Workspace, settings: Settings, run: str, work: Path) -> dict[str, Any]:

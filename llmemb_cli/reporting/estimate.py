@@ -156,7 +156,7 @@ def _train(workspace: Workspace, settings: Settings, data: SplitData) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         (work / "partial.json").write_text("{}")
-        train(Training(model, chosen, data, extra, work, Reporter(), device, ALONE, {}, Trackers()))
+        train(Training(model, chosen, data, extra, "estimate", work, Reporter(), device, ALONE, {}, Trackers()))
 
 
 def _embedding(workspace: Workspace, settings: Settings, n_items: int) -> ItemEmbedding:

@@ -26,7 +26,8 @@ def caption(document: dict[str, Any]) -> str:
             " within each backbone." if len({one["backbone"] for one in variants}) > 1 else "."
         )
     if any(len(one["seeds"]) > 1 for one in variants):
-        text += " Mean and standard deviation over seeds."
+        own = "each one's own " if len({len(one["seeds"]) for one in variants}) > 1 else ""
+        text += f" Mean and standard deviation over {own}seeds."
     if document["tests"]:
         names = {"t": "paired t-test", "wilcoxon": "Wilcoxon signed-rank test"}
         test = names.get(document["test"], f"paired {document['test']} test")

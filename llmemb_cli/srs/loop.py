@@ -65,6 +65,7 @@ class Training:
     settings: Settings
     data: SplitData
     extra: Extra | None
+    run: str
     work: Path
     report: Reporter
     device: str
@@ -114,7 +115,7 @@ def train(t: Training) -> tuple[State, float, bool]:
     with (
         StopRequest() as stop,
         float32_products(rat, t.device),
-        t.report.task(f"rat {rat.backbone} {rat.method}", rat.epochs, "epochs", done=state.epoch) as task,
+        t.report.task(f"rat {t.run}", rat.epochs, "epochs", done=state.epoch) as task,
     ):
         while not state.done and state.epoch < rat.epochs:
             batches = epoch_batches(len(rows), rat.batch_size, seed, state.epoch)

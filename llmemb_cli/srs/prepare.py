@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from llmemb_cli import pipeline
-from llmemb_cli.assets.architecture import read_architecture
+from llmemb_cli.assets.architecture import Architecture, read_architecture
 from llmemb_cli.assets.models import find_model
+from llmemb_cli.assets.presets import MODELS
+from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.methods import OWN_VECTORS
 from llmemb_cli.config.runs import method_of, vectors_needed
 from llmemb_cli.config.settings import Settings
@@ -15,11 +17,6 @@ from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import StageResult
 from llmemb_cli.workspace.stage import read_manifest, require_stage, stage_state
 from llmemb_cli.workspace.store import read_json
-
-
-def vectors_settings(settings: Settings, in_file: Settings | None) -> Settings:
-    """What LLM vectors are made with: the seed and the `[rat]` of llmemb.toml, which runs of all seeds share."""
-    return settings if in_file is None else settings.model_copy(update={"rat": in_file.rat, "seed": in_file.seed})
 
 
 def check_made(workspace: Workspace, settings: Settings) -> None:
@@ -41,11 +38,39 @@ def check_made(workspace: Workspace, settings: Settings) -> None:
             )
         check_taken(workspace, rat.external_vectors)
     elif kind == "scft":
-        require_stage(workspace.embeddings(kind), made_by=made_by(kind))
+        before = "" if read_manifest(workspace.scft()) else "llmemb scft && "
+        require_stage(workspace.embeddings(kind), made_by=before + made_by(kind))
     else:
         return
     directory = workspace.embeddings(rat.external_vectors or "scft")
     require_distinct(read_pca(directory), directory)
+
+
+def check_fit(settings: Settings) -> None:
+    """Refuse what cannot be trained whatever has been made, before anything is made for it.
+
+    Raises:
+        WrongUseError: backbone and method do not go together; or the method has an LLM write, and it only reads.
+    """
+    rat, model = settings.rat, settings.scft.model
+    if reason := BACKBONES[rat.backbone].unfit.get(rat.method):
+        raise WrongUseError(
+            f"--method {rat.method} with --backbone {rat.backbone}: {reason}", hint="take another one"
+        )
+    architecture = _architecture(model) if vectors_needed(settings) == "said" else None
+    if architecture is not None and architecture.encoder:
+        raise WrongUseError(
+            f"--method said has the LLM write items' texts, and {model} is an encoder, which only reads",
+            hint="--set scft.model=smollm2-135m or another one that writes (`llmemb models`), or leave said out",
+        )
+
+
+def _architecture(model: str) -> Architecture | None:
+    """Of a model that is here or known by name; None of others, and of GGUF files."""
+    folder = find_model(model)
+    if folder is not None and (folder / "config.json").is_file():
+        return read_architecture(read_json(folder / "config.json"), str(folder))
+    return MODELS[model].architecture if model in MODELS else None
 
 
 def check_taken(workspace: Workspace, name: str) -> None:
@@ -90,10 +115,10 @@ def check_width(settings: Settings) -> None:
     Raises:
         WrongUseError: it would start from more principal components than there are.
     """
-    folder = find_model(settings.scft.model)
-    if method_of(settings).start != "pca" or folder is None or not (folder / "config.json").is_file():
+    architecture = _architecture(settings.scft.model) if method_of(settings).start == "pca" else None
+    if architecture is None:
         return
-    width, wanted = read_architecture(read_json(folder / "config.json")).hidden, settings.rat.hidden_size
+    width, wanted = architecture.hidden, settings.rat.hidden_size
     if width < wanted:
         raise WrongUseError(
             f"rat.hidden_size is {wanted}, but vectors of {settings.scft.model} have {width} numbers",

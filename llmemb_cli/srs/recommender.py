@@ -27,7 +27,7 @@ from llmemb_cli.srs.item_embedding import INIT_STD, FrozenTable, ItemEmbedding
 from llmemb_cli.srs.methods.branches import MeltBranches
 from llmemb_cli.srs.sequences import group_saving, length_groups
 from llmemb_cli.workspace.stage import require_stage
-from llmemb_cli.workspace.store import read_tensors
+from llmemb_cli.workspace.store import made_again, read_tensors
 
 
 class Recommender(nn.Module):
@@ -179,9 +179,9 @@ def load_recommender(run: Path, data: SplitData, device: str = "cpu") -> Recomme
             else f"train it again as `llmemb runs show {run.name}` has it, or `llmemb runs remove {run.name}`",
         )
     settings = settings_of_run(manifest)
-    table = read_tensors(run / "item_embeddings.safetensors")["item_embeddings"]
+    table = read_tensors(run / "item_embeddings.safetensors", made_again(run))["item_embeddings"]
     model = Recommender(settings, data.n_items, FrozenTable(table))
-    weights = read_tensors(run / "model.safetensors")
+    weights = read_tensors(run / "model.safetensors", made_again(run))
     if model.bias is None and "bias" in weights:  # of a run that `llmemb adjust` kept
         model.bias = nn.Parameter(torch.zeros(data.n_items + 1))
     # Nothing is masked after training, and older runs with the contrast have no vector for it.

@@ -12,11 +12,17 @@ import torch
 from llmemb_cli import pipeline
 from llmemb_cli.checkpoint import FILE as CHECKPOINT
 from llmemb_cli.checkpoint import forget_checkpoint
-from llmemb_cli.config.backbones import BACKBONES
-from llmemb_cli.config.runs import collaborative_settings, method_of, run_name, tslrec_source, vectors_needed
+from llmemb_cli.config.runs import (
+    collaborative_settings,
+    method_of,
+    run_name,
+    tslrec_source,
+    vectors_needed,
+    vectors_settings,
+)
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData, load_split
-from llmemb_cli.errors import BadDataError, LlmembError, WrongUseError
+from llmemb_cli.errors import BadDataError, LlmembError
 from llmemb_cli.llm.memory import out_of_memory
 from llmemb_cli.peers import ALONE, Peers, own_device
 from llmemb_cli.progress import Reporter
@@ -25,14 +31,14 @@ from llmemb_cli.srs.loop import Training, train
 from llmemb_cli.srs.methods.extras import make_extra
 from llmemb_cli.srs.objective import loss_name
 from llmemb_cli.srs.precision import use_precision
-from llmemb_cli.srs.prepare import check_made, prepare_vectors, vectors_settings
+from llmemb_cli.srs.prepare import check_fit, check_made, prepare_vectors
 from llmemb_cli.srs.recommender import Recommender, check_heads
 from llmemb_cli.srs.vectors import make_embedding
 from llmemb_cli.tracking import open_trackers
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.make import StageResult, run_stage
 from llmemb_cli.workspace.stage import partial_path, require_stage
-from llmemb_cli.workspace.store import read_tensors, write_parquet, write_tensors
+from llmemb_cli.workspace.store import made_again, read_tensors, write_parquet, write_tensors
 
 
 def run_rat(
@@ -57,10 +63,7 @@ def run_rat(
         InterruptedRunError: a signal came; a checkpoint is kept and the same call goes on.
     """
     rat = settings.rat
-    if reason := BACKBONES[rat.backbone].unfit.get(rat.method):
-        raise WrongUseError(
-            f"--method {rat.method} with --backbone {rat.backbone}: {reason}", hint="take another one"
-        )
+    check_fit(settings)
     check_heads(rat)
     check_made(workspace, settings)
     collaborative = collaborative_settings(settings)
@@ -132,7 +135,7 @@ def _build(
     model.to(device)
     extra = make_extra(settings, model, data, collaborative, device)
     scale = table_scale(model)
-    report.note(f"item embeddings at the start: std {scale['std']:.3g}, mean norm {scale['mean_norm']:.3g}")
+    report.note(f"{run}: item embeddings at the start: std {scale['std']:.3g}, mean norm {scale['mean_norm']:.3g}")
     trackers = open_trackers(
         rat.track if peers.rank == 0 else [],
         workspace.root / "tracking",
@@ -141,7 +144,7 @@ def _build(
         fresh=not (work / CHECKPOINT).is_file(),
     )
     try:
-        training = Training(model, settings, data, extra, work, report, device, peers, scale, trackers)
+        training = Training(model, settings, data, extra, run, work, report, device, peers, scale, trackers)
         state, seconds, replayed = train(training)
     finally:
         trackers.close()
@@ -193,9 +196,10 @@ def _collaborative(workspace: Workspace, run: str | None, data: SplitData, hidde
     """(n_items, d) item embeddings of the collaborative run."""
     if run is None:
         return None
-    table = read_tensors(workspace.run(run) / "item_embeddings.safetensors")["item_embeddings"]
+    folder = workspace.run(run)
+    table = read_tensors(folder / "item_embeddings.safetensors", made_again(folder))["item_embeddings"]
     if table.shape != (data.n_items, hidden_size):
-        raise BadDataError(f"item embeddings of {run} have another shape", where=str(workspace.run(run)))
+        raise BadDataError(f"item embeddings of {run} have another shape", where=str(folder))
     return table
 
 

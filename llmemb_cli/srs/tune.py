@@ -201,9 +201,10 @@ def _open_study(
         "data": output_fingerprint(workspace.data),
     }
     if (folder / "study.json").is_file():
-        if _searched(read_json(folder / "study.json")) != _searched(json.loads(json.dumps(study))):
+        before, now = _searched(read_json(folder / "study.json")), _searched(json.loads(json.dumps(study)))
+        if differing := [key for key in sorted(before | now) if before.get(key) != now.get(key)]:
             raise WrongUseError(
-                f"the search {folder.name} is over other settings or data",
+                f"the search {folder.name} is another one, with other {', '.join(differing)}",
                 where=str(folder),
                 hint="give this one another --name, or remove the directory",
             )
@@ -225,13 +226,14 @@ def _read_trials(log: Path, report: Reporter) -> list[dict[str, Any]]:
 
 
 def _searched(study: dict[str, Any]) -> dict[str, Any]:
-    """What makes a search this one: not the device and the like, by which trials are the same.
+    """What makes a search this one, each setting by its name: not the device and the like, which change no trial.
 
     A setting that was not there when the search began was as it is by default.
     """
     settings = RatSettings().model_dump(mode="json") | study["settings"]
     searched = HOW_OF_RAT | {key.removeprefix("rat.") for key in study["space"]}
-    return study | {"settings": {key: value for key, value in settings.items() if key not in searched}}
+    rest = {f"rat.{key}": value for key, value in settings.items() if key not in searched}
+    return {key: value for key, value in study.items() if key != "settings"} | rest
 
 
 def _check_vectors(folder: Path, workspace: Workspace, fixed: Settings, done: list[dict[str, Any]]) -> None:

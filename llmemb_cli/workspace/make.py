@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from llmemb_cli import __version__
-from llmemb_cli.errors import BadDataError, LlmembError
+from llmemb_cli.errors import LlmembError
 from llmemb_cli.progress import Reporter
 from llmemb_cli.workspace.stage import (
     MANIFEST,
     MARKER,
     SCHEMA_VERSION,
     Stage,
+    begun_from,
     first_difference,
     partial_path,
     read_manifest,
+    readable_manifest,
     stage_state,
     wanted,
 )
@@ -94,10 +96,7 @@ def _work_directory(stage: Stage, made_from: dict[str, Any], report: Reporter) -
     work = partial_path(stage)
     marker = work / MARKER
     if work.exists():
-        try:
-            unfinished = read_json(marker)["made_from"] if marker.is_file() else None
-        except BadDataError:
-            unfinished = None
+        unfinished = begun_from(stage)
         if unfinished is not None and first_difference(stage, unfinished, made_from) is None:
             report.note(f"going on with the unfinished {stage.name} in {work.name}")
             return work
@@ -161,7 +160,7 @@ def _fingerprint(stage: Stage, version: int, outputs: dict[str, Any], summary: d
         files = {name: output for name, output in outputs.items() if name not in stage.about}
         return [files, {key: summary.get(key) for key in stage.told}]
 
-    content, former = read(outputs, summary), read_manifest(stage.path) or {}
+    content, former = read(outputs, summary), readable_manifest(stage.path) or {}
     comparable = former.get("made_from", {}).get("version") == version
     if comparable and read(former["outputs"], former["summary"]) == content:
         return str(former["fingerprint"])
@@ -211,10 +210,7 @@ def _finish_earlier(stage: Stage) -> None:
     old = _aside(stage.path)
     if old.exists() and not stage.path.exists():
         old.replace(stage.path)
-    try:
-        manifest = read_manifest(work)
-    except BadDataError:
-        return
+    manifest = readable_manifest(work)
     if manifest is not None and first_difference(stage, manifest["made_from"], wanted(stage)) is None:
         _publish(work, stage.path)
 

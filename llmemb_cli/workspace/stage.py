@@ -120,8 +120,23 @@ def require_stage(path: Path, *, made_by: str) -> dict[str, Any]:
     """
     manifest = read_manifest(path)
     if manifest is None:
-        raise WrongUseError(f"{path.name} is not there yet", where=str(path), hint=f"run `{made_by}` first")
+        # Of a directory within another, as embeddings/scft, one name says too little.
+        name = path.name if path.name in ("data", "prompts") else f"{path.parent.name}/{path.name}"
+        raise WrongUseError(f"{name} is not there yet", where=str(path), hint=f"run `{made_by}` first")
     return manifest
+
+
+def check_contents(path: Path) -> None:
+    """Read all files of a finished stage directory and hold them against what was written.
+
+    Raises:
+        BadDataError: one is gone or another one than was written.
+    """
+    for name, output in (read_manifest(path) or {}).get("outputs", {}).items():
+        file = path / name
+        if not file.is_file() or sha256_file(file) != output["sha256"]:
+            said = "not what was written there" if file.is_file() else "file is missing"
+            raise BadDataError(said, where=str(file), hint=made_again(path))
 
 
 def _file_identity(path: Path | dict[str, Any]) -> dict[str, Any]:
@@ -157,15 +172,54 @@ def wanted(stage: Stage) -> dict[str, Any]:
 
 
 def stage_state(stage: Stage) -> StageState:
-    """Compare the directory with what it should hold; the reason names the first difference."""
-    manifest = read_manifest(stage.path)
+    """Compare the directory with what it should hold; the reason names the first difference.
+
+    A manifest or file that is damaged, gone or cut makes it stale: made again, it is whole.
+    """
+    try:
+        manifest = read_manifest(stage.path)
+    except BadDataError as error:
+        return StageState("stale", f"its manifest is damaged: {error.message}")
+    try:
+        want = wanted(stage)
+    except BadDataError as error:
+        return StageState("stale", f"an input is damaged: {error.where}")
     if manifest is None:
-        begun = partial_path(stage).exists()
-        return StageState("missing", "begun and not finished; goes on where it stopped" if begun else "never made")
-    if manifest.get("schema") != SCHEMA_VERSION:
+        return StageState("missing", _why_missing(stage, want))
+    if manifest["schema"] != SCHEMA_VERSION:
         return StageState("stale", "made by an incompatible version of llmemb")
-    found = first_difference(stage, manifest["made_from"], wanted(stage), manifest["summary"])
-    return found or StageState("up-to-date", "nothing changed")
+    found = first_difference(stage, manifest["made_from"], want, manifest["summary"])
+    return found or _lost_file(stage.path, manifest["outputs"]) or StageState("up-to-date", "nothing changed")
+
+
+def _why_missing(stage: Stage, want: dict[str, Any]) -> str:
+    begun = begun_from(stage)
+    if begun is None:
+        return "never made"
+    if first_difference(stage, begun, want) is None:
+        return "begun and not finished; goes on where it stopped"
+    return "begun with other settings or inputs; starts afresh"
+
+
+def begun_from(stage: Stage) -> dict[str, Any] | None:
+    """What unfinished work on a stage is made from; None where there is none, or nobody can tell."""
+    try:
+        begun: dict[str, Any] = read_json(partial_path(stage) / MARKER)["made_from"]
+    except (BadDataError, KeyError, TypeError):
+        return None
+    return begun
+
+
+def _lost_file(path: Path, outputs: dict[str, Any]) -> StageState | None:
+    """Whether a file that a stage wrote is gone or has another length; contents are not read."""
+    for name, output in outputs.items():
+        try:
+            size = (path / name).stat().st_size
+        except OSError:
+            return StageState("stale", f"{name} is gone")
+        if size != output["size"]:
+            return StageState("stale", f"{name} has {size:,} bytes, and had {output['size']:,}")
+    return None
 
 
 def differs_in(stage: Stage, *settings: str) -> bool:
@@ -194,7 +248,13 @@ def first_difference(
     for key in sorted((set(had["settings"]) | set(want["settings"])) - stage.unused - same):
         before, now = (made["settings"].get(key, stage.off.get(key)) for made in (had, want))
         if before != now:
-            return StageState("stale", f"setting {key} changed: {before!r} -> {now!r}")
+            # One such as "of [rat]" stands for several settings, by a digest.
+            what = (
+                f"settings {key} changed"
+                if key.startswith("of ")
+                else f"setting {key} changed: {before!r} -> {now!r}"
+            )
+            return StageState("stale", what)
     for role in sorted(set(had["inputs"]) | set(want["inputs"])):
         if had["inputs"].get(role) != want["inputs"].get(role):
             return StageState("stale", f"input {role} changed")

@@ -191,8 +191,11 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
             raise _system_error(error) from error
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, hint: str | None = None) -> dict[str, torch.Tensor]:
     """Read a safetensors file into CPU tensors.
+
+    Args:
+        hint: what to do where it cannot be read.
 
     Raises:
         BadDataError: the file is missing or damaged.
@@ -203,9 +206,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise BadDataError("file is missing", where=str(path)) from error
+        raise BadDataError("file is missing", where=str(path), hint=hint) from error
     except SafetensorError as error:
-        raise BadDataError(f"not a safetensors file: {error}", where=str(path)) from error
+        raise BadDataError(f"not a safetensors file: {error}", where=str(path), hint=hint) from error
 
 
 def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
