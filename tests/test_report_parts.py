@@ -305,11 +305,11 @@ def test_diversity_in_different_spaces_is_not_put_side_by_side(
     changed["made_from"]["inputs"]["diversity"] = "0" * 64
     manifest.write_text(json.dumps(changed))
     (full, _) = result_parts(workspace, made[1])
-    assert [row["cells"][place] for row in full["beyond"]["rows"]] == ["–", "–"]
+    assert [row["cells"][place] for row in full["beyond"]["rows"]] == [f"{shown[0]:.3f}", "–"]
     assert all("–" not in row["cells"][:place] for row in full["beyond"]["rows"])
     make_report(workspace, made[1], Reporter(), force=True)
-    assert "No diversity" in (workspace.reports / "report.html").read_text(encoding="utf-8")
-    assert "No diversity" not in made[2].text
+    assert "A dash for diversity" in (workspace.reports / "report.html").read_text(encoding="utf-8")
+    assert "A dash for diversity" not in made[2].text
 
 
 def test_every_evaluation_is_read_once(

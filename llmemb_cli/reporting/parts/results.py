@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,22 +172,27 @@ def _ablation_table(measured: Measured, family: list[Variant]) -> dict[str, Any]
 
 def _beyond(measured: Measured, mains: list[Variant]) -> dict[str, Any] | None:
     """What the lists of each variant are like, mean over its seeds."""
-    inputs = [measured.runs[run].evaluation["made_from"]["inputs"] for one in mains for run in one.runs]
     # How unlike items are in one LLM's space says nothing beside how unlike they are in another's.
-    one_space = len({made.get("diversity") for made in inputs}) == 1
-    rows = []
+    spaces = {
+        one.runs[0]: {measured.runs[run].evaluation["made_from"]["inputs"].get("diversity") for run in one.runs}
+        for one in mains
+    }
+    commonest = Counter(read for spaces_read in spaces.values() for read in spaces_read if read).most_common(1)
+    measured_in, rows = {fingerprint for fingerprint, _ in commonest}, []
+    space: str | None = None
     for one in mains:
         found = [summary["beyond"] for summary in measured.summaries(one) if summary["beyond"]]
         if not found:
             return None
-        cells = []
+        cells, alike = [], spaces[one.runs[0]] == measured_in
+        space = space or (found[0]["diversity_space"] if alike else None)
         for name, how in BEYOND.items():
             values = [entry[name] for entry in found if entry[name] is not None]
-            shown = values and (one_space or name != "diversity")
+            shown = values and (alike or name != "diversity")
             cells.append(format(float(np.mean(values)), how) if shown else "–")
         rows.append({"name": f"{BACKBONES[one.backbone]}, {one.method}", "cells": cells})
-    space = found[0]["diversity_space"] if one_space else None
-    return {"columns": list(BEYOND), "rows": rows, "k": found[0]["k"], "space": space, "one_space": one_space}
+    others = bool(measured_in) and any(spaces_read != measured_in for spaces_read in spaces.values())
+    return {"columns": list(BEYOND), "rows": rows, "k": found[0]["k"], "space": space, "others": others}
 
 
 def _bars(measured: Measured, mains: list[Variant]) -> list[Figure]:
