@@ -101,10 +101,10 @@ def test_an_export_of_changed_numbers_is_refused(grid: Workspace, tmp_path: Path
     changed = bytearray(vectors.read_bytes())
     changed[-3] ^= 1
     vectors.write_bytes(changed)
-    with pytest.raises(BadDataError, match="not what was written"):
+    with pytest.raises(BadDataError, match="not as it was written"):
         check_contents(grid.run("sasrec-none-42"))
     done = call(grid, "export", "sasrec-none-42", "-o", str(tmp_path / "out"))
-    assert done.exit_code == 4 and "not what was written" in done.stderr and not (tmp_path / "out").exists()
+    assert done.exit_code == 4 and "not as it was written" in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_part_that_is_begun_with_other_settings_is_said_to_start_afresh(grid: Workspace) -> None:

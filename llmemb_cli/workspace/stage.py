@@ -135,7 +135,7 @@ def check_contents(path: Path) -> None:
     for name, output in (read_manifest(path) or {}).get("outputs", {}).items():
         file = path / name
         if not file.is_file() or sha256_file(file) != output["sha256"]:
-            said = "not what was written there" if file.is_file() else "file is missing"
+            said = "the file is not as it was written" if file.is_file() else "file is missing"
             raise BadDataError(said, where=str(file), hint=made_again(path))
 
 
