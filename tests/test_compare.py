@@ -508,3 +508,11 @@ def test_another_protocol_that_runs_were_evaluated_by_is_named(
         shutil.rmtree(path)
     said = CliRunner().invoke(app, ["compare", "-w", str(workspace.root), "--protocol", "sampled"])
     assert "llmemb eval --protocol sampled` first\n" in said.stderr
+
+
+@pytest.mark.parametrize("test", ["t", "wilcoxon", "permutation", "bootstrap"])
+def test_one_user_who_differs_decides_nothing(test: Any) -> None:
+    found = paired_test(np.eye(1, 40)[0], np.zeros(40), test)
+    assert found.p > 0.3 and (found.wins, found.losses) == (1, 0)
+    if test == "permutation":
+        assert found.p == 1.0  # both signs give a mean as far from zero

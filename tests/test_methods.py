@@ -312,7 +312,8 @@ def test_melt_orders_its_heads_once_an_epoch(tmp_path: Path, monkeypatch: pytest
 
 
 def test_melt_losses_equal_a_loop_and_every_head_is_met_once_an_epoch(tmp_path: Path) -> None:
-    model, melt, data, settings = melt_model(tmp_path, rat__melt_tail_share=0.5)
+    values = {"rat__melt_user_weight": 0.3, "rat__melt_item_weight": 0.7, "rat__melt_contexts": 3}
+    model, melt, data, settings = melt_model(tmp_path, rat__melt_tail_share=0.5, **values)
     melt.user_threshold = 3
     melt.head_users = np.arange(40)
     assert model.branches is not None
@@ -339,13 +340,14 @@ def test_melt_losses_equal_a_loop_and_every_head_is_met_once_an_epoch(tmp_path: 
             weights = item_weights(melt.counts[items], melt.item_threshold, 3 / 80)
             for item, weight in zip(items, weights, strict=True):
                 chosen = melt._some(item, again, again)
+                assert 1 <= len(chosen) <= 3 and set(chosen) <= set(melt.contexts.of_item.row(item))
                 states = torch.cat(
                     [model.last_states(melt.contexts.rows(chosen[i : i + 1], 8)) for i in range(len(chosen))]
                 )
                 mean = (states + model.branches.user(states)).mean(dim=0)
                 target = model.embedding.items()[item]
                 item_part += weight * float((model.branches.item(mean) - target).pow(2).mean()) / len(items)
-        assert got == pytest.approx(0.1 * user_part + 0.4 * item_part, rel=1e-4, abs=1e-7)
+        assert got == pytest.approx(0.3 * user_part + 0.7 * item_part, rel=1e-4, abs=1e-7)
     assert sorted(met) == list(range(40))
 
 
@@ -412,9 +414,9 @@ def test_distillation_without_similar_users_is_the_contrast_of_views_alone() -> 
 
 def test_distillation_equals_a_loop_and_gives_the_teacher_no_gradient() -> None:
     torch.manual_seed(0)
-    chosen = make_settings(
-        {"rat.method": "llmesr", "rat.hidden_size": 8, "rat.max_length": 6, "rat.dropout": 0.0}
-    ).rat
+    weights = {"rat.esr_distill_weight": 0.3, "rat.esr_align_weight": 0.7}
+    values = {"rat.method": "llmesr", "rat.hidden_size": 8, "rat.max_length": 6, "rat.dropout": 0.0}
+    chosen = make_settings(values | weights).rat
     model = Recommender(chosen, 9, DualTable(torch.randn(9, 8), torch.randn(9, 12)))
     train, similar = ragged([[1, 2], [3, 4, 5], [6], [7, 8, 9, 1]]), np.array([[1, 3], [0, 2], [3, 0], [1, 2]])
     # The third user has one item and no row.
@@ -431,7 +433,7 @@ def test_distillation_equals_a_loop_and_gives_the_teacher_no_gradient() -> None:
     labels = torch.arange(len(left))
     cross = torch.nn.functional.cross_entropy
     views = (cross(left @ right.T, labels) + cross(right @ left.T, labels)) / 2
-    expected = 0.1 * gap.mean() + 0.1 * views
+    expected = 0.3 * gap.mean() + 0.7 * views
     torch.testing.assert_close(got, expected)
     gradients = [
         torch.autograd.grad(x, list(model.parameters()), retain_graph=True, allow_unused=True)

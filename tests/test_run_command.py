@@ -7,12 +7,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 from typer.testing import CliRunner, Result
 
 from llmemb_cli.app import app
-from llmemb_cli.config.settings import make_settings, parse_assignments, update_settings
+from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.config.runs import unused_settings
+from llmemb_cli.config.settings import (
+    load_settings,
+    make_settings,
+    parse_assignments,
+    update_settings,
+    write_settings,
+)
+from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import BadDataError, WrongUseError
+from llmemb_cli.srs.vectors import Source
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.lock import write_lock
 from llmemb_cli.workspace.stage import check_contents
@@ -163,3 +175,73 @@ def test_comparing_a_method_says_which_of_its_runs_is_damaged(grid: Workspace) -
 def test_an_empty_history_is_wrong_use(grid: Workspace) -> None:
     done = call(grid, "recommend", "--items", " ,")
     assert done.exit_code == 2 and "--items is empty" in done.stderr
+
+
+def test_runs_aligned_to_other_kinds_of_runs_are_no_seeds_of_one_variant(grid: Workspace) -> None:
+    with grid.settings_file.open("a") as file:
+        file.write("\n[rat.llmemb]\nlearning_rate = 0.002\n")
+    for flags in (["--seeds", "42,43"], ["--seeds", "44", "--set", "rat.none.init_std=0.5"]):
+        assert call(grid, "rat", "--method", "llmemb", *flags).exit_code == 0
+    assert call(grid, "eval").exit_code == 0
+    found = [entry for entry in document(grid, "compare")["variants"] if entry["method"] == "llmemb"]
+    assert sorted(entry["seeds"] for entry in found) == [[42, 43], [44]]
+    (other,) = (entry for entry in found if entry["seeds"] == [44])
+    assert other["changed"] == {"collaborative.init_std": 0.5}
+    # Runs of before did not say what they read: those of that name are looked at.
+    for seed in ("42", "43", "44-*"):
+        (path,) = grid.root.glob(f"runs/sasrec-llmemb-{seed}/manifest.json")
+        manifest = json.loads(path.read_text())
+        del manifest["summary"]["collaborative"]
+        path.write_text(json.dumps(manifest))
+    again = [entry for entry in document(grid, "compare")["variants"] if entry["method"] == "llmemb"]
+    assert [entry["seeds"] for entry in again] == [entry["seeds"] for entry in found]
+
+
+def test_parts_that_leave_nothing_to_compare_are_not_left_out_together(grid: Workspace) -> None:
+    done = call(grid, "rat", "--method", "llmemb", "--without", "adapter,freeze")
+    assert done.exit_code == 2 and "--method llm2x" in done.stderr
+
+
+def test_embeddings_that_lack_items_cost_the_diversity_alone(grid: Workspace) -> None:
+    ids = grid.embeddings("scft") / "ids.parquet"
+    pl.read_parquet(ids).with_columns(pl.col("item_id").replace("i3", "gone")).write_parquet(ids)
+    done = call(grid, "eval", "sasrec-none-42", "--force")
+    assert done.exit_code == 0 and "embeddings/scft lacks items" in done.stderr
+    (run,) = document(grid, "eval", "sasrec-none-42")["runs"]
+    assert run["beyond"]["diversity"] is None and run["beyond"]["coverage"] > 0
+
+
+def test_components_without_variance_are_not_whitened_into_noise(grid: Workspace) -> None:
+    settings = load_settings(grid.settings_file)
+    source = Source(grid, settings, load_split(grid.data), "base")
+    low = np.random.default_rng(0).normal(size=(3, 24))
+    source.vectors = (np.random.default_rng(1).normal(size=(len(source.vectors), 3)) @ low * 30).astype(np.float32)
+    whitened = source.principal(8, whiten=True)
+    np.testing.assert_allclose(whitened[:, :3].std(axis=0, ddof=1), 1.0, rtol=1e-3)
+    assert not whitened[:, 3:].any()
+
+
+def test_another_loss_has_its_own_number_of_negatives_again(tmp_path: Path) -> None:
+    path = tmp_path / "llmemb.toml"
+    write_settings(path, make_settings({"rat.loss": "sce"}))
+    assert "# negatives = 0" in path.read_text()
+    assert load_settings(path).rat.negatives == 500
+    assert load_settings(path, {"rat.loss": "gbce"}).rat.negatives == 256
+    write_settings(path, make_settings({"rat.loss": "sce", "rat.negatives": 64}))
+    assert load_settings(path, {"rat.loss": "gbce"}).rat.negatives == 64
+
+
+@pytest.mark.parametrize(
+    ("values", "unused"),
+    [
+        ({"method": "llm2x", "init_scale": "none"}, {"init_std"}),
+        ({"method": "llmesr", "init_scale": "none"}, {"init_std"}),
+        ({"method": "said", "freeze_vectors": True}, {"init_std", "init_scale"}),
+        ({"method": "alphafuse"}, {"init_scale"}),
+        ({"method": "llmesr", "esr_distill_weight": 0.0}, {"esr_similar_users"}),
+    ],
+)
+def test_settings_that_change_nothing_do_not_count(values: dict[str, Any], unused: set[str]) -> None:
+    assert unused <= unused_settings(RatSettings(**values))
+    without = {key: value for key, value in values.items() if key == "method"}
+    assert not (unused - {"init_scale"}) & unused_settings(RatSettings(**without))

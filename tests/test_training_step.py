@@ -284,6 +284,8 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(
         dropout=0,
         method="none",
         mask_ratio=0.4,
+        temperature=0.11,
+        negative_weight=2.5 if tau else 0.0,
     )
     model = Recommender(chosen, 12, ItemTable(12, D, torch.randn(12, D)))
     if model.bias is not None:
@@ -306,7 +308,7 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(
                 if target == 0:
                     continue
                 if cosines:
-                    state = state / state.norm().clamp(min=1e-12) / 0.07  # Caser's ReLU can leave nothing
+                    state = state / state.norm().clamp(min=1e-12) / 0.11  # Caser's ReLU can leave nothing
                 scores = table @ state + (0 if model.bias is None else model.bias)
                 scores = scores + tau * logged
                 if loss == "ce":
@@ -314,7 +316,11 @@ def test_a_batch_in_groups_equals_a_loop_over_users_and_positions(
                     continue
                 if loss == "sce":
                     assert batch.shared is not None
-                    mass = sum(float(scores[j].exp()) * 12 / 3 for j in batch.shared.tolist() if j != target)
+                    mass = sum(
+                        float(scores[j].exp()) * (2.5 if tau else 12 / 3)
+                        for j in batch.shared.tolist()
+                        if j != target
+                    )
                     total += math.log(float(scores[target].exp()) + mass) - float(scores[target])
                     continue
                 assert batch.negatives is not None
@@ -506,6 +512,21 @@ def test_infonce_of_alignment_equals_the_plain_formula_and_its_gradient(
     (3 * fast).backward()
     (3 * plain).backward()
     torch.testing.assert_close(one.grad, two.grad)
+
+
+@pytest.mark.parametrize("kind", ["infonce", "paper", "soft"])
+def test_alignment_is_alpha_times_the_contrast_at_gamma(kind: str) -> None:
+    torch.manual_seed(0)
+    chosen = RatSettings(
+        method="llmemb", align_loss=kind, alpha=0.3, gamma=0.7, loss="ce", hidden_size=D, max_length=7, dropout=0
+    )
+    model, known = Recommender(chosen, 12, ItemTable(12, D, torch.randn(12, D))), torch.randn(12, D)
+    rng = np.random.default_rng(0)
+    batch = make_batch(training_rows(ragged(ROWS), "sasrec"), np.array([0, 2]), chosen, 12, None, rng)
+    embedded = model.embedding.rows(batch.items)
+    got = align.Align(chosen, known).loss(model, Step(batch, embedded, 0, 0, 1, rng, ALONE))
+    expected = contrastive_loss(kind, embedded, known[batch.items - 1], torch.tensor(0.7))
+    torch.testing.assert_close(got, 0.3 * expected)
 
 
 @pytest.mark.parametrize("kind", ["infonce", "paper", "soft"])

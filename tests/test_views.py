@@ -11,10 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.runs import run_name
+from llmemb_cli.datasets.split import Ragged
+from llmemb_cli.peers import ALONE
 from llmemb_cli.pipeline import rat_stage
 from llmemb_cli.progress import Reporter
-from llmemb_cli.srs.methods.views import altered, view_contrast
+from llmemb_cli.srs.batch import make_batch
+from llmemb_cli.srs.item_embedding import ItemTable
+from llmemb_cli.srs.methods.views import Views, altered, view_contrast
+from llmemb_cli.srs.objective import Step
+from llmemb_cli.srs.recommender import Recommender
+from llmemb_cli.srs.sequences import training_rows
 from llmemb_cli.srs.train import run_rat
 from tests.make_workspace import make_workspace
 from tests.test_recommenders import SMALL, small
@@ -66,6 +74,20 @@ def test_contrast_equals_a_loop() -> None:
             negative = sum(math.exp(float(one[i] @ side[j])) for side in (left, right) for j in range(4) if j != i)
             total -= math.log(positive / (positive + negative))
     assert view_contrast(left, right).item() == pytest.approx(total / 8)
+
+
+def test_the_contrast_has_its_weight() -> None:
+    def loss(weight: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        chosen = RatSettings(method="none", contrast="cl4srec", contrast_weight=weight, hidden_size=8, dropout=0)
+        model = Recommender(chosen, 12, ItemTable(12, 8, torch.randn(12, 8)))
+        train = Ragged(np.array([3, 7, 12, 9, 4, 1, 5, 6, 8, 2, 8, 11], dtype=np.int32), np.array([0, 6, 9, 12]))
+        rng = np.random.default_rng(0)
+        batch = make_batch(training_rows(train, "sasrec"), np.arange(3), chosen, 12, None, rng)
+        return Views(chosen, train, "cpu").loss(model, Step(batch, torch.empty(0), 0, 0, 1, rng, ALONE))
+
+    assert loss(0.0) == 0 and loss(1.0) > 0
+    torch.testing.assert_close(loss(0.3), 0.3 * loss(1.0))
 
 
 @pytest.mark.parametrize(("name", "method"), [("sasrec", "none"), ("bert4rec", "llmemb"), ("bsarec", "none")])

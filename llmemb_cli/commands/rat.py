@@ -21,12 +21,14 @@ from llmemb_cli.commands.common import (
 )
 from llmemb_cli.config.backbones import backbones_help
 from llmemb_cli.config.methods import methods_help
+from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.runs import plain_name, rat_settings, run_name, without_effect
-from llmemb_cli.config.settings import load_settings
+from llmemb_cli.config.settings import Settings, load_settings
 from llmemb_cli.console import Output, table
 from llmemb_cli.errors import WrongUseError
-from llmemb_cli.peers import process_rank
+from llmemb_cli.peers import Peers, process_rank
 from llmemb_cli.progress import Reporter
+from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.lock import write_lock
 
 # Settings that one backbone, method or loss alone reads are no flags: `llmemb config` lists them, --set changes them.
@@ -82,7 +84,7 @@ def rat(
     if process_rank():  # process 0 speaks for all
         output.json, output.quiet = False, True
     without, track = split_names(without), split_names(track)
-    given = {f"rat.{key}": value for key, value in locals().items() if key in _SETTINGS}
+    given = {f"rat.{key}": value for key, value in locals().items() if key in RatSettings.model_fields}
     located, settings = open_workspace(output, workspace, given, set)
     in_file = load_settings(located.settings_file)
     from llmemb_cli.srs.train import run_rat
@@ -124,7 +126,7 @@ def rat(
 
 
 @contextmanager
-def joined(settings: Any) -> Iterator[Any]:
+def joined(settings: Settings) -> Iterator[Peers]:
     """The processes that were started together, as long as they train."""
     from llmemb_cli.peers import join_peers, own_device
 
@@ -135,7 +137,9 @@ def joined(settings: Any) -> Iterator[Any]:
         peers.leave()
 
 
-def _train_along(located: Any, settings: Any, seeds: list[int], force: bool, name: str | None, in_file: Any) -> None:
+def _train_along(
+    located: Workspace, settings: Settings, seeds: list[int], force: bool, name: str | None, in_file: Settings
+) -> None:
     """The part of the other processes: train, and leave writing and speaking to process 0."""
     from llmemb_cli.srs.train import run_rat
 
@@ -144,28 +148,6 @@ def _train_along(located: Any, settings: Any, seeds: list[int], force: bool, nam
             one = settings.model_copy(update={"seed": seed})
             run_rat(located, one, Reporter(), force=force, name=name, in_file=in_file, peers=peers)
 
-
-_SETTINGS = {
-    *(
-        "backbone",
-        "method",
-        "without",
-        "align_to",
-        "loss",
-        "negatives",
-        "similarity",
-        "logit_adjustment",
-        "logit_adjustment_share",
-        "start_decay",
-        "averaging",
-        "contrast",
-        "hidden_size",
-        "layers",
-        "heads",
-    ),
-    *("dropout", "max_length", "batch_size", "learning_rate", "epochs", "patience", "alpha", "gamma", "compat"),
-    *("device", "precision", "track"),
-}
 
 rat.__doc__ = f"{cleandoc(rat.__doc__ or '')}\n\n{backbones_help()}\n\nMethods:\n\n{methods_help()}"
 app = command(rat)

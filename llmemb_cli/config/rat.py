@@ -158,6 +158,11 @@ class RatSettings(Section):
         return self.similarity == "cosine" or self.loss == "infonce"
 
 
+def negatives_as_given(rat: RatSettings) -> int:
+    """`negatives` as llmemb.toml has it: 0 for the loss's own, so that another loss has its own again."""
+    return 0 if rat.negatives == OWN_NEGATIVES.get(rat.loss, 1) else rat.negatives
+
+
 def settings_of_run(manifest: dict[str, Any]) -> RatSettings:
     """What a run was trained with, from its manifest; settings that this version does not know are left out."""
     made = manifest["made_from"]["settings"]

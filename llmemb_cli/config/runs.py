@@ -189,8 +189,13 @@ def unused_settings(rat: RatSettings) -> set[str]:
         unused.add("init_std")
     if method.embedding not in ("adapter", "dual") and not (method.freezable and rat.freeze_vectors):
         unused.add("d_m")
-    if method.start != "pca":
+    frozen = method.freezable and rat.freeze_vectors
+    if method.start != "pca" or method.embedding == "fused" or frozen:
         unused.add("init_scale")
+    if frozen or ("init_scale" not in unused and rat.init_scale == "none"):
+        unused.add("init_std")
+    if not rat.esr_distill_weight:
+        unused.add("esr_similar_users")
     if not method.freezable:
         unused.add("freeze_vectors")
     prefixes = {entry.options for table in (METHODS, BACKBONES) for entry in table.values()}

@@ -17,7 +17,7 @@ from llmemb_cli.config.evaluate import EvalSettings
 from llmemb_cli.config.fields import Section, describe, setting
 from llmemb_cli.config.methods import METHODS, MethodName
 from llmemb_cli.config.prompt import PromptSettings
-from llmemb_cli.config.rat import RatSettings
+from llmemb_cli.config.rat import RatSettings, negatives_as_given
 from llmemb_cli.config.said import SaidSettings
 from llmemb_cli.config.scft import ScftSettings
 from llmemb_cli.config.tslrec import TslrecSettings
@@ -74,7 +74,7 @@ SECTIONS: dict[str, type[Section]] = {
 def setting_help(path: str) -> str:
     """The help text of `section.key`, ending with its default, for a command's option."""
     section, key = path.split(".")
-    default = SECTIONS[section]().model_dump()[key]
+    default = SECTIONS[section].model_fields[key].get_default(call_default_factory=True)
     text = describe(SECTIONS[section], key)
     return text if default in ("", None, []) else f"{text} [default: {_shown(default)}]"
 
@@ -331,8 +331,7 @@ def write_settings(path: Path, settings: Settings, *, keep: set[str] | None = No
     for name, section in SECTIONS.items():
         lines += ["", f"[{name}]"]
         for key in section.model_fields:
-            value = getattr(getattr(settings, name), key)
-            default = getattr(getattr(defaults, name), key)
+            value, default = _as_given(getattr(settings, name), key), _as_given(getattr(defaults, name), key)
             active = value != default or f"{name}.{key}" in (keep or set())
             line = f"# {key} = (not set)" if value is None else f"{'' if active else '# '}{key} = {_toml(value)}"
             lines += [f"# {describe(section, key)}", line]
@@ -341,6 +340,13 @@ def write_settings(path: Path, settings: Settings, *, keep: set[str] | None = No
                 values = settings.rat_tables[own]
                 lines += ["", f"[rat.{own}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _as_given(section: Section, key: str) -> Any:
+    """What a setting is, as one writes it into the file."""
+    if isinstance(section, RatSettings) and key == "negatives":
+        return negatives_as_given(section)
+    return getattr(section, key)
 
 
 def update_settings(path: Path, changes: dict[str, Any]) -> None:

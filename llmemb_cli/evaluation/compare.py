@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from llmemb_cli.config.backbones import BACKBONES
-from llmemb_cli.config.runs import SWITCHES, made_with, used_settings
+from llmemb_cli.config.runs import SWITCHES, collaborative_settings, made_with, rat_settings, used_settings
 from llmemb_cli.config.settings import Settings, rat_for
 from llmemb_cli.errors import WrongUseError
 from llmemb_cli.evaluation.document import seedless
@@ -245,18 +245,27 @@ def _changed(one: Evaluated, variants: list[list[Evaluated]], in_file: Settings)
         return {}
     settings = used_settings(one.trained)
     kind = {key: settings[key] for key in ("backbone", "method")}
-    theirs = filed = rat_for(in_file, **kind).model_dump(mode="json")
+    planned = rat_for(in_file, **kind)
+    theirs = filed = planned.model_dump(mode="json")
+    needed = collaborative_settings(in_file.model_copy(update={"rat": planned}))
+    read = None if needed is None else rat_settings(needed)
     for members in variants:
         other = members[0]
         if other.label == one.plain and other.home == one.home:
-            theirs = used_settings(other.trained)
+            theirs, read = used_settings(other.trained), other.collaborative
 
     def value(made: dict[str, Any], key: str) -> Any:
         return made_with(made, key, filed.get(key))
 
     named = {"backbone", "method", "without"}
     keys = sorted({*settings, *SWITCHES} - named)
-    return {key: value(settings, key) for key in keys if value(settings, key) != value(theirs, key)}
+    changed = {key: value(settings, key) for key in keys if value(settings, key) != value(theirs, key)}
+    # What a flag changed in both is said once.
+    before, now = read or {}, one.collaborative or {}
+    for key in sorted(now.keys() & before.keys()):
+        if now[key] != before[key] and changed.get(key) != now[key]:
+            changed[f"collaborative.{key}"] = now[key]
+    return changed
 
 
 def _run_names(entry: dict[str, Any]) -> set[str]:

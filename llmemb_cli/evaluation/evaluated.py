@@ -18,7 +18,7 @@ from llmemb_cli.errors import BadDataError, WrongUseError
 from llmemb_cli.evaluation.document import known_runs, named_runs, seedless
 from llmemb_cli.pipeline import EVAL_VERSION, protocol_name
 from llmemb_cli.workspace.locate import Workspace
-from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
+from llmemb_cli.workspace.stage import output_fingerprint, read_manifest, readable_manifest
 from llmemb_cli.workspace.store import read_parquet, sha256_json
 
 
@@ -38,6 +38,7 @@ class Evaluated:
     trained: dict[str, Any]
     evaluation: dict[str, Any]
     table: pl.DataFrame
+    collaborative: dict[str, Any] | None = None  # settings of the run that it was aligned to or started from
 
     @property
     def run(self) -> str:
@@ -50,9 +51,10 @@ class Evaluated:
     @property
     def variant(self) -> str:
         """What runs that differ in nothing but their seed have in common."""
-        # A run trained on the vectors of an earlier fine-tuning differs in more than its seed.
-        vectors = vectors_read(self.trained)
-        return sha256_json([str(self.place.parent), used_settings(self.trained), vectors])
+        # A run trained on the vectors of an earlier fine-tuning, or aligned to another kind of run, differs in more
+        # than its seed.
+        read = [vectors_read(self.trained), self.collaborative]
+        return sha256_json([str(self.place.parent), used_settings(self.trained), *read])
 
     @property
     def label(self) -> str:
@@ -188,7 +190,20 @@ def _read(run: Path, protocol: str) -> Evaluated:
         )
     if evaluation["made_from"]["version"] != EVAL_VERSION:
         raise WrongUseError(f"{run.name} was evaluated by another version of llmemb", hint="run `llmemb eval`")
-    return Evaluated(run, trained, evaluation, read_parquet(directory / "ranks.parquet"))
+    return Evaluated(
+        run, trained, evaluation, read_parquet(directory / "ranks.parquet"), _collaborative(run, trained)
+    )
+
+
+def _collaborative(run: Path, trained: dict[str, Any]) -> dict[str, Any] | None:
+    """Settings of the run that a run read; of older runs, which do not say, those of the run of that name now."""
+    summary = trained["summary"]
+    name = summary.get("aligned_to") or summary.get("started_from")
+    if name is None:
+        return None
+    told: dict[str, Any] | None = summary.get("collaborative")
+    read = None if told is not None else readable_manifest(run.parent / name)
+    return used_settings(read) if read is not None else told
 
 
 def check_comparable(found: list[Evaluated]) -> None:

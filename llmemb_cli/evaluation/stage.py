@@ -12,7 +12,7 @@ import polars as pl
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import SplitData, load_split
 from llmemb_cli.devices import pick_device
-from llmemb_cli.embeddings.table import read_table, rows_for
+from llmemb_cli.embeddings.table import read_ids, read_table, rows_for
 from llmemb_cli.errors import BadDataError
 from llmemb_cli.evaluation.beyond import beyond_accuracy
 from llmemb_cli.evaluation.candidates import make_candidates, read_candidates, test_users
@@ -44,7 +44,7 @@ def run_eval(
         make_candidates(workspace, settings, report)
 
     def build(work: Path) -> dict[str, Any]:
-        return _measure(workspace, settings, run, work)
+        return _measure(workspace, settings, run, work, report)
 
     return run_stage(eval_stage(workspace, settings, run), build, force=force, report=report)
 
@@ -54,7 +54,7 @@ def is_evaluated(workspace: Workspace, settings: Settings, run: str) -> bool:
     return stage_state(eval_stage(workspace, settings, run)).state == "up-to-date"
 
 
-def _measure(workspace: Workspace, settings: Settings, run: str, work: Path) -> dict[str, Any]:
+def _measure(workspace: Workspace, settings: Settings, run: str, work: Path, report: Reporter) -> dict[str, Any]:
     chosen = settings.eval
     data = load_split(workspace.data)
     device = pick_device(chosen.device)
@@ -75,7 +75,7 @@ def _measure(workspace: Workspace, settings: Settings, run: str, work: Path) -> 
             batch_users=chosen.batch_users,
             device=device,
         )
-        beyond = _beyond(workspace, data, top)
+        beyond = _beyond(workspace, data, top, report)
     else:
         candidates = read_candidates(workspace.candidates(protocol_name(settings)))
         ranks = sampled_ranks(model, data, users, candidates, batch_users=chosen.batch_users, device=device)
@@ -132,9 +132,12 @@ def group_figures(
     }
 
 
-def _beyond(workspace: Workspace, data: SplitData, top: np.ndarray) -> dict[str, Any]:
+def _beyond(workspace: Workspace, data: SplitData, top: np.ndarray, report: Reporter) -> dict[str, Any]:
     """What all users' lists are like; diversity in the space of the LLM embeddings there are, tuned ones first."""
     space = diversity_space(workspace)
+    if space is not None and not data.item_ids.is_in(read_ids(workspace.embeddings(space)).implode()).all():
+        report.note(f"no diversity of the lists: embeddings/{space} lacks items of the data (`llmemb status`)")
+        space = None
     vectors = None
     if space is not None:
         directory = workspace.embeddings(space)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmemb_cli.checkpoint import load_checkpoint, save_checkpoint
+from llmemb_cli.checkpoint import forget_checkpoint, load_checkpoint, save_checkpoint
 from llmemb_cli.config.backbones import BACKBONES
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.settings import Settings
@@ -192,6 +192,8 @@ def _end_epoch(
     """
     mean_loss = state.loss_sum / max(state.targets, 1)
     if not np.isfinite(mean_loss):
+        if t.writes:
+            forget_checkpoint(t.work)  # going on from it would end the same way
         raise LlmembError(f"the loss of epoch {state.epoch + 1} is not finite", hint="lower rat.learning_rate")
     ranks = validation_ranks(t.model, t.data, validated, t.device, t.peers)
     state.losses.append(mean_loss)

@@ -50,12 +50,19 @@ def check_fit(settings: Settings) -> None:
     """Refuse what cannot be trained whatever has been made, before anything is made for it.
 
     Raises:
-        WrongUseError: backbone and method do not go together; or the method has an LLM write, and it only reads.
+        WrongUseError: backbone and method, or parts left out, do not go together; or the method has an LLM write that
+            only reads.
     """
     rat, model = settings.rat, settings.scft.model
     if reason := BACKBONES[rat.backbone].unfit.get(rat.method):
         raise WrongUseError(
             f"--method {rat.method} with --backbone {rat.backbone}: {reason}", hint="take another one"
+        )
+    if rat.method == "llmemb" and {"adapter", "freeze"} <= set(rat.without):
+        raise WrongUseError(
+            "--without adapter and --without freeze: without an adapter the LLM's vectors are the item embeddings, "
+            "and trained they are those of --method llm2x",
+            hint="leave one of them out, or take --method llm2x",
         )
     architecture = _architecture(model) if vectors_needed(settings) == "said" else None
     if architecture is not None and architecture.encoder:

@@ -17,6 +17,7 @@ from llmemb_cli.config.runs import (
     method_of,
     run_name,
     tslrec_source,
+    used_settings,
     vectors_needed,
     vectors_settings,
 )
@@ -176,6 +177,7 @@ def _build(
         "loss": state.losses[-1] if state.losses else None,
         "seconds_per_epoch": seconds,
         "aligned_to": source if method_of(settings).extra == "align" else None,
+        "collaborative": None if source is None else _settings_of(workspace.run(source)),
         "started_from": source if method_of(settings).start == "trained" else None,
         "vectors": vectors_needed(settings),
         "control": rat.control,
@@ -183,6 +185,10 @@ def _build(
         "precision": precision,
         "replayed": replayed,
     }
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
+    return used_settings(require_stage(run, made_by="llmemb rat"))
 
 
 def table_scale(model: Recommender) -> dict[str, float]:

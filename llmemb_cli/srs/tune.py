@@ -30,7 +30,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.seeds import numpy_rng, stream_seed
 from llmemb_cli.srs.tune_keep import keep_best
 from llmemb_cli.workspace.locate import PLAIN_NAME, Workspace
-from llmemb_cli.workspace.stage import output_fingerprint
+from llmemb_cli.workspace.stage import output_fingerprint, partial_of
 from llmemb_cli.workspace.store import append_jsonl, read_json, read_jsonl, write_json, write_parquet, write_text
 
 NAMED = ("rat.backbone", "rat.method")  # have flags of their own
@@ -317,7 +317,8 @@ def _trial(
     settings = load_settings(workspace.settings_file, overrides)
     in_file = load_settings(workspace.settings_file)
     run = run_name(settings, in_file)
-    there = workspace.run(run).exists()
+    there, begun = workspace.run(run).exists(), partial_of(workspace.run(run))
+    before = begun.exists()
     record: dict[str, Any] = {"trial": number + 1, "settings": values, "run": run, "made": not there}
     try:
         result = run_rat(workspace, settings, report, in_file=in_file)
@@ -327,6 +328,8 @@ def _trial(
         if isinstance(error, (WrongUseError, BadDataError)) and not _names(error, values):
             raise  # every trial would meet it
         report.warn(f"trial {number + 1} failed: {error.message}")
+        if not before:
+            shutil.rmtree(begun, ignore_errors=True)
         return record | {"NDCG@10": None, "epochs": None, "seconds": None, "reason": error.message}
     summary = result.manifest["summary"]
     if summary["best_validation"] is None:

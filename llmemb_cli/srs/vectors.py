@@ -30,6 +30,7 @@ from llmemb_cli.workspace.rows import blocks
 # Root mean square of frozen vectors that pass a trained layer. LLM states differ in scale by orders of magnitude
 # between models; with this one the adapter's first output has a standard deviation of about 0.1 [choice].
 INPUT_RMS = 0.3
+LEAST_VARIANCE = 1e-6  # of the largest: components below it are rounding of vectors that have fewer
 
 
 def make_embedding(
@@ -102,7 +103,10 @@ class Source:
                 hint=f"--set rat.hidden_size={reduced.shape[1]}",
             )
         if whiten:
-            reduced = reduced / np.sqrt(np.maximum(pca.explained_variance, 1e-12))
+            # A component without variance is rounding noise, which whitening would make as loud as the others.
+            variance = pca.explained_variance
+            real = variance > LEAST_VARIANCE * variance[0]
+            reduced = np.where(real, reduced / np.sqrt(np.where(real, variance, 1.0)), 0.0).astype(np.float32)
         return self._controlled(reduced)
 
     def _controlled(self, vectors: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ class FeedForward(nn.Module):
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer as the authors of FMLP-Rec and BSARec start it: small normal weights, no bias."""
+    """A linear layer as the authors of FMLP-Rec and BSARec start it: small normal weights, a bias of zeros."""
     layer = nn.Linear(inputs, outputs)
     nn.init.normal_(layer.weight, std=INIT_STD)
     nn.init.zeros_(layer.bias)
