@@ -320,7 +320,7 @@ def test_names_come_from_the_file_and_paths_are_made(folder: Path) -> None:
 
 def test_names_are_shown_as_they_are_with_brackets_too(folder: Path) -> None:
     done = own(name="x[b]")
-    assert "llmemb data -w 'x[b]', or x[b]/data/card.md" in done.stdout
+    assert "llmemb data -w 'x[b]', or 'x[b]/data/card.md'" in done.stdout
     assert "workspace x[b] made" in done.stdout and "cd 'x[b]' && llmemb run" in done.stdout, "a shell reads brackets"
 
 
