@@ -28,7 +28,7 @@ from llmemb_cli.config.runs import (
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import LOG, Stage, read_manifest, readable_manifest, require_stage
-from llmemb_cli.workspace.store import sha256_file, sha256_json
+from llmemb_cli.workspace.store import sha256_file
 
 DATA_VERSION = 2
 EVAL_VERSION = 3
@@ -256,9 +256,11 @@ def report_stage(workspace: Workspace, settings: Settings) -> Stage:
         "tail": [settings.data.tail_share, settings.eval.tail_threshold],
         "drop_ratio": settings.scft.drop_ratio,
         # Changed settings stand beside the names of runs.
-        "of [rat]": sha256_json([settings.rat.model_dump(mode="json"), settings.rat_tables, settings.rat_flags])[:12],
+        **{f"rat.{key}": value for key, value in settings.rat.model_dump(mode="json").items()},
+        "rat_tables": settings.rat_tables,
+        "rat_flags": settings.rat_flags,
     }
     # By its content: a copy of the workspace has it with another time.
     card = workspace.data / "card.md"
     files = {"card": {"sha256": sha256_file(card)} if card.is_file() else {"missing": True}}
-    return Stage("report", workspace.reports, 5, chosen, settings.seed, inputs, files)
+    return Stage("report", workspace.reports, 6, chosen, settings.seed, inputs, files)

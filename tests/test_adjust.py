@@ -12,9 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from llmemb_cli.app import app
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.evaluation.document import seedless
@@ -22,6 +20,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
+from tests.calls import call, document
 from tests.make_workspace import make_workspace
 
 RUN = "gru4rec-none-42"
@@ -36,14 +35,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Settin
     return workspace, settings
 
 
-def call(workspace: Workspace, *args: str) -> Result:
-    return CliRunner().invoke(app, [*args, "-w", str(workspace.root)])
-
-
 def adjustments(workspace: Workspace, *args: str) -> list[dict[str, Any]]:
-    done = call(workspace, "adjust", *args, "--json")
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
+    found = document(workspace, "adjust", *args)
     assert found["run"] == RUN
     return list(found["adjustments"])
 

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from typer.testing import CliRunner, Result
 
-from llmemb_cli.app import app
 from llmemb_cli.config.rat import RatSettings
 from llmemb_cli.config.runs import unused_settings
 from llmemb_cli.config.settings import (
@@ -28,6 +26,7 @@ from llmemb_cli.srs.vectors import Source
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.lock import write_lock
 from llmemb_cli.workspace.stage import check_contents
+from tests.calls import call, document
 from tests.make_workspace import make_workspace
 
 PLAN = {"run__methods": ["none", "melt"], "rat__hidden_size": 8, "rat__epochs": 1, "rat__max_length": 8}
@@ -43,16 +42,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 @pytest.fixture
 def grid(finished: Workspace, tmp_path: Path) -> Workspace:
     return Workspace(Path(shutil.copytree(finished.root, tmp_path / "ws")))
-
-
-def call(workspace: Workspace, *args: str) -> Result:
-    return CliRunner().invoke(app, [*args, "-w", str(workspace.root)])
-
-
-def document(workspace: Workspace, *args: str) -> Any:
-    done = call(workspace, *args, "--json")
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
 
 
 def stages(workspace: Workspace, *args: str) -> dict[str, dict[str, str]]:
@@ -81,7 +70,7 @@ def test_flags_on_a_grid_make_runs_of_their_own_and_leave_those_of_the_file(grid
 def test_a_setting_in_the_file_makes_the_plain_run_stale(grid: Workspace) -> None:
     update_settings(grid.settings_file, {"rat.epochs": 2})
     assert "epochs changed: 1 -> 2" in stages(grid)["rat sasrec-none-42"]["reason"]
-    assert stages(grid)["report"]["reason"] == "settings of [rat] changed"
+    assert stages(grid)["report"]["reason"] == "setting rat.epochs changed: 1 -> 2"
 
 
 @pytest.mark.parametrize("damage", ["manifest", "cut", "gone"])

@@ -12,9 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from llmemb_cli.app import app
 from llmemb_cli.config.settings import Settings
 from llmemb_cli.datasets.split import load_split
 from llmemb_cli.errors import InterruptedRunError, WrongUseError
@@ -28,6 +26,7 @@ from llmemb_cli.progress import Reporter
 from llmemb_cli.srs.recommender import load_recommender
 from llmemb_cli.srs.train import run_rat
 from llmemb_cli.workspace.locate import Workspace
+from tests.calls import call, document
 from tests.make_workspace import make_workspace
 from tests.test_recommenders import StopAfter
 
@@ -38,16 +37,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Settin
     workspace, settings = make_workspace(root, rat__hidden_size=8, rat__epochs=2, rat__backbone="gru4rec")
     run_rat(workspace, settings, Reporter())
     return workspace, settings
-
-
-def call(workspace: Workspace, *args: str) -> Result:
-    return CliRunner().invoke(app, [*args, "-w", str(workspace.root)])
-
-
-def document(workspace: Workspace, *args: str) -> Any:
-    done = call(workspace, *args, "--json")
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("how", ["full", "eval", "train"])

@@ -10,11 +10,11 @@ from rich.text import Text
 from llmemb_cli.commands.common import (
     SetOption,
     WorkspaceOption,
+    best_of_runs,
     command,
     open_workspace,
     option,
     split_names,
-    warn_of_damaged,
 )
 from llmemb_cli.console import Output, table, titled
 from llmemb_cli.errors import WrongUseError
@@ -58,11 +58,8 @@ def adjust(
         raise WrongUseError("--keep needs an adjustment to keep", hint="add --logit-adjustment, for example 1.5")
     from llmemb_cli.evaluation.adjust import adjusted, keep_adjusted
     from llmemb_cli.evaluation.document import check_runs
-    from llmemb_cli.evaluation.spaces import best_run
 
-    chosen = check_runs(located, [run])[0] if run is not None else best_run(located, trained=True)
-    if run is None:
-        warn_of_damaged(output, located)
+    chosen = check_runs(located, [run])[0] if run is not None else best_of_runs(output, located, trained=True)
     document = adjusted(located, settings, chosen, asked, share)
     if keep:
         with write_lock(located):

@@ -156,6 +156,14 @@ def warn_of_damaged(output: Output, workspace: Workspace) -> None:
         output.reporter().warn(f"left out: {error.message} ({error.hint})")
 
 
+def best_of_runs(output: Output, workspace: Workspace, *, trained: bool = False) -> str:
+    """The best run where none was named (`best_run`); says which are left out."""
+    from llmemb_cli.evaluation.spaces import best_run
+
+    warn_of_damaged(output, workspace)
+    return best_run(workspace, trained=trained)
+
+
 def _choose(found: list[Path]) -> Path:
     from rich.prompt import Prompt
 
@@ -178,6 +186,7 @@ __all__ = [
     "RecipeOption",
     "SetOption",
     "WorkspaceOption",
+    "best_of_runs",
     "command",
     "is_workspace",
     "open_workspace",

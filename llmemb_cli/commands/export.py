@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmemb_cli.commands.common import ForceOption, WorkspaceOption, command, open_workspace, warn_of_damaged
+from llmemb_cli.commands.common import ForceOption, WorkspaceOption, best_of_runs, command, open_workspace
 from llmemb_cli.console import Output, table, titled
 from llmemb_cli.workspace.lock import write_lock
 
@@ -52,11 +52,9 @@ def export(
     located, _ = open_workspace(output, workspace)
     from llmemb_cli.embeddings.export import make_export
     from llmemb_cli.evaluation.document import older_data
-    from llmemb_cli.evaluation.spaces import best_run, check_space, directory_of
+    from llmemb_cli.evaluation.spaces import check_space, directory_of
 
-    chosen = check_space(located, name) if name else best_run(located)
-    if name is None:
-        warn_of_damaged(output, located)
+    chosen = check_space(located, name) if name else best_of_runs(output, located)
     source = directory_of(located, chosen)
     if stale := older_data(located, chosen):
         output.reporter().warn(stale)

@@ -10,12 +10,13 @@ import typer
 from llmemb_cli.commands.common import (
     SetOption,
     WorkspaceOption,
+    best_of_runs,
     command,
     open_workspace,
     option,
-    warn_of_damaged,
 )
 from llmemb_cli.console import Output, table, titled
+from llmemb_cli.errors import WrongUseError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -69,10 +70,9 @@ def recommend(
     located, settings = open_workspace(output, workspace, {"eval.device": device}, set)
     from llmemb_cli.datasets.split import load_split
     from llmemb_cli.devices import pick_device
-    from llmemb_cli.errors import WrongUseError
     from llmemb_cli.evaluation.document import check_runs, known_runs
     from llmemb_cli.evaluation.recommend import as_entries, as_frame, top_items
-    from llmemb_cli.evaluation.spaces import best_run, item_titles
+    from llmemb_cli.evaluation.spaces import item_titles
     from llmemb_cli.reporting.spreadsheet import safe_cell
     from llmemb_cli.srs.recommender import load_recommender
 
@@ -85,9 +85,8 @@ def recommend(
         raise WrongUseError(f"{said}: only one of them" if given else said, hint=hint)
     if out is not None and out.suffix not in (".parquet", ".csv", ".json"):
         raise WrongUseError(f"--output {out}: its ending says no format", hint=".parquet, .csv or .json")
-    chosen = check_runs(located, [run])[0] if run else best_run(located)
+    chosen = check_runs(located, [run])[0] if run else best_of_runs(output, located)
     if run is None:
-        warn_of_damaged(output, located)
         output.message(f"run {chosen} (best validation NDCG@10)", style="dim")
     data = load_split(located.data)
     if items is not None:
@@ -127,7 +126,6 @@ def recommend(
 
 def _history_of(output: Output, data: SplitData, items: str) -> Ragged:
     """The history that `--items` gives, of items that the data has; an id may itself have commas."""
-    from llmemb_cli.errors import WrongUseError
     from llmemb_cli.evaluation.recommend import ragged, rows_of
 
     item_ids = data.item_ids.to_list()
@@ -162,7 +160,6 @@ def _users(
 
 def _say_missing(output: Output, missing: list[str], what: str, *, strict: bool) -> None:
     """Ids that the data does not have are left out of many, and refused among those typed by hand."""
-    from llmemb_cli.errors import WrongUseError
 
     if not missing:
         return

@@ -33,6 +33,8 @@ def run(
     for planned in variants(settings):
         # Said now, not after hours of what comes before.
         check_fit(planned)
+        if planned.rat.external_vectors and not dry_run:  # which are not made on the way
+            check_taken(located, planned.rat.external_vectors)
     steps = chain(located, settings, load_settings(located.settings_file))
     if dry_run:
         entries = [describe(entry) for entry in states(steps)]
@@ -46,10 +48,6 @@ def run(
         )
         return
     done = []
-    for planned in variants(settings):
-        # These are not made on the way.
-        if given := planned.rat.external_vectors:
-            check_taken(located, given)
     with write_lock(located):
         for step in steps:
             before = readable_manifest(step.stage.path)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+COLUMNS = ["run", "valid", "time", "MB", "evaluated", ""]  # of the list
+
+
 def runs(
     output: Output,
     action: Annotated[Literal["list", "show", "remove"], typer.Argument(help="What to do.")] = "list",
@@ -93,29 +96,25 @@ def show_list(console: Console, document: dict[str, Any]) -> None:
         console.print("no runs yet: `llmemb rat`")
         return
     rows = [
-        [
-            entry["run"],
-            "-" if entry["best_validation"] is None else f"{entry['best_validation']:.4f}",
-            duration(entry["seconds"]),
-            f"{entry['bytes'] / 1e6:,.1f}",
-            " ".join(dict.fromkeys(name.split("-")[0] for name in entry["evaluated"])) or "-",
-            "" if entry["state"] == "current" else entry["state"].split(":")[0],
-        ]
+        {
+            "run": entry["run"],
+            "valid": "-" if entry["best_validation"] is None else f"{entry['best_validation']:.4f}",
+            "time": duration(entry["seconds"]),
+            "MB": f"{entry['bytes'] / 1e6:,.1f}",
+            "evaluated": " ".join(dict.fromkeys(name.split("-")[0] for name in entry["evaluated"])) or "-",
+            "": "" if entry["state"] == "current" else entry["state"].split(":")[0],
+        }
         for entry in entries
     ]
     for entry in begun:
         epochs = f"begun, {entry['epochs']} epoch{'' if entry['epochs'] == 1 else 's'}"
-        rows.append([entry["run"], "-", "-", f"{entry['bytes'] / 1e6:,.1f}", "-", epochs])
-    rows += [[entry["run"], "-", "-", "-", "-", "damaged"] for entry in damaged]
-    shown = ["run", "valid", "time", "MB", "evaluated", ""]
-    made = _list_table(shown, rows)
+        rows.append({"run": entry["run"], "MB": f"{entry['bytes'] / 1e6:,.1f}", "": epochs})
+    rows += [{"run": entry["run"], "": "damaged"} for entry in damaged]
+    made = _list_table(COLUMNS, rows)
     # A name that is broken over two lines cannot be copied.
-    for least in ("MB", "time", "evaluated"):
+    for least in (["MB"], ["MB", "time"], ["MB", "time", "evaluated"]):
         if not fits(console, made):
-            place = shown.index(least)
-            shown = [*shown[:place], *shown[place + 1 :]]
-            rows = [[*row[:place], *row[place + 1 :]] for row in rows]
-            made = _list_table(shown, rows)
+            made = _list_table([name for name in COLUMNS if name not in least], rows)
     console.print(made)
     if any(entry["state"].startswith("stale:") for entry in entries):
         console.print("stale: would be trained anew now; `llmemb runs show` says why", style="dim")
@@ -126,8 +125,8 @@ def show_list(console: Console, document: dict[str, Any]) -> None:
     console.print("valid: best NDCG@10 on validation items, full ranking; - where there are none", style="dim")
 
 
-def _list_table(columns: list[str], rows: list[list[str]]) -> Table:
-    made = table(columns, rows)
+def _list_table(columns: list[str], rows: list[dict[str, str]]) -> Table:
+    made = table(columns, [[row.get(name, "-") for name in columns] for row in rows])
     for column in made.columns:
         if column.header in ("evaluated", ""):
             column.justify = "left"

@@ -52,24 +52,26 @@ def check_runs(workspace: Workspace, names: list[str], besides: Collection[str] 
     known = list(dict.fromkeys([*known_runs(workspace), *besides]))
     for name in names:
         if name not in known:
-            raise _no_run(workspace, name, "run", known)
+            raise unknown_run(workspace, name, "run", known)
     if not known:
         raise no_runs(workspace)
     return names or known
 
 
-def no_runs(workspace: Workspace) -> LlmembError:
-    """What to say where no run can be used."""
-    damaged = damaged_runs(workspace)
-    first = next(iter(damaged.values()), None)
-    return first or WrongUseError("there are no runs yet", where=str(workspace.root), hint="run `llmemb rat` first")
+def no_runs(
+    workspace: Workspace, what: str = "there are no runs yet", hint: str = "run `llmemb rat` first"
+) -> LlmembError:
+    """What to say where no run can be used: there is none, or the first is damaged."""
+    first = next(iter(damaged_runs(workspace).values()), None)
+    return first or WrongUseError(what, where=str(workspace.root), hint=hint)
 
 
-def _no_run(workspace: Workspace, name: str, kind: str, known: list[str]) -> LlmembError:
-    damaged = damaged_runs(workspace)
-    if name in damaged:
-        return damaged[name]
-    return WrongUseError(f"no {kind} {name}", hint=near_or_some(name, known)) if known else no_runs(workspace)
+def unknown_run(workspace: Workspace, name: str, kind: str, known: list[str]) -> LlmembError:
+    """What to say of a name that means none of the `known`: a damaged run has it, or nothing has."""
+    damaged = damaged_runs(workspace).get(name)
+    if damaged is not None or not known:
+        return damaged or no_runs(workspace)
+    return WrongUseError(f"no {kind} {name}", hint=near_or_some(name, known))
 
 
 def trained_on(workspace: Workspace, names: list[str]) -> tuple[list[str], list[str]]:
@@ -120,7 +122,7 @@ def named_runs(workspace: Workspace, names: list[str]) -> list[str]:
                 families.setdefault(family, []).append(run)
     for name in names:
         if name not in families:
-            raise _no_run(workspace, name, "run, variant or method", list(families))
+            raise unknown_run(workspace, name, "run, variant or method", list(families))
     return list(dict.fromkeys(run for name in names for run in families[name]))
 
 

@@ -38,7 +38,7 @@ class Evaluated:
     trained: dict[str, Any]
     evaluation: dict[str, Any]
     table: pl.DataFrame
-    collaborative: dict[str, Any] | None = None  # settings of the run that it was aligned to or started from
+    collaborative: dict[str, Any] | None  # settings of the run that it was aligned to or started from
 
     @property
     def run(self) -> str:
@@ -198,12 +198,12 @@ def _read(run: Path, protocol: str) -> Evaluated:
 def _collaborative(run: Path, trained: dict[str, Any]) -> dict[str, Any] | None:
     """Settings of the run that a run read; of older runs, which do not say, those of the run of that name now."""
     summary = trained["summary"]
-    name = summary.get("aligned_to") or summary.get("started_from")
-    if name is None:
-        return None
     told: dict[str, Any] | None = summary.get("collaborative")
-    read = None if told is not None else readable_manifest(run.parent / name)
-    return used_settings(read) if read is not None else told
+    name = summary.get("aligned_to") or summary.get("started_from")
+    if told is not None or name is None:
+        return told
+    read = readable_manifest(run.parent / name)
+    return None if read is None else used_settings(read)
 
 
 def check_comparable(found: list[Evaluated]) -> None:

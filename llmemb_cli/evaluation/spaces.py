@@ -13,7 +13,7 @@ from llmemb_cli.config.runs import is_adjusted
 from llmemb_cli.embeddings.export import read_items
 from llmemb_cli.embeddings.table import EmbeddingTable, rows_for
 from llmemb_cli.errors import WrongUseError, unknown_id
-from llmemb_cli.evaluation.document import damaged_runs, known_runs, near_or_some, no_runs
+from llmemb_cli.evaluation.document import known_runs, no_runs, unknown_run
 from llmemb_cli.seeds import numpy_rng
 from llmemb_cli.workspace.locate import Workspace
 from llmemb_cli.workspace.stage import output_fingerprint, read_manifest
@@ -74,11 +74,8 @@ def space_of_items(workspace: Workspace, name: str, item_ids: pl.Series) -> Spac
 def _known(workspace: Workspace) -> list[str]:
     known = [*llm_spaces(workspace), *known_runs(workspace)]
     if not known:
-        damaged = damaged_runs(workspace)
-        if damaged:
-            raise next(iter(damaged.values()))
         hint = "run `llmemb scft` and `llmemb embed`, or `llmemb rat`"
-        raise WrongUseError("there are no embeddings yet", where=str(workspace.root), hint=hint)
+        raise no_runs(workspace, "there are no embeddings yet", hint)
     return known
 
 
@@ -91,10 +88,7 @@ def check_space(workspace: Workspace, name: str) -> str:
     """
     known = _known(workspace)
     if name not in known:
-        damaged = damaged_runs(workspace)
-        if name in damaged:
-            raise damaged[name]
-        raise WrongUseError(f"no run or embeddings {name}", hint=near_or_some(name, known))
+        raise unknown_run(workspace, name, "run or embeddings", known)
     return name
 
 

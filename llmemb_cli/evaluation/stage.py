@@ -18,7 +18,7 @@ from llmemb_cli.evaluation.beyond import beyond_accuracy
 from llmemb_cli.evaluation.candidates import make_candidates, read_candidates, test_users
 from llmemb_cli.evaluation.groups import Grouping, make_groupings
 from llmemb_cli.evaluation.rank import full_ranking, sampled_ranks
-from llmemb_cli.pipeline import diversity_space, eval_stage, protocol_name
+from llmemb_cli.pipeline import candidates_stage, diversity_space, eval_stage, protocol_name
 from llmemb_cli.progress import Reporter
 from llmemb_cli.ranking import hit_rate, ndcg, recall, reciprocal_rank
 from llmemb_cli.srs.recommender import load_recommender
@@ -51,7 +51,10 @@ def run_eval(
 
 def is_evaluated(workspace: Workspace, settings: Settings, run: str) -> bool:
     """Whether a run has been ranked as `run_eval` would, with the same settings and inputs."""
-    return stage_state(eval_stage(workspace, settings, run)).state == "up-to-date"
+    stages = [eval_stage(workspace, settings, run)]
+    if settings.eval.protocol == "sampled":
+        stages.append(candidates_stage(workspace, settings))
+    return all(stage_state(stage).state == "up-to-date" for stage in stages)
 
 
 def _measure(workspace: Workspace, settings: Settings, run: str, work: Path, report: Reporter) -> dict[str, Any]:

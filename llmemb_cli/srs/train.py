@@ -128,6 +128,7 @@ def _build(
     rat = settings.rat
     data = load_split(workspace.data)
     collaborative = _collaborative(workspace, source, data, rat.hidden_size)
+    read = None if source is None else used_settings(require_stage(workspace.run(source), made_by="llmemb rat"))
     torch.manual_seed(stream_seed(settings.seed, "rat-init"))
     model = Recommender(rat, data.n_items, make_embedding(workspace, settings, data, collaborative))
     if source is not None and method_of(settings).start == "trained":
@@ -177,7 +178,7 @@ def _build(
         "loss": state.losses[-1] if state.losses else None,
         "seconds_per_epoch": seconds,
         "aligned_to": source if method_of(settings).extra == "align" else None,
-        "collaborative": None if source is None else _settings_of(workspace.run(source)),
+        "collaborative": read,
         "started_from": source if method_of(settings).start == "trained" else None,
         "vectors": vectors_needed(settings),
         "control": rat.control,
@@ -185,10 +186,6 @@ def _build(
         "precision": precision,
         "replayed": replayed,
     }
-
-
-def _settings_of(run: Path) -> dict[str, Any]:
-    return used_settings(require_stage(run, made_by="llmemb rat"))
 
 
 def table_scale(model: Recommender) -> dict[str, float]:

@@ -317,8 +317,8 @@ def _trial(
     settings = load_settings(workspace.settings_file, overrides)
     in_file = load_settings(workspace.settings_file)
     run = run_name(settings, in_file)
-    there, begun = workspace.run(run).exists(), partial_of(workspace.run(run))
-    before = begun.exists()
+    there, work = workspace.run(run).exists(), partial_of(workspace.run(run))
+    begun_before = work.exists()
     record: dict[str, Any] = {"trial": number + 1, "settings": values, "run": run, "made": not there}
     try:
         result = run_rat(workspace, settings, report, in_file=in_file)
@@ -328,8 +328,8 @@ def _trial(
         if isinstance(error, (WrongUseError, BadDataError)) and not _names(error, values):
             raise  # every trial would meet it
         report.warn(f"trial {number + 1} failed: {error.message}")
-        if not before:
-            shutil.rmtree(begun, ignore_errors=True)
+        if not begun_before:
+            shutil.rmtree(work, ignore_errors=True)
         return record | {"NDCG@10": None, "epochs": None, "seconds": None, "reason": error.message}
     summary = result.manifest["summary"]
     if summary["best_validation"] is None:

@@ -248,13 +248,7 @@ def first_difference(
     for key in sorted((set(had["settings"]) | set(want["settings"])) - stage.unused - same):
         before, now = (made["settings"].get(key, stage.off.get(key)) for made in (had, want))
         if before != now:
-            # One such as "of [rat]" stands for several settings, by a digest.
-            what = (
-                f"settings {key} changed"
-                if key.startswith("of ")
-                else f"setting {key} changed: {before!r} -> {now!r}"
-            )
-            return StageState("stale", what)
+            return StageState("stale", f"setting {key} changed: {before!r} -> {now!r}")
     for role in sorted(set(had["inputs"]) | set(want["inputs"])):
         if had["inputs"].get(role) != want["inputs"].get(role):
             return StageState("stale", f"input {role} changed")

@@ -173,26 +173,30 @@ def _ablation_table(measured: Measured, family: list[Variant]) -> dict[str, Any]
 def _beyond(measured: Measured, mains: list[Variant]) -> dict[str, Any] | None:
     """What the lists of each variant are like, mean over its seeds."""
     # How unlike items are in one LLM's space says nothing beside how unlike they are in another's.
-    spaces = {
-        one.runs[0]: {measured.runs[run].evaluation["made_from"]["inputs"].get("diversity") for run in one.runs}
-        for one in mains
-    }
-    commonest = Counter(read for spaces_read in spaces.values() for read in spaces_read if read).most_common(1)
-    measured_in, rows = {fingerprint for fingerprint, _ in commonest}, []
-    space: str | None = None
-    for one in mains:
+    spaces = [_diversity_space(measured, one) for one in mains]
+    commonest = Counter(filter(None, spaces)).most_common(1)
+    chosen = commonest[0][0] if commonest else None
+    rows, shown_space = [], None
+    for one, space in zip(mains, spaces, strict=True):
         found = [summary["beyond"] for summary in measured.summaries(one) if summary["beyond"]]
         if not found:
             return None
-        cells, alike = [], spaces[one.runs[0]] == measured_in
-        space = space or (found[0]["diversity_space"] if alike else None)
+        alike = space is not None and space == chosen
+        shown_space = found[0]["diversity_space"] if alike else shown_space
+        cells = []
         for name, how in BEYOND.items():
             values = [entry[name] for entry in found if entry[name] is not None]
             shown = values and (alike or name != "diversity")
             cells.append(format(float(np.mean(values)), how) if shown else "–")
         rows.append({"name": f"{BACKBONES[one.backbone]}, {one.method}", "cells": cells})
-    others = bool(measured_in) and any(spaces_read != measured_in for spaces_read in spaces.values())
-    return {"columns": list(BEYOND), "rows": rows, "k": found[0]["k"], "space": space, "others": others}
+    others = chosen is not None and any(space != chosen for space in spaces)
+    return {"columns": list(BEYOND), "rows": rows, "k": found[0]["k"], "space": shown_space, "others": others}
+
+
+def _diversity_space(measured: Measured, one: Variant) -> str | None:
+    """The fingerprint of the LLM embeddings that all runs of a variant were measured in; None where they differ."""
+    found = {measured.runs[run].evaluation["made_from"]["inputs"].get("diversity") for run in one.runs}
+    return found.pop() if len(found) == 1 else None
 
 
 def _bars(measured: Measured, mains: list[Variant]) -> list[Figure]:
