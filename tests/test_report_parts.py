@@ -220,6 +220,16 @@ def test_a_setting_that_is_off_is_a_point_of_its_curve() -> None:
     assert sweeps([half, off]) == [("logit_adjustment", [off, half])]
 
 
+def test_the_same_run_under_another_name_is_no_further_point_of_a_curve() -> None:
+    def variant(kind: NameKind, seeds: int, epochs: int) -> Variant:
+        settings = {"backbone": "sasrec", "method": "none", "loss": "ce", "epochs": epochs}
+        return Variant(f"none {kind}", ["run"] * seeds, settings, kind, {"changed": {}})
+
+    plain, again = variant(NameKind.PLAIN, 2, 6), variant(NameKind.DIGEST, 1, 6)
+    short, more = variant(NameKind.DIGEST, 1, 3), variant(NameKind.DIGEST, 3, 3)
+    assert sweeps([again, short, plain, more]) == [("epochs", [more, plain])]
+
+
 def test_a_run_that_adjust_kept_is_no_point_of_a_curve_and_stands_for_no_method() -> None:
     def variant(label: str, runs: int, **more: Any) -> Variant:
         settings = {"backbone": "sasrec", "method": "none", "loss": "ce"} | more

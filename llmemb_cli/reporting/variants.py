@@ -154,8 +154,14 @@ def sweeps(variants: list[Variant]) -> list[tuple[str, list[Variant]]]:
         for key in sorted(keys):
             members = [one for one in variants if differing(one, main) <= {key}]
             if all(_number(one.value(key)) for one in members):
-                found.append((key, sorted(members, key=lambda one: float(one.value(key)))))
+                found.append((key, _one_a_value(key, members)))
     return found
+
+
+def _one_a_value(key: str, variants: list[Variant]) -> list[Variant]:
+    """A variant for each value of a setting, by it: the same run under another name is no further point."""
+    best = {float(one.value(key)): one for one in sorted(variants, key=_rank)}
+    return [best[value] for value in sorted(best)]
 
 
 def _number(value: Any) -> bool:
